@@ -1,0 +1,116 @@
+/* decode_core: every decision of a decode node: who gets blocks, who runs, who waits.
+ * Flow:    Attach stream, transfer, engine -> [decode_core] -> engine, transfer, Attach stream
+ * Thread:  the node's core thread only.
+ * Memory:  its tables are carved at create; a leg's token lists are one allocation when the
+ *          leg is taken and freed when it ends. A step allocates nothing.
+ *
+ * Facts in, wishes out. Reads no clock, socket, GPU or engine; same events, same actions.
+ * Source: continuous batching, Orca (OSDI 2022); paged blocks, arXiv 2309.06180. */
+#ifndef BATON_DECODE_NODE_DECODE_CORE_H
+#define BATON_DECODE_NODE_DECODE_CORE_H
+
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "base/status.h"
+#include "control/ctl_msg.h"
+#include "engine/step_plan.h"
+
+struct decode_core;
+
+struct decode_core_config {
+    uint32_t block_tokens;
+    uint32_t block_count;
+    uint32_t context_tokens;   /* longest sequence of the model */
+    uint32_t vocab_size;
+    uint32_t batch_max;        /* sequences running at once; slots are 0 .. batch_max-1 */
+    uint32_t step_rows_max;    /* rows of one step: decoding ones first, prompt chunks fill up */
+    uint32_t chunk_tokens;     /* longest prompt chunk of one sequence in one step */
+    uint32_t waiting_max;      /* legs that may wait for blocks; one more is REFUSED */
+    uint32_t legs_max;         /* legs held at once, all states */
+    uint32_t eos_count;
+    const uint32_t *eos_tokens; /* [eos_count], copied */
+    uint64_t lease_ns;         /* a grant that shows no progress for this long is revoked */
+};
+
+enum decode_event_kind {
+    DECODE_EV_ROUTER_UP,    /* router */
+    DECODE_EV_ROUTER_DOWN,  /* router: its stream broke; all of its legs are dropped */
+    DECODE_EV_MESSAGE,      /* router, msg: RESERVE, PREFILL_LOST, CANCEL */
+    DECODE_EV_STEP_DONE,    /* result of the plan in flight */
+    DECODE_EV_XFER_LANDED,  /* leg, tokens: commit verified; tokens are its first tokens */
+    DECODE_EV_XFER_FAILED,  /* leg, status: it will not land; a FENCED follows or has come */
+    DECODE_EV_XFER_FENCED,  /* leg: no byte of it can land any more */
+    DECODE_EV_TICK,         /* time passes; deadlines are looked at */
+    DECODE_EV_DRAIN,        /* take nothing new, finish what is here */
+};
+
+struct decode_event {
+    enum decode_event_kind kind;
+    uint64_t now_ns;
+    uint32_t router;              /* handle the node's server gave that Attach stream */
+    const struct ctl_msg *msg;
+    const struct step_result *result;
+    struct leg_id leg;
+    status_t status;
+    uint32_t token_count;         /* XFER_LANDED: one per sequence of the leg */
+    const struct ctl_token *tokens;
+};
+
+enum decode_action_kind {
+    DECODE_ACT_SEND,    /* msg to router */
+    DECODE_ACT_GRANT,   /* let the leg's KV land in blocks; the server mints the ticket and
+                           sends RESERVED with it to router */
+    DECODE_ACT_REVOKE,  /* nothing of the leg may land any more; FENCED is awaited, the blocks
+                           are in quarantine until then */
+    DECODE_ACT_STEP,    /* run plan; at most one in flight */
+};
+
+struct decode_action {
+    enum decode_action_kind kind;
+    uint32_t router;
+    struct leg_id leg;
+    struct ctl_msg msg;
+    uint32_t block_count;
+    const uint32_t *blocks;     /* GRANT: the prompt's blocks in order, the whole prompt */
+    uint64_t lease_ns;
+    const struct step_plan *plan;
+};
+
+/* Borrowed from the core; good until the next decode_core_step(). */
+struct decode_actions {
+    uint32_t count;
+    const struct decode_action *list;
+};
+
+/* Numbers for LOAD, metrics and the audit. free + held + cached + quarantined == total. */
+struct decode_core_stats {
+    uint32_t blocks_total, blocks_free, blocks_held, blocks_cached, blocks_quarantined;
+    uint32_t legs, sequences_running, sequences_waiting, sequences_preempted;
+    uint64_t tokens_queued;     /* prompt tokens still to be computed here */
+    uint64_t tokens_generated, prompt_tokens_computed, preemptions, legs_finished, legs_failed,
+        legs_cancelled, legs_refused, late_messages, steps;
+    bool draining, idle;        /* idle: nothing held, nothing in flight, nothing quarantined */
+};
+
+/* Errors  INVALID_ARGUMENT (node): a size of the config is out of range, diag names it. */
+NODISCARD status_t decode_core_create(const struct decode_core_config *config, struct decode_core **ret_core,
+                                      struct diag *diag);
+void decode_core_destroy(struct decode_core *core);
+
+/* Moves every leg that the event lets move, until nothing moves.
+ * ret_actions  written always; the caller performs them in order
+ * Errors  only SCOPE_NODE ones: the node must drain and exit. */
+NODISCARD status_t decode_core_step(struct decode_core *core, const struct decode_event *event,
+                                    struct decode_actions *ret_actions);
+
+/* When the core next wants a TICK at the latest; UINT64_MAX: not on its own. */
+uint64_t decode_core_deadline_ns(const struct decode_core *core);
+
+struct decode_core_stats decode_core_stats(const struct decode_core *core);
+
+/* Walks everything: block owners and counts, every leg in one state, every list. A CHECK
+ * fails where they disagree. For tests and the simulator, after every step. */
+void decode_core_audit(const struct decode_core *core);
+
+#endif

@@ -1,0 +1,108 @@
+/* prefill_core: every decision of a prefill node: which prompts share a step, what is pushed.
+ * Flow:    Attach stream, transfer, engine -> [prefill_core] -> engine, transfer, Attach stream
+ * Thread:  the node's core thread only.
+ * Memory:  its tables are carved at create; a job's token list is one allocation when the job
+ *          is taken and freed when it ends. A step allocates nothing.
+ *
+ * Facts in, wishes out. Reads no clock, socket, GPU or engine; same events, same actions.
+ * Source: chunked prefill, Sarathi-Serve (OSDI 2024); layer-wise push, Splitwise (ISCA 2024). */
+#ifndef BATON_PREFILL_NODE_PREFILL_CORE_H
+#define BATON_PREFILL_NODE_PREFILL_CORE_H
+
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "base/status.h"
+#include "control/ctl_msg.h"
+#include "engine/step_plan.h"
+
+struct prefill_core;
+
+struct prefill_core_config {
+    uint32_t block_tokens;
+    uint32_t block_count;
+    uint32_t context_tokens;
+    uint32_t vocab_size;
+    uint32_t step_rows_max;   /* token budget of one step, over all prompts in it */
+    uint32_t chunk_tokens;    /* longest chunk of one prompt in one step */
+    uint32_t jobs_max;        /* jobs held at once, all states; one more is REFUSED */
+    uint32_t slot_count;      /* sampler slots of the engine */
+    uint64_t transfer_stall_ns; /* computed, but not acknowledged for this long: give up */
+};
+
+enum prefill_event_kind {
+    PREFILL_EV_ROUTER_UP,
+    PREFILL_EV_ROUTER_DOWN, /* all of its jobs are dropped */
+    PREFILL_EV_MESSAGE,     /* router, msg: PREFILL, CANCEL */
+    PREFILL_EV_STEP_DONE,
+    PREFILL_EV_XFER_ACKED,  /* leg: the decode node has verified everything */
+    PREFILL_EV_XFER_FAILED, /* leg, status: over, and the source blocks are no longer read */
+    PREFILL_EV_XFER_ENDED,  /* leg: an abort is complete, the source blocks are no longer read */
+    PREFILL_EV_TICK,
+    PREFILL_EV_DRAIN,
+};
+
+struct prefill_event {
+    enum prefill_event_kind kind;
+    uint64_t now_ns;
+    uint32_t router;
+    const struct ctl_msg *msg;
+    const struct step_result *result;
+    struct leg_id leg;
+    status_t status;
+    const char *message;     /* XFER_FAILED: the sentence for people, may be NULL */
+    const char *cable;       /* XFER_ACKED */
+    uint64_t bytes;          /* XFER_ACKED */
+    uint64_t transfer_ns;    /* XFER_ACKED */
+};
+
+enum prefill_action_kind {
+    PREFILL_ACT_SEND,        /* msg to router */
+    PREFILL_ACT_XFER_BEGIN,  /* leg, ticket: connect while the job still queues */
+    PREFILL_ACT_STEP,        /* run plan; spans name the slices to push; at most one in flight */
+    PREFILL_ACT_XFER_COMMIT, /* leg, tokens: all slices are posted; the first tokens go along */
+    PREFILL_ACT_XFER_ABORT,  /* leg: stop pushing; ENDED is awaited before blocks are reused */
+};
+
+struct prefill_action {
+    enum prefill_action_kind kind;
+    uint32_t router;
+    struct leg_id leg;
+    struct ctl_msg msg;
+    uint32_t ticket_bytes;
+    const uint8_t *ticket;
+    uint32_t block_count;      /* XFER_BEGIN: blocks the grant must have */
+    const struct step_plan *plan;
+    uint32_t token_count;      /* XFER_COMMIT: one per sequence of the leg */
+    const struct ctl_token *tokens;
+};
+
+/* Borrowed from the core; good until the next prefill_core_step(). */
+struct prefill_actions {
+    uint32_t count;
+    const struct prefill_action *list;
+};
+
+/* free + held + cached + quarantined == total. */
+struct prefill_core_stats {
+    uint32_t blocks_total, blocks_free, blocks_held, blocks_cached, blocks_quarantined;
+    uint32_t jobs, jobs_computing, jobs_waiting;
+    uint64_t tokens_queued;
+    uint64_t prompt_tokens_computed, jobs_done, jobs_failed, jobs_cancelled, jobs_refused, late_messages, steps;
+    bool draining, idle;
+};
+
+NODISCARD status_t prefill_core_create(const struct prefill_core_config *config, struct prefill_core **ret_core,
+                                       struct diag *diag);
+void prefill_core_destroy(struct prefill_core *core);
+
+NODISCARD status_t prefill_core_step(struct prefill_core *core, const struct prefill_event *event,
+                                     struct prefill_actions *ret_actions);
+
+uint64_t prefill_core_deadline_ns(const struct prefill_core *core);
+
+struct prefill_core_stats prefill_core_stats(const struct prefill_core *core);
+
+void prefill_core_audit(const struct prefill_core *core);
+
+#endif
