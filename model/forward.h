@@ -21,10 +21,8 @@ struct forward;
 struct kernels;
 
 struct forward_limits {
-    uint32_t rows_max;        /* rows (tokens) of one step over all spans */
-    uint32_t spans_max;       /* spans (sequences) of one step */
-    uint32_t logits_rows_max; /* rows of one step that may ask for logits; rows_max if prompt logprobs
-                                 are served (costs 4 * hidden_size bytes a row) */
+    uint32_t rows_max;  /* rows (tokens) of one step over all spans; all of them may want logits */
+    uint32_t spans_max; /* spans (sequences) of one step */
 };
 
 /* Which rows of a span want logits. */
@@ -40,7 +38,8 @@ struct forward_span {
     uint32_t row_count;          /* >= 1 */
     uint32_t first_position;     /* of tokens[0]; the KV of 0 .. first_position-1 is in the pool already */
     const uint32_t *block_table; /* pool indices of the blocks of positions 0 .. first_position+row_count-1;
-                                    entries past those are not read */
+                                    entries past those, and entries wholly
+                                    before the window of every layer, are not read and may be stale */
     enum forward_want want;
 };
 
@@ -53,16 +52,19 @@ struct forward_step {
     const struct forward_span *spans; /* [span_count]; a sequence appears at most once */
     uint32_t span_count;
     void *kv_pool;                    /* first byte of block 0; 64-byte aligned; kv_layout of create */
+    uint32_t kv_block_count;          /* blocks of the pool; every block table entry is below it */
     forward_layer_done_fn layer_done; /* may be NULL */
     void *layer_done_user;
 };
 
-/* Bytes that create will take for these limits, for the memory plan. */
+/* Bytes that create will take for these limits, for the memory plan: about
+ * 4 * rows_max * (2 * hidden + 2 * (q_heads + kv_heads) * head_dim + 2 * ffn). */
 size_t forward_scratch_bytes(const struct model *model, const struct forward_limits *limits);
 
 /* Holds model and kernels until forward_destroy().
  * layout   of the pool that steps will name; must be model_kv_layout()'s for this model
- * Errors   INVALID_ARGUMENT (node): a zero limit or a foreign layout. RESOURCE_EXHAUSTED (node): no memory. */
+ * Errors   INVALID_ARGUMENT (node): a zero limit or a foreign layout; FAILED_PRECONDITION (node): the
+ *          kernels do not read host memory; RESOURCE_EXHAUSTED (node): no memory. */
 NODISCARD status_t forward_create(const struct model *model, struct kernels *kernels, const struct kv_layout *layout,
                                   const struct forward_limits *limits, struct diag *diag,
                                   struct forward **ret_forward);
@@ -75,10 +77,12 @@ void forward_destroy(struct forward *forward);
  * step            borrows
  * ret_logits_rows rows that want logits, numbered in span order and by position inside a span;
  *                 may be NULL
- * Errors   INVALID_ARGUMENT (request): a token is not in the vocabulary or a position not in the
- *          context, diag names span and value; RESOURCE_EXHAUSTED (request): the step is over the
- *          limits. Nothing was written then and layer_done was not called.
- * Cost     2 * weights * rows flops; every weight read once a step. */
+ * Errors   INVALID_ARGUMENT (request): a token is not in the vocabulary, a position not in the context
+ *          or a block not in the pool, diag names span and value; RESOURCE_EXHAUSTED (request): the step
+ *          is over the limits. Nothing was written then and layer_done was not called. INTERNAL (node):
+ *          the device failed.
+ * Cost     2 * weights * rows flops; every weight read once a step. Of the last layer only K and V are
+ *          computed for rows that want no logits. */
 NODISCARD status_t forward_run(struct forward *forward, const struct forward_step *step, struct diag *diag,
                                uint32_t *ret_logits_rows);
 
