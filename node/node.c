@@ -1,0 +1,562 @@
+#include "node/node.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mailbox.h"
+#include "base/net_address.h"
+#include "engine/engine.h"
+#include "kernels/kernels.h"
+#include "node/attach_server.h"
+#include "node/memory_plan.h"
+#include "node/node_metrics.h"
+#include "rpc/rpc.h"
+#include "rpc/rpc_health.h"
+#include "transfer/link_grpc.h"
+
+#define MAILBOX_CAPACITY 8192u
+#define MESSAGE_BYTES_MAX (64u << 20)
+#define SERVICE_CONTROL "baton.control.v1.NodeControl"
+#define SERVICE_LINK "baton.transfer.v1.KvLink"
+
+enum post_kind { POST_ATTACH, POST_STEP, POST_XFER, POST_DRAIN, POST_STOP };
+
+/* A transfer's final event, copied off the transfer thread. */
+struct xfer_post {
+    struct kv_event event;
+    char text[256];
+    char reason[64];
+    uint8_t payload[];
+};
+
+struct post {
+    enum post_kind kind;
+    struct attach_post attach;
+    const struct step_result *result;
+    struct xfer_post *xfer;
+};
+
+struct node {
+    const struct node_config *config;
+    const struct node_role_ops *ops;
+    void *role;
+    char name[128];
+    char advertise[300];
+    char listen[300];
+    uint64_t boot_epoch;
+
+    struct model *model;
+    struct kernels *kernels;
+    struct kv_layout layout;
+    uint32_t block_count;
+    struct kv_endpoint_pool pool;
+    struct engine *engine;
+    struct rpc_runtime *runtime;
+    struct rpc_server *server;
+    struct attach_server *attach;
+    struct link_grpc *link;
+    struct kv_endpoint *endpoint;
+    struct node_metrics *metrics;
+    struct mailbox *mailbox;
+    struct ctl_codec *codec;        /* core thread: what routers say and hear */
+    struct ctl_codec *role_codec;   /* core thread: payloads of commits */
+    bool *router_is_up;             /* [routers_max], core thread */
+
+    pthread_t core_thread;
+    bool core_runs;
+    _Atomic bool core_failed;
+    _Atomic bool core_idle; /* after a drain: nothing is left */
+    pid_t main_pid;
+};
+
+/* ---- facts from other threads ---- */
+
+static bool on_attach_post(void *user, const struct attach_post *attach)
+{
+    struct node *node = user;
+    struct post post = {.kind = POST_ATTACH, .attach = *attach};
+    if (attach->kind == ATTACH_POST_DOWN) {
+        mailbox_post_wait(node->mailbox, &post);
+        return true;
+    }
+    return !failed(mailbox_post(node->mailbox, &post));
+}
+
+static void on_step(void *user, const struct step_result *result)
+{
+    struct node *node = user;
+    struct post post = {.kind = POST_STEP, .result = result};
+    mailbox_post_wait(node->mailbox, &post);
+}
+
+static void on_layer(void *user, const struct step_plan *plan, uint32_t layer)
+{
+    struct node *node = user;
+    if (node->ops->on_layer) { node->ops->on_layer(node->role, plan, layer); }
+}
+
+static void on_kv_event(void *user, const struct kv_event *event)
+{
+    struct node *node = user;
+    if (!node->ops->on_xfer(node->role, event)) { return; }
+    struct xfer_post *copy = malloc(sizeof *copy + event->payload_bytes);
+    CHECK(copy != NULL);
+    copy->event = *event;
+    snprintf(copy->text, sizeof copy->text, "%s", event->text ? event->text : "");
+    snprintf(copy->reason, sizeof copy->reason, "%s", event->stats.reason ? event->stats.reason : "");
+    if (event->payload_bytes > 0) { memcpy(copy->payload, event->payload, event->payload_bytes); }
+    copy->event.text = copy->text;
+    copy->event.stats.reason = copy->reason;
+    copy->event.payload = copy->payload;
+    struct post post = {.kind = POST_XFER, .xfer = copy};
+    mailbox_post_wait(node->mailbox, &post);
+}
+
+/* ---- the core thread ---- */
+
+static status_t handle_bytes(struct node *node, const struct attach_post *attach, uint64_t now_ns)
+{
+    struct ctl_msg msg;
+    struct diag diag = {{0}};
+    status_t st = ctl_codec_decode(node->codec, CTL_FROM_ROUTER, attach->bytes, attach->byte_count, &msg, &diag);
+    if (failed(st)) {
+        attach_server_drop(node->attach, attach->router, diag.text);
+        return STATUS_OK;
+    }
+    if (msg.kind == CTL_ROUTER_HELLO) {
+        if (msg.router_hello.protocol_version != CTL_PROTOCOL_VERSION) {
+            char why[128];
+            snprintf(why, sizeof why, "control protocol: this node speaks version %u, the router %u; update the older one",
+                     CTL_PROTOCOL_VERSION, msg.router_hello.protocol_version);
+            attach_server_drop(node->attach, attach->router, why);
+        }
+        return STATUS_OK;
+    }
+    struct node_fact fact = {.kind = NODE_FACT_MESSAGE, .now_ns = now_ns, .router = attach->router, .msg = &msg};
+    return node->ops->on_fact(node->role, &fact);
+}
+
+static status_t handle_attach(struct node *node, const struct attach_post *attach, uint64_t now_ns)
+{
+    struct node_fact fact = {.now_ns = now_ns, .router = attach->router};
+    status_t st = STATUS_OK;
+    switch (attach->kind) {
+    case ATTACH_POST_UP:
+        node->router_is_up[attach->router] = true;
+        fact.kind = NODE_FACT_ROUTER_UP;
+        return node->ops->on_fact(node->role, &fact);
+    case ATTACH_POST_DOWN:
+        if (node->router_is_up[attach->router]) {
+            node->router_is_up[attach->router] = false;
+            fact.kind = NODE_FACT_ROUTER_DOWN;
+            st = node->ops->on_fact(node->role, &fact);
+        }
+        attach_server_forget(node->attach, attach->router);
+        return st;
+    case ATTACH_POST_BYTES:
+        if (node->router_is_up[attach->router]) { st = handle_bytes(node, attach, now_ns); }
+        free(attach->bytes);
+        return st;
+    }
+    return STATUS_OK;
+}
+
+static void publish(struct node *node)
+{
+    struct ctl_load load = {0};
+    struct node_totals totals = {0};
+    node->ops->report(node->role, &load, &totals);
+    node_metrics_publish(node->metrics, &load, &totals);
+    atomic_store(&node->core_idle, load.draining && totals.idle);
+}
+
+static void *core_main(void *user)
+{
+    struct node *node = user;
+    bool stop = false;
+    while (!stop) {
+        mailbox_wait(node->mailbox, node->ops->deadline_ns(node->role));
+        uint64_t now_ns = clock_now_ns();
+        struct post post;
+        status_t st = STATUS_OK;
+        /* Bounded, so that a flood of messages does not hold up the clock. */
+        for (unsigned i = 0; i < 256 && !failed(st) && mailbox_take(node->mailbox, &post); i++) {
+            struct node_fact fact = {.now_ns = now_ns};
+            switch (post.kind) {
+            case POST_ATTACH:
+                st = handle_attach(node, &post.attach, now_ns);
+                break;
+            case POST_STEP:
+                fact.kind = NODE_FACT_STEP;
+                fact.result = post.result;
+                st = node->ops->on_fact(node->role, &fact);
+                break;
+            case POST_XFER:
+                fact.kind = NODE_FACT_XFER;
+                fact.xfer = &post.xfer->event;
+                st = node->ops->on_fact(node->role, &fact);
+                free(post.xfer);
+                break;
+            case POST_DRAIN:
+                fact.kind = NODE_FACT_DRAIN;
+                st = node->ops->on_fact(node->role, &fact);
+                break;
+            case POST_STOP:
+                stop = true;
+                break;
+            }
+        }
+        if (!failed(st) && node->ops->deadline_ns(node->role) <= now_ns) {
+            struct node_fact tick = {.kind = NODE_FACT_TICK, .now_ns = now_ns};
+            st = node->ops->on_fact(node->role, &tick);
+        }
+        if (failed(st)) {
+            LOGF(LOG_ERROR, "node_failed", "code=%s line=%u cause=%d", status_code_name(st.code), st.line, st.cause);
+            atomic_store(&node->core_failed, true);
+            kill(node->main_pid, SIGTERM);
+            break;
+        }
+        publish(node);
+    }
+    return NULL;
+}
+
+void node_send(struct node *node, uint32_t router, const struct ctl_msg *msg)
+{
+    const uint8_t *bytes;
+    size_t byte_count;
+    if (!node->router_is_up[router]) { return; }
+    status_t st = ctl_codec_encode(node->codec, msg, &bytes, &byte_count);
+    if (failed(st)) {
+        LOGF(LOG_ERROR, "message_too_large", "router=%u kind=%s", router, ctl_kind_name(msg->kind));
+        attach_server_drop(node->attach, router, "a message of ours is over the size limit");
+        return;
+    }
+    attach_server_send(node->attach, router, bytes, byte_count);
+}
+
+void node_step(struct node *node, const struct step_plan *plan) { engine_submit(node->engine, plan); }
+struct kv_endpoint *node_endpoint(struct node *node) { return node->endpoint; }
+struct ctl_codec *node_codec(struct node *node) { return node->role_codec; }
+
+kv_xfer_id_t node_xfer_id(struct leg_id leg)
+{
+    kv_xfer_id_t id;
+    for (unsigned i = 0; i < 8; i++) {
+        id.bytes[i] = (uint8_t)(leg.hi >> (8 * i));
+        id.bytes[8 + i] = (uint8_t)(leg.lo >> (8 * i));
+    }
+    return id;
+}
+
+struct leg_id node_leg_id(kv_xfer_id_t id)
+{
+    struct leg_id leg = {0, 0};
+    for (unsigned i = 0; i < 8; i++) {
+        leg.hi |= (uint64_t)id.bytes[i] << (8 * i);
+        leg.lo |= (uint64_t)id.bytes[8 + i] << (8 * i);
+    }
+    return leg;
+}
+
+/* ---- start-up ---- */
+
+static uint32_t usable_cores(void)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) != 0) { return 1; }
+    int count = CPU_COUNT(&set);
+    return count < 1 ? 1 : (uint32_t)count;
+}
+
+static const char *last_part(const char *path)
+{
+    size_t len = strlen(path);
+    while (len > 1 && path[len - 1] == '/') { len--; }
+    size_t start = len;
+    while (start > 0 && path[start - 1] != '/') { start--; }
+    static char part[256];
+    snprintf(part, sizeof part, "%.*s", (int)(len - start), path + start);
+    return part;
+}
+
+static status_t open_model(struct node *node, struct diag *diag)
+{
+    const struct node_config *config = node->config;
+    enum model_load load;
+    if (!model_load_parse(config->load, &load)) {
+        diag_set(diag, "--load=%s: takes auto or dummy", config->load);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    TRY(model_create(config->model, load, diag, &node->model));
+    struct kernels_config kernels = {.isa = config->isa, .threads = config->threads ? config->threads : usable_cores()};
+    status_t st = kernels_create(&kernels, &node->kernels, diag);
+    if (failed(st)) { diag_prefix(diag, "--isa=%s", config->isa); return st; }
+    enum dtype dtype;
+    TRY(model_kv_dtype(node->model, config->kv_dtype, diag, &dtype));
+    TRY(model_kv_layout(node->model, config->block_tokens, dtype, diag, &node->layout));
+    uint64_t block_bytes = kv_layout_block_bytes(&node->layout);
+    uint64_t count = config->kv_memory / block_bytes;
+    if (count < 2) {
+        diag_set(diag, "--kv-memory=%" PRIu64 ": holds %" PRIu64 " blocks of %" PRIu64 " bytes; give it at least two",
+                 config->kv_memory, count, block_bytes);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    node->block_count = count > UINT32_MAX ? UINT32_MAX : (uint32_t)count;
+    return STATUS_OK;
+}
+
+static struct engine_config engine_shape(struct node *node)
+{
+    const struct node_config *config = node->config;
+    return (struct engine_config){
+        .model = node->model,
+        .kernels = node->kernels,
+        .layout = node->layout,
+        .kv_pool = node->pool.base,
+        .block_count = node->block_count,
+        .rows_max = config->step_tokens,
+        .spans_max = config->step_tokens,
+        .slot_count = config->batch_max * node->ops->slot_count_of_batch,
+        .on_layer = on_layer,
+        .on_step = on_step,
+        .user = node,
+    };
+}
+
+static status_t make_hello(struct node *node, const struct kv_fingerprint *fingerprint, const uint8_t **ret_bytes,
+                           size_t *ret_byte_count)
+{
+    uint8_t wire[KV_FINGERPRINT_WIRE_BYTES];
+    kv_fingerprint_encode(fingerprint, wire);
+    const struct model_config *model = model_get_config(node->model);
+    struct ctl_msg hello = {
+        .kind = CTL_NODE_HELLO,
+        .node_hello =
+            {
+                .protocol_version = CTL_PROTOCOL_VERSION,
+                .node_id = XXH3_64bits(node->name, strlen(node->name)),
+                .boot_epoch = node->boot_epoch,
+                .role = (uint32_t)node->ops->role,
+                .node_name = node->name,
+                .model_name = last_part(node->config->model),
+                .fingerprint_bytes = sizeof wire,
+                .fingerprint = wire,
+                .vocab_size = model->vocab_size,
+                .context_tokens = model->context_tokens,
+                .block_tokens = node->layout.block_tokens,
+                .block_count = node->block_count,
+                .sequences_max = node->config->batch_max,
+            },
+    };
+    memcpy(hello.node_hello.model_hash, model_fingerprint(node->model), sizeof hello.node_hello.model_hash);
+    return ctl_codec_encode(node->codec, &hello, ret_bytes, ret_byte_count);
+}
+
+static status_t open_addresses(struct node *node, struct diag *diag)
+{
+    const struct node_config *config = node->config;
+    TRY(net_address_listen(config->listen, node->listen, sizeof node->listen, diag));
+    if (config->advertise) {
+        snprintf(node->advertise, sizeof node->advertise, "%s", config->advertise);
+    } else {
+        TRY(net_address_advertise(node->listen, node->advertise, sizeof node->advertise, diag));
+    }
+    if (config->name) {
+        snprintf(node->name, sizeof node->name, "%.63s", config->name);
+    } else {
+        char host[40] = "node";
+        gethostname(host, sizeof host - 1);
+        const char *port = strrchr(node->listen, ':');
+        snprintf(node->name, sizeof node->name, "%s-%.39s-%.10s", node->ops->name, host, port ? port + 1 : "");
+    }
+    return STATUS_OK;
+}
+
+static status_t open_wire(struct node *node, struct diag *diag)
+{
+    const struct node_config *config = node->config;
+    struct kv_fingerprint fingerprint;
+    kv_fingerprint_init(&fingerprint, model_fingerprint(node->model), &node->layout, kernels_set_name(node->kernels));
+    TRY(ctl_codec_create(MESSAGE_BYTES_MAX, &node->codec));
+    TRY(ctl_codec_create(KV_PAYLOAD_BYTES_MAX, &node->role_codec));
+    TRY(rpc_runtime_create(2, &node->runtime));
+    const char *addresses[] = {node->listen};
+    struct rpc_server_config server = {
+        .listen = addresses,
+        .listen_count = 1,
+        .tls = {.enabled = config->tls_cert != NULL, .cert_file = config->tls_cert, .key_file = config->tls_key,
+                .ca_file = config->tls_ca},
+        .message_bytes_max = MESSAGE_BYTES_MAX,
+    };
+    TRY(rpc_server_create(node->runtime, &server, &node->server, diag));
+    const uint8_t *hello;
+    size_t hello_bytes;
+    TRY(make_hello(node, &fingerprint, &hello, &hello_bytes));
+    TRY(attach_server_create(config->routers_max, hello, hello_bytes, on_attach_post, node, &node->attach));
+    TRY(attach_server_register(node->attach, node->server, diag));
+    struct link_grpc_config link = {
+        .runtime = node->runtime,
+        .tls = server.tls,
+    };
+    TRY(link_grpc_create(&link, &node->link, diag));
+    struct kv_endpoint_config endpoint = {
+        .node_id = node->name,
+        .boot_epoch = node->boot_epoch,
+        .link_address = node->ops->role == NODE_ROLE_DECODE ? node->advertise : "",
+        .fingerprint = fingerprint,
+        .pool = node->pool,
+        .cables = config->cables,
+        .tcp_listen = node->ops->role == NODE_ROLE_DECODE ? config->tcp_listen : "",
+        .uds_dir = config->uds_dir,
+        .tls = {.cert_file = config->tls_cert, .key_file = config->tls_key, .ca_file = config->tls_ca},
+        .on_event = on_kv_event,
+        .on_event_context = node,
+    };
+    link_grpc_stream_ops(node->link, &endpoint.stream, &endpoint.stream_context);
+    TRY(kv_endpoint_create(&endpoint, diag, &node->endpoint));
+    return link_grpc_serve(node->link, node->endpoint, node->server, diag);
+}
+
+static void node_close(struct node *node)
+{
+    if (node->core_runs) {
+        struct post stop = {.kind = POST_STOP};
+        mailbox_post_wait(node->mailbox, &stop);
+        pthread_join(node->core_thread, NULL);
+    }
+    rpc_server_destroy(node->server);
+    engine_destroy(node->engine);
+    kv_endpoint_destroy(node->endpoint);
+    link_grpc_destroy(node->link);
+    rpc_runtime_destroy(node->runtime);
+    attach_server_destroy(node->attach);
+    if (node->role) { node->ops->destroy(node->role); }
+    node_metrics_destroy(node->metrics);
+    kv_endpoint_pool_free(&node->pool);
+    kernels_destroy(node->kernels);
+    model_destroy(node->model);
+    ctl_codec_destroy(node->codec);
+    ctl_codec_destroy(node->role_codec);
+    mailbox_destroy(node->mailbox);
+    free(node->router_is_up);
+}
+
+static status_t node_open(struct node *node, struct diag *diag)
+{
+    const struct node_config *config = node->config;
+    TRY(open_addresses(node, diag));
+    TRY(open_model(node, diag));
+    struct engine_config engine = engine_shape(node);
+    uint64_t mapped_bytes, owned_bytes;
+    model_memory(node->model, &mapped_bytes, &owned_bytes);
+    struct memory_plan plan = {
+        .weights_mapped_bytes = mapped_bytes,
+        .weights_owned_bytes = owned_bytes,
+        .kv_bytes = (uint64_t)node->block_count * kv_layout_block_bytes(&node->layout),
+        .engine_bytes = engine_memory_bytes(&engine),
+    };
+    TRY(memory_plan_check(&plan, diag));
+    LOGF(LOG_INFO, "memory_plan", "weights_mapped=%" PRIu64 " weights_owned=%" PRIu64 " kv=%" PRIu64 " engine=%" PRIu64
+         " blocks=%u block_tokens=%u kv_dtype=%s", mapped_bytes, owned_bytes, plan.kv_bytes, plan.engine_bytes,
+         node->block_count, node->layout.block_tokens, dtype_name(node->layout.dtype));
+    if (config->check) { return STATUS_OK; }
+    TRY(kv_endpoint_pool_alloc((size_t)plan.kv_bytes, diag, &node->pool));
+    engine = engine_shape(node);
+    TRY(engine_create(&engine, &node->engine, diag));
+    node->router_is_up = calloc(config->routers_max, sizeof *node->router_is_up);
+    if (!node->router_is_up) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
+    TRY(mailbox_create(MAILBOX_CAPACITY, sizeof(struct post), &node->mailbox));
+    struct node_shape shape = {.config = config, .model = model_get_config(node->model), .layout = node->layout,
+                               .block_count = node->block_count};
+    TRY(node->ops->create(node, &shape, &node->role, diag));
+    TRY(open_wire(node, diag));
+    struct node_metrics_config metrics = {
+        .listen = config->metrics_listen,
+        .role = node->ops->name,
+        .model_name = last_part(config->model),
+        .endpoint = node->endpoint,
+        .block_tokens = node->layout.block_tokens,
+        .block_count = node->block_count,
+    };
+    TRY(node_metrics_create(&metrics, &node->metrics, diag));
+    if (pthread_create(&node->core_thread, NULL, core_main, node) != 0) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
+    node->core_runs = true;
+    rpc_health_set(node->server, "", RPC_HEALTH_SERVING);
+    rpc_health_set(node->server, SERVICE_CONTROL, RPC_HEALTH_SERVING);
+    rpc_health_set(node->server, SERVICE_LINK, RPC_HEALTH_SERVING);
+    TRY(rpc_server_start(node->server, diag));
+    node_metrics_set_ready(node->metrics, true);
+    return STATUS_OK;
+}
+
+/* Waits until what is here has ended, at most the drain timeout. A second signal cuts it short. */
+static void drain(struct node *node, const sigset_t *signals)
+{
+    LOGF(LOG_INFO, "draining", "timeout_s=%" PRIu64, node->config->drain_timeout_ns / NS_PER_S);
+    rpc_health_set(node->server, "", RPC_HEALTH_NOT_SERVING);
+    rpc_health_set(node->server, SERVICE_CONTROL, RPC_HEALTH_NOT_SERVING);
+    node_metrics_set_ready(node->metrics, false);
+    struct post post = {.kind = POST_DRAIN};
+    mailbox_post_wait(node->mailbox, &post);
+    uint64_t deadline_ns = clock_now_ns() + node->config->drain_timeout_ns;
+    while (clock_now_ns() < deadline_ns && !atomic_load(&node->core_idle) && !atomic_load(&node->core_failed)) {
+        struct timespec wait = {.tv_nsec = 20000000};
+        if (sigtimedwait(signals, NULL, &wait) > 0) { LOGF(LOG_WARN, "drain_cut", "signal=again"); break; }
+    }
+}
+
+int node_run(const struct node_config *config, const struct node_role_ops *ops)
+{
+    enum log_level level;
+    struct diag diag = {{0}};
+    if (!log_level_parse(config->log_level, &level)) {
+        fprintf(stderr, "--log-level=%s: takes error, warn, info or debug\n", config->log_level);
+        return 2;
+    }
+    log_set_level(level);
+    status_t st = node_config_check(config, &diag);
+    if (failed(st)) { fprintf(stderr, "%s\n", diag.text); return 2; }
+
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL); /* before any thread: all inherit it */
+    signal(SIGPIPE, SIG_IGN);
+
+    uint64_t start_ns = clock_now_ns();
+    struct node node = {.config = config, .ops = ops, .boot_epoch = clock_wall_ns(), .main_pid = getpid(),
+                        .pool = {.memfd = -1}};
+    st = node_open(&node, &diag);
+    if (failed(st)) {
+        LOGF(LOG_ERROR, "start_failed", "code=%s line=%u why=\"%s\"", status_code_name(st.code), st.line, diag.text);
+        node_close(&node);
+        return st.code == ST_INVALID_ARGUMENT ? 2 : 1;
+    }
+    if (config->check) { node_close(&node); return 0; }
+    LOGF(LOG_INFO, "ready", "role=%s name=%s listen=%s advertise=%s isa=%s kernel_set=%s threads=%u ms=%" PRIu64,
+         ops->name, node.name, node.listen, node.advertise, kernels_isa_name(node.kernels),
+         kernels_set_name(node.kernels), kernels_threads(node.kernels), (clock_now_ns() - start_ns) / NS_PER_MS);
+    int signal_number;
+    sigwait(&signals, &signal_number);
+    if (!atomic_load(&node.core_failed)) { drain(&node, &signals); }
+    bool was_failed = atomic_load(&node.core_failed);
+    rpc_server_shutdown(node.server, 200 * NS_PER_MS);
+    node_close(&node);
+    LOGF(LOG_INFO, "stopped", "role=%s", ops->name);
+    return was_failed ? 1 : 0;
+}

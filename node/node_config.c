@@ -1,0 +1,58 @@
+#include "node/node_config.h"
+
+#include <stddef.h>
+
+#define AT(field) offsetof(struct node_config, field)
+
+const struct flag node_flags[] = {
+    {"listen", FLAG_STRING, AT(listen), "127.0.0.1:0", "H:P", "Address for routers and peers; port 0 picks one.", 0, 0},
+    {"advertise", FLAG_STRING, AT(advertise), NULL, "H:P",
+     "Address that tickets name; default: --listen, with this machine's address for a wildcard.", 0, 0},
+    {"name", FLAG_STRING, AT(name), NULL, "NAME", "Name in logs and status; default: host name and port.", 0, 0},
+    {"model", FLAG_STRING, AT(model), NULL, "DIR", "Hugging Face model directory.", 0, 0},
+    {"load", FLAG_STRING, AT(load), "auto", "auto|dummy", "dummy: random weights at the config's shape.", 0, 0},
+    {"threads", FLAG_U32, AT(threads), "0", "N", "Compute threads; 0: one per core this process may use.", 0, 256},
+    {"isa", FLAG_STRING, AT(isa), "auto", "NAME", "Instruction set of the kernels; both pools must agree.", 0, 0},
+    {"kv-memory", FLAG_BYTES, AT(kv_memory), "256MiB", "SIZE", "Memory of the KV block pool.", 0, 0},
+    {"kv-dtype", FLAG_STRING, AT(kv_dtype), "auto", "auto|f32|bf16|f16", "Number format of the KV cache.", 0, 0},
+    {"kv-block-tokens", FLAG_U32, AT(block_tokens), "16", "tokens", "Tokens per KV block, 16 or 32; compared at handshake.", 16, 32},
+    {"step-tokens", FLAG_U32, AT(step_tokens), "512", "tokens", "Most rows of one engine step.", 1, 65536},
+    {"chunk-tokens", FLAG_U32, AT(chunk_tokens), "256", "tokens", "Most rows of one prompt in one step.", 1, 65536},
+    {"batch-max", FLAG_U32, AT(batch_max), "64", "N", "decode: sequences that run at once; prefill: jobs held at once.", 1, 4096},
+    {"waiting-max", FLAG_U32, AT(waiting_max), "256", "N", "decode: legs that may wait for blocks; one more is refused.", 0, 65536},
+    {"routers-max", FLAG_U32, AT(routers_max), "16", "N", "Routers attached at once.", 1, 256},
+    {"lease", FLAG_DURATION, AT(lease_ns), "30s", "TIME", "A grant without progress for this long is taken back.", 1000000, UINT64_C(3600000000000)},
+    {"cables", FLAG_STRING, AT(cables), "auto", "auto|shm|tcp", "How KV blocks may travel.", 0, 0},
+    {"tcp-listen", FLAG_STRING, AT(tcp_listen), "0.0.0.0:0", "H:P", "decode: where the tcp cable listens.", 0, 0},
+    {"uds-dir", FLAG_STRING, AT(uds_dir), "/tmp", "DIR", "decode: folder of the shm cable's socket.", 0, 0},
+    {"metrics-listen", FLAG_STRING, AT(metrics_listen), NULL, "H:P", "Serve /metrics here; default: off.", 0, 0},
+    {"tls-cert", FLAG_STRING, AT(tls_cert), NULL, "FILE", "PEM certificate; with key and CA: mutual TLS everywhere.", 0, 0},
+    {"tls-key", FLAG_STRING, AT(tls_key), NULL, "FILE", "PEM key of --tls-cert.", 0, 0},
+    {"tls-ca", FLAG_STRING, AT(tls_ca), NULL, "FILE", "PEM certificates of the CA that peers must show.", 0, 0},
+    {"drain-timeout", FLAG_DURATION, AT(drain_timeout_ns), "60s", "TIME", "After SIGTERM: longest wait for what is here.", 0, 0},
+    {"log-level", FLAG_STRING, AT(log_level), "info", "LEVEL", "error, warn, info or debug.", 0, 0},
+    {"print-config", FLAG_BOOL, AT(print_config), NULL, NULL, "Print every flag as it is set, then exit.", 0, 0},
+    {"check", FLAG_BOOL, AT(check), NULL, NULL, "Load everything, print the memory plan, then exit.", 0, 0},
+};
+
+const uint32_t node_flag_count = sizeof node_flags / sizeof node_flags[0];
+
+static status_t bad(struct diag *diag, const char *text)
+{
+    diag_set(diag, "%s", text);
+    return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+}
+
+status_t node_config_check(const struct node_config *config, struct diag *diag)
+{
+    if (!config->model) { return bad(diag, "--model: needed, a Hugging Face model directory"); }
+    if (config->block_tokens != 16 && config->block_tokens != 32) {
+        return bad(diag, "--kv-block-tokens: takes 16 or 32");
+    }
+    if (config->batch_max > config->step_tokens) {
+        return bad(diag, "--batch-max must not exceed --step-tokens: each running sequence is one row of a step");
+    }
+    int tls = (config->tls_cert != NULL) + (config->tls_key != NULL) + (config->tls_ca != NULL);
+    if (tls != 0 && tls != 3) { return bad(diag, "--tls-cert, --tls-key and --tls-ca go together"); }
+    return STATUS_OK;
+}

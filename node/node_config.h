@@ -1,0 +1,49 @@
+/* node_config: the flags that a prefill node and a decode node share, and their table.
+ * Flow:    main -> [node_config] -> node_run
+ * Thread:  start-up only. */
+#ifndef BATON_NODE_NODE_CONFIG_H
+#define BATON_NODE_NODE_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "base/flags.h"
+#include "base/status.h"
+
+struct node_config {
+    const char *listen;
+    const char *advertise;
+    const char *name;
+    const char *model;
+    const char *load;
+    const char *isa;
+    const char *kv_dtype;
+    const char *cables;
+    const char *tcp_listen;
+    const char *uds_dir;
+    const char *metrics_listen;
+    const char *tls_cert, *tls_key, *tls_ca;
+    const char *log_level;
+    uint32_t threads;
+    uint32_t block_tokens;
+    uint32_t step_tokens;
+    uint32_t chunk_tokens;
+    uint32_t batch_max;   /* decode: sequences in one step; prefill: jobs held */
+    uint32_t waiting_max; /* decode only */
+    uint32_t routers_max;
+    uint64_t kv_memory;
+    uint64_t lease_ns;
+    uint64_t drain_timeout_ns;
+    bool print_config;
+    bool check; /* do everything up to listening, then exit */
+};
+
+extern const struct flag node_flags[];
+extern const uint32_t node_flag_count;
+
+/* What no single flag can check: cross-checks between flags.
+ * Errors  INVALID_ARGUMENT (node), diag names both flags. */
+NODISCARD status_t node_config_check(const struct node_config *config, struct diag *diag);
+
+#endif
