@@ -1,0 +1,113 @@
+#include "model/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/model_fingerprint.h"
+#include "model/model_weights.h"
+
+/* Any fixed number: every node of a cluster must make up the same weights. */
+#define DUMMY_SEED UINT64_C(20220531)
+
+_Static_assert(MODEL_FINGERPRINT_BYTES == FINGERPRINT_BYTES, "one hash, two names");
+
+struct model {
+    struct model_config config;
+    struct generation_defaults defaults;
+    struct model_weights *weights;
+    uint8_t fingerprint[MODEL_FINGERPRINT_BYTES];
+};
+
+bool model_load_parse(const char *name, enum model_load *ret_load)
+{
+    if (strcmp(name, "files") == 0 || strcmp(name, "auto") == 0) {
+        *ret_load = MODEL_LOAD_FILES;
+        return true;
+    }
+    if (strcmp(name, "dummy") == 0) {
+        *ret_load = MODEL_LOAD_DUMMY;
+        return true;
+    }
+    return false;
+}
+
+status_t model_create(const char *directory, enum model_load load, struct diag *diag, struct model **ret_model)
+{
+    struct model *model = calloc(1, sizeof *model);
+    if (!model) {
+        diag_set(diag, "%s: no memory", directory);
+        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+    }
+    struct model_fingerprint_state *fingerprint = NULL;
+    status_t st = model_config_load(directory, diag, &model->config, &model->defaults);
+    if (failed(st)) { goto fail; }
+    st = model_fingerprint_begin(&model->config, diag, &fingerprint);
+    if (failed(st)) { goto fail; }
+    st = load == MODEL_LOAD_DUMMY
+             ? model_weights_dummy(&model->config, DUMMY_SEED, fingerprint, diag, &model->weights)
+             : model_weights_load(directory, &model->config, fingerprint, diag, &model->weights);
+    if (failed(st)) { goto fail; }
+    st = model_fingerprint_end(fingerprint, diag, model->fingerprint);
+    fingerprint = NULL;
+    if (failed(st)) { goto fail; }
+    *ret_model = model;
+    return STATUS_OK;
+fail:
+    model_fingerprint_drop(fingerprint);
+    model_destroy(model);
+    return st;
+}
+
+void model_destroy(struct model *model)
+{
+    if (!model) { return; }
+    model_weights_destroy(model->weights);
+    free(model);
+}
+
+const struct model_config *model_get_config(const struct model *model) { return &model->config; }
+
+const struct generation_defaults *model_get_generation_defaults(const struct model *model)
+{
+    return &model->defaults;
+}
+
+const struct model_weights *model_get_weights(const struct model *model) { return model->weights; }
+
+enum dtype model_weight_dtype(const struct model *model) { return model->weights->layers[0].q.dtype; }
+
+const uint8_t *model_fingerprint(const struct model *model) { return model->fingerprint; }
+
+void model_memory(const struct model *model, uint64_t *ret_mapped_bytes, uint64_t *ret_owned_bytes)
+{
+    *ret_mapped_bytes = model->weights->mapped_bytes;
+    *ret_owned_bytes = model->weights->owned_bytes;
+}
+
+status_t model_kv_dtype(const struct model *model, const char *name, struct diag *diag, enum dtype *ret_dtype)
+{
+    if (strcmp(name, "auto") == 0) {
+        *ret_dtype = model_weight_dtype(model);
+        return STATUS_OK;
+    }
+    if (dtype_parse(name, ret_dtype)) { return STATUS_OK; }
+    diag_set(diag, "--kv-dtype is \"%s\"; it must be auto, f32, bf16 or f16", name);
+    return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+}
+
+status_t model_kv_layout(const struct model *model, uint32_t block_tokens, enum dtype dtype, struct diag *diag,
+                         struct kv_layout *ret_layout)
+{
+    if (block_tokens != 16 && block_tokens != 32) {
+        diag_set(diag, "a KV block of %u tokens is asked for; it must hold 16 or 32", block_tokens);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    *ret_layout = (struct kv_layout){
+        .block_tokens = block_tokens,
+        .layer_count = model->config.layer_count,
+        .kv_heads = model->config.kv_heads,
+        .head_dim = model->config.head_dim,
+        .dtype = dtype,
+    };
+    return STATUS_OK;
+}
