@@ -163,7 +163,7 @@ struct kernels_rope {
 };
 void kernels_rope(struct kernels *kernels, const struct kernels_rope *args);
 
-/* out[row] = table[ids[row]] (* scale) (+ position_table[positions[row]]), as f32. */
+/* out[row] = table[ids[row]] (+ position_table[positions[row]]), as f32. */
 struct kernels_embed {
     uint32_t rows;
     uint32_t dim;

@@ -1,0 +1,421 @@
+#include "kernels/cpu/cpu_backend.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "kernels/backend.h"
+#include "kernels/cpu/pool.h"
+#include "kernels/cpu/set.h"
+
+/* Below this many values a row operation is done before a second thread could wake. */
+#define ROWS_ALONE_MAX 16384u
+
+struct cpu_backend {
+    struct kernels base; /* first */
+    const struct cpu_set *set;
+    struct pool *pool;
+    struct set_scratch *scratch; /* [threads] */
+    void *memory;
+    size_t memory_bytes;
+};
+
+static struct cpu_backend *cpu(struct kernels *kernels) { return (struct cpu_backend *)kernels; }
+
+/* ---- which sets there are ------------------------------------------------------------------ */
+
+static bool have_scalar(void) { return true; }
+
+#if defined(__x86_64__)
+/* __builtin_cpu_supports also asks whether the operating system saves the registers. */
+static bool have_avx2(void)
+{
+    unsigned a, b, c = 0, d;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d)
+        && (c & bit_F16C) != 0;
+}
+
+static bool have_avx512(void)
+{
+    return have_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+        && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+static bool have_avx512bf16(void)
+{
+    unsigned a = 0, b, c, d;
+    return have_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5)) != 0;
+}
+#endif
+
+static const struct {
+    const struct cpu_set *set;
+    bool (*have)(void);
+    bool automatic; /* "auto" may pick it: activations stay f32 */
+} sets[] = {
+#if defined(__x86_64__)
+    {&set_avx512bf16, have_avx512bf16, false},
+    {&set_avx512, have_avx512, true},
+    {&set_avx2, have_avx2, true},
+#endif
+    {&set_scalar, have_scalar, true},
+};
+#define SET_COUNT (sizeof(sets) / sizeof(sets[0]))
+
+const char *cpu_backend_isa_available(void)
+{
+    static char text[128]; /* every call writes the same bytes */
+    char made[128];
+    size_t length = 0;
+    for (size_t i = 0; i < SET_COUNT; i++) {
+        if (sets[i].have()) { length += (size_t)snprintf(made + length, sizeof(made) - length, "%s ", sets[i].set->isa_name); }
+    }
+    snprintf(made + length, sizeof(made) - length, "ref");
+    memcpy(text, made, sizeof(text));
+    return text;
+}
+
+static status_t pick_set(const char *isa, const struct cpu_set **ret_set, struct diag *diag)
+{
+    bool automatic = strcmp(isa, "auto") == 0, known = automatic;
+    for (size_t i = 0; i < SET_COUNT; i++) {
+        bool named = strcmp(isa, sets[i].set->isa_name) == 0;
+        known = known || named;
+        if ((named || (automatic && sets[i].automatic)) && sets[i].have()) {
+            *ret_set = sets[i].set;
+            return STATUS_OK;
+        }
+    }
+    if (!known) {
+        diag_set(diag, "unknown instruction set \"%.64s\"; this machine has: auto %s", isa, cpu_backend_isa_available());
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    diag_set(diag, "this machine does not have the instruction set \"%s\"; it has: auto %s", isa, cpu_backend_isa_available());
+    return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
+}
+
+/* ---- products ------------------------------------------------------------------------------ */
+
+#define GEMMS_MAX 8u /* of one job; more are done in several */
+
+/* Pieces of one product: blocks of rows outermost, so that a worker packs x seldom. */
+struct gemm_plan {
+    const struct kernels_gemm *g;
+    uint32_t rows;      /* of a block of rows but the last */
+    uint32_t outs;      /* of a piece but the last */
+    uint32_t out_count; /* pieces along n_out */
+    uint32_t piece_first;
+};
+
+struct gemm_job {
+    const struct cpu_backend *cpu;
+    struct gemm_plan plans[GEMMS_MAX];
+    uint32_t plan_count;
+};
+
+static uint32_t div_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+static void gemm_piece_run(const void *arg, uint32_t worker, uint32_t piece)
+{
+    const struct gemm_job *job = arg;
+    uint32_t i = job->plan_count - 1;
+    while (piece < job->plans[i].piece_first) { i--; }
+    const struct gemm_plan *plan = &job->plans[i];
+    piece -= plan->piece_first;
+    uint32_t row = piece / plan->out_count * plan->rows, out = piece % plan->out_count * plan->outs;
+    job->cpu->set->gemm(plan->g, row, min_u32(plan->rows, plan->g->rows - row), out,
+                        min_u32(plan->outs, plan->g->n_out - out), &job->cpu->scratch[worker]);
+}
+
+static void cpu_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, uint32_t count)
+{
+    while (count != 0) {
+        struct gemm_job job = {.cpu = cpu(kernels)};
+        uint32_t pieces = 0, taken = min_u32(count, GEMMS_MAX);
+        /* Enough pieces that the last ones even out, and none so small that taking it shows. */
+        uint64_t outs_total = 0;
+        for (uint32_t i = 0; i < taken; i++) { outs_total += gemms[i].n_out; }
+        uint32_t outs = SET_GEMM_OUTS_MAX;
+        while (outs > 16 && outs_total / outs < 8u * (uint64_t)(kernels->threads - 1)) { outs /= 2; }
+        for (uint32_t i = 0; i < taken; i++) {
+            const struct kernels_gemm *g = &gemms[i];
+            if (g->rows == 0) { continue; }
+            /* Rows of x that fit the pack, in multiples of 6 and never below, which every depth fits. */
+            size_t row_bytes = ((size_t)g->n_in + 31) / 32 * 32 * sizeof(float);
+            uint32_t rows_fit = (uint32_t)(SET_GEMM_PACK_BYTES / row_bytes / SET_GEMM_TILE_ROWS_MAX) * SET_GEMM_TILE_ROWS_MAX;
+            uint32_t blocks = div_up(g->rows, min_u32(rows_fit, SET_GEMM_ROWS_MAX));
+            struct gemm_plan *plan = &job.plans[job.plan_count++];
+            *plan = (struct gemm_plan){.g = g, .outs = outs, .piece_first = pieces};
+            plan->rows = div_up(g->rows, blocks);
+            plan->out_count = div_up(g->n_out, outs);
+            pieces += div_up(g->rows, plan->rows) * plan->out_count;
+        }
+        for (uint32_t i = 0; i < kernels->threads; i++) { job.cpu->scratch[i].pack_x = NULL; }
+        pool_run(job.cpu->pool, pieces, gemm_piece_run, &job);
+        gemms += taken;
+        count -= taken;
+    }
+}
+
+/* ---- attention ----------------------------------------------------------------------------- */
+
+/* Pieces of a sequence: tiles of rows, last ones first since they see most; in a tile every group
+ * of heads. Counts are found again for each piece by walking the sequences: a batch has few. */
+struct attention_job {
+    const struct cpu_backend *cpu;
+    const struct kernels_attention *a;
+    uint32_t tile_rows;
+    uint32_t tile_heads;
+    uint32_t head_parts; /* of one kv head */
+};
+
+static uint32_t attention_pieces(const struct attention_job *job, const struct kernels_attention_sequence *seq)
+{
+    return div_up(seq->row_count, job->tile_rows) * job->a->kv.layout.kv_heads * job->head_parts;
+}
+
+static void attention_piece_run(const void *arg, uint32_t worker, uint32_t piece)
+{
+    const struct attention_job *job = arg;
+    const struct kernels_attention_sequence *seq = job->a->sequences;
+    for (uint32_t count; piece >= (count = attention_pieces(job, seq)); seq++) { piece -= count; }
+    uint32_t heads = job->a->q_heads / job->a->kv.layout.kv_heads;
+    uint32_t parts = job->a->kv.layout.kv_heads * job->head_parts;
+    uint32_t row = (div_up(seq->row_count, job->tile_rows) - 1 - piece / parts) * job->tile_rows;
+    uint32_t part = piece % parts % job->head_parts;
+    struct set_attention_tile tile = {.row_first = row, .rows = min_u32(job->tile_rows, seq->row_count - row)};
+    tile.kv_head = piece % parts / job->head_parts;
+    tile.head_first = tile.kv_head * heads + part * job->tile_heads;
+    tile.heads = min_u32(job->tile_heads, heads - part * job->tile_heads);
+    job->cpu->set->attention(job->a, seq, &tile, job->cpu->scratch[worker].attention);
+}
+
+static void cpu_attention(struct kernels *kernels, const struct kernels_attention *a)
+{
+    struct attention_job job = {.cpu = cpu(kernels), .a = a};
+    uint32_t heads = a->q_heads / a->kv.layout.kv_heads, pieces = 0;
+    job.tile_heads = min_u32(heads, SET_QUERIES_MAX);
+    job.head_parts = div_up(heads, job.tile_heads);
+    job.tile_rows = SET_QUERIES_MAX / job.tile_heads;
+    for (uint32_t i = 0; i < a->sequence_count; i++) { pieces += attention_pieces(&job, &a->sequences[i]); }
+    pool_run(job.cpu->pool, pieces, attention_piece_run, &job);
+}
+
+/* ---- row by row ---------------------------------------------------------------------------- */
+
+struct rows_job {
+    const struct cpu_backend *cpu;
+    void (*fn)(const struct rows_job *job, uint32_t row_first, uint32_t rows);
+    const void *args;
+    uint32_t rows;
+    uint32_t piece_rows;
+};
+
+static void rows_piece_run(const void *arg, uint32_t worker, uint32_t piece)
+{
+    (void)worker;
+    const struct rows_job *job = arg;
+    uint32_t first = piece * job->piece_rows;
+    job->fn(job, first, min_u32(job->piece_rows, job->rows - first));
+}
+
+static void rows_run(struct kernels *kernels, uint32_t rows, size_t row_values, const void *args,
+                     void (*fn)(const struct rows_job *job, uint32_t row_first, uint32_t rows))
+{
+    struct rows_job job = {.cpu = cpu(kernels), .fn = fn, .args = args, .rows = rows};
+    size_t rows_alone = ROWS_ALONE_MAX / (row_values != 0 ? row_values : 1);
+    job.piece_rows = rows_alone < 2 ? 1 : rows_alone > rows ? rows : (uint32_t)rows_alone / 2;
+    pool_run(job.cpu->pool, div_up(rows, job.piece_rows), rows_piece_run, &job);
+}
+
+#define ROWS_OPERATION(name, row_values)                                                       \
+    static void name##_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows) \
+    {                                                                                          \
+        job->cpu->set->name(job->args, row_first, rows);                                       \
+    }                                                                                          \
+    static void cpu_##name(struct kernels *kernels, const struct kernels_##name *args)         \
+    {                                                                                          \
+        rows_run(kernels, args->rows, (row_values), args, name##_rows_run);                    \
+    }
+
+ROWS_OPERATION(rmsnorm, (size_t)args->heads * args->dim)
+ROWS_OPERATION(layernorm, args->dim)
+ROWS_OPERATION(rope, (size_t)args->heads * args->rotary_dim)
+ROWS_OPERATION(embed, args->dim)
+ROWS_OPERATION(kv_write, (size_t)2 * args->kv.layout.kv_heads * args->kv.layout.head_dim)
+
+/* Operations whose arguments are not a struct in kernels.h. */
+struct flat_args {
+    enum kernels_gelu_form form;
+    uint32_t dim;
+    float factor;
+    const float *a, *b;
+    float *out;
+    size_t a_stride, b_stride, out_stride;
+};
+
+static void silu_mul_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
+{
+    const struct flat_args *f = job->args;
+    for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
+        job->cpu->set->silu_mul(f->dim, f->a + r * f->a_stride, f->b + r * f->b_stride, f->out + r * f->out_stride);
+    }
+}
+
+static void cpu_silu_mul(struct kernels *kernels, uint32_t rows, uint32_t dim, const float *gate, size_t gate_stride,
+                         const float *up, size_t up_stride, float *out, size_t out_stride)
+{
+    struct flat_args f = {.dim = dim, .a = gate, .a_stride = gate_stride, .b = up, .b_stride = up_stride, .out = out,
+                          .out_stride = out_stride};
+    rows_run(kernels, rows, dim, &f, silu_mul_rows_run);
+}
+
+static void gelu_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
+{
+    const struct flat_args *f = job->args;
+    for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
+        job->cpu->set->gelu(f->form, f->dim, f->a + r * f->a_stride, f->out + r * f->out_stride);
+    }
+}
+
+static void cpu_gelu(struct kernels *kernels, enum kernels_gelu_form form, uint32_t rows, uint32_t dim, const float *x,
+                     size_t x_stride, float *out, size_t out_stride)
+{
+    struct flat_args f = {.form = form, .dim = dim, .a = x, .a_stride = x_stride, .out = out, .out_stride = out_stride};
+    rows_run(kernels, rows, dim, &f, gelu_rows_run);
+}
+
+static void add_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
+{
+    const struct flat_args *f = job->args;
+    for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
+        job->cpu->set->add(f->dim, f->a + r * f->a_stride, f->b + r * f->b_stride, f->out + r * f->out_stride);
+    }
+}
+
+static void cpu_add(struct kernels *kernels, uint32_t rows, uint32_t dim, const float *a, size_t a_stride,
+                    const float *b, size_t b_stride, float *out, size_t out_stride)
+{
+    struct flat_args f = {.dim = dim, .a = a, .a_stride = a_stride, .b = b, .b_stride = b_stride, .out = out,
+                          .out_stride = out_stride};
+    rows_run(kernels, rows, dim, &f, add_rows_run);
+}
+
+static void scale_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
+{
+    const struct flat_args *f = job->args;
+    for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
+        job->cpu->set->scale(f->dim, f->factor, f->out + r * f->out_stride);
+    }
+}
+
+static void cpu_scale(struct kernels *kernels, uint32_t rows, uint32_t dim, float factor, float *x, size_t x_stride)
+{
+    struct flat_args f = {.dim = dim, .factor = factor, .out = x, .out_stride = x_stride};
+    rows_run(kernels, rows, dim, &f, scale_rows_run);
+}
+
+struct stats_args {
+    uint32_t vocab;
+    const float *logits;
+    size_t stride;
+    struct kernels_logit_stats *ret_stats;
+};
+
+static void logit_stats_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
+{
+    const struct stats_args *s = job->args;
+    for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
+        job->cpu->set->logit_stats(s->vocab, s->logits + r * s->stride, &s->ret_stats[r]);
+    }
+}
+
+static void cpu_logit_stats(struct kernels *kernels, uint32_t rows, uint32_t vocab, const float *logits, size_t stride,
+                            struct kernels_logit_stats *ret_stats)
+{
+    struct stats_args s = {.vocab = vocab, .logits = logits, .stride = stride, .ret_stats = ret_stats};
+    rows_run(kernels, rows, vocab, &s, logit_stats_rows_run);
+}
+
+/* ---- life ---------------------------------------------------------------------------------- */
+
+static void cpu_destroy(struct kernels *kernels)
+{
+    struct cpu_backend *backend = cpu(kernels);
+    pool_destroy(backend->pool);
+    if (backend->memory != NULL) { kernels_host_buffer_free(kernels, backend->memory, backend->memory_bytes); }
+    free(backend->scratch);
+    free(backend);
+}
+
+static const struct kernels_backend cpu_ops = {
+    .destroy = cpu_destroy,
+    .buffer_alloc = kernels_host_buffer_alloc,
+    .buffer_free = kernels_host_buffer_free,
+    .upload = kernels_host_copy,
+    .download = kernels_host_copy,
+    .sync = kernels_host_sync,
+    .gemm = cpu_gemm,
+    .rmsnorm = cpu_rmsnorm,
+    .layernorm = cpu_layernorm,
+    .rope = cpu_rope,
+    .embed = cpu_embed,
+    .silu_mul = cpu_silu_mul,
+    .gelu = cpu_gelu,
+    .add = cpu_add,
+    .scale = cpu_scale,
+    .kv_write = cpu_kv_write,
+    .attention = cpu_attention,
+    .logit_stats = cpu_logit_stats,
+};
+
+/* The pages of a worker's scratch are touched when used: packs are mapped for the deepest product
+ * that there may be, and cost memory only as far as a model's products reach. */
+static status_t scratch_create(struct cpu_backend *backend, struct diag *diag)
+{
+    const size_t pack = SET_GEMM_PACK_BYTES, sums = SET_SUMS_FLOATS * sizeof(float);
+    const size_t attention = SET_ATTENTION_FLOATS * sizeof(float);
+    const size_t worker_bytes = (pack + sums + attention + 4095) / 4096 * 4096;
+    uint32_t threads = backend->base.threads;
+    backend->scratch = calloc(threads, sizeof(*backend->scratch));
+    if (backend->scratch == NULL) {
+        diag_set(diag, "no memory for the scratch of %u threads", threads);
+        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+    }
+    TRY(kernels_host_buffer_alloc(&backend->base, worker_bytes * threads, &backend->memory, diag));
+    backend->memory_bytes = worker_bytes * threads;
+    for (uint32_t i = 0; i < threads; i++) {
+        unsigned char *base = (unsigned char *)backend->memory + i * worker_bytes;
+        backend->scratch[i].pack = (float *)(void *)base;
+        backend->scratch[i].sums = (float *)(void *)(base + pack);
+        backend->scratch[i].attention = (float *)(void *)(base + pack + sums);
+    }
+    return STATUS_OK;
+}
+
+status_t cpu_backend_create(const char *isa, uint32_t threads, struct kernels **ret_kernels, struct diag *diag)
+{
+    const struct cpu_set *set = NULL;
+    TRY(pick_set(isa, &set, diag));
+    struct cpu_backend *backend = calloc(1, sizeof(*backend));
+    if (backend == NULL) {
+        diag_set(diag, "no memory for the kernels' handle");
+        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+    }
+    backend->set = set;
+    backend->base = (struct kernels){.ops = &cpu_ops, .set_name = set->set_name, .isa_name = set->isa_name,
+                                     .threads = threads, .uses_host_memory = true};
+    status_t st = scratch_create(backend, diag);
+    if (failed(st)) { goto fail; }
+    st = pool_create(threads, &backend->pool, diag);
+    if (failed(st)) { goto fail; }
+    *ret_kernels = &backend->base;
+    return STATUS_OK;
+fail:
+    cpu_destroy(&backend->base);
+    return st;
+}

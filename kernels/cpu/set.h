@@ -1,0 +1,77 @@
+/* set: the operations of kernels.h for one instruction set, cut into pieces.
+ * Flow:    cpu_backend (plans, runs pieces on the pool) -> [set] -> set_<isa>.c
+ * Thread:  any; two pieces of one job never write the same memory.
+ * Memory:  a worker's scratch, lent for the call.
+ *
+ * set_impl.h is the one text of all of them, over a vector type of 16 lanes; set_<isa>.c says how
+ * that isa does the 16 lanes. Since the lanes, their order and the use of fused multiply-add are
+ * those of the text, avx2 and avx512 give equal bits; scalar does not fuse and stands alone. */
+#ifndef BATON_KERNELS_CPU_SET_H
+#define BATON_KERNELS_CPU_SET_H
+
+#include "kernels/kernels.h"
+
+#define SET_TOKENS 16u      /* tokens of an attention tile: one vector of scores */
+#define SET_QUERIES_MAX 16u /* query rows x heads that share a K/V read */
+
+/* Products with more rows are cut into blocks of rows that share one packed copy of x. */
+#define SET_GEMM_ROWS_MAX 48u
+#define SET_GEMM_OUTS_MAX 64u /* of one piece */
+#define SET_GEMM_TILE_ROWS_MAX 6u
+#define SET_GEMM_PACK_BYTES ((size_t)SET_GEMM_TILE_ROWS_MAX * KERNELS_GEMM_IN_MAX * sizeof(float))
+
+/* What one worker owns. Contents mean nothing between jobs, save that pack_* says what `pack` holds. */
+struct set_scratch {
+    float *pack;       /* SET_GEMM_PACK_BYTES: rows of x in the order that the tiles read them */
+    float *sums;       /* [SET_GEMM_ROWS_MAX][SET_GEMM_OUTS_MAX][16]: unfinished sums between depth blocks */
+    float *attention;  /* SET_ATTENTION_FLOATS */
+    const float *pack_x; /* NULL: nothing */
+    uint32_t pack_row_first;
+    uint32_t pack_rows;
+    uint32_t pack_in;
+    enum dtype pack_dtype;
+};
+
+#define SET_SUMS_FLOATS ((size_t)SET_GEMM_ROWS_MAX * SET_GEMM_OUTS_MAX * 16)
+/* q, sums and K, V of a tile, scores and tail. */
+#define SET_ATTENTION_FLOATS ((size_t)(2 * SET_QUERIES_MAX + 2 * SET_TOKENS) * KERNELS_HEAD_DIM_MAX + 1024)
+
+/* Query rows [row_first, row_first + rows) of a sequence, heads [head_first, head_first + heads),
+ * which share K and V of one kv head; rows * heads <= SET_QUERIES_MAX. */
+struct set_attention_tile {
+    uint32_t row_first, rows;
+    uint32_t head_first, heads;
+    uint32_t kv_head;
+};
+
+struct cpu_set {
+    const char *isa_name;
+    const char *set_name;
+    /* out[rows row_first..][outs out_first..]; rows <= SET_GEMM_ROWS_MAX, and what of x they span
+     * fits the pack; outs <= SET_GEMM_OUTS_MAX. */
+    void (*gemm)(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, uint32_t out_first, uint32_t outs,
+                 struct set_scratch *scratch);
+    void (*attention)(const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
+                      const struct set_attention_tile *tile, float *scratch);
+    /* The rest take a range of rows. */
+    void (*rmsnorm)(const struct kernels_rmsnorm *a, uint32_t row_first, uint32_t rows);
+    void (*layernorm)(const struct kernels_layernorm *a, uint32_t row_first, uint32_t rows);
+    void (*rope)(const struct kernels_rope *a, uint32_t row_first, uint32_t rows);
+    void (*embed)(const struct kernels_embed *a, uint32_t row_first, uint32_t rows);
+    void (*kv_write)(const struct kernels_kv_write *a, uint32_t row_first, uint32_t rows);
+    /* One row of dim values. */
+    void (*silu_mul)(uint32_t dim, const float *gate, const float *up, float *out);
+    void (*gelu)(enum kernels_gelu_form form, uint32_t dim, const float *x, float *out);
+    void (*add)(uint32_t dim, const float *a, const float *b, float *out);
+    void (*scale)(uint32_t dim, float factor, float *x);
+    void (*logit_stats)(uint32_t vocab, const float *logits, struct kernels_logit_stats *ret_stats);
+};
+
+extern const struct cpu_set set_scalar;
+#if defined(__x86_64__)
+extern const struct cpu_set set_avx2;
+extern const struct cpu_set set_avx512;
+extern const struct cpu_set set_avx512bf16;
+#endif
+
+#endif

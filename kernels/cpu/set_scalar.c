@@ -1,0 +1,9 @@
+/* set_scalar: the set of plain C, for any machine. */
+#include "kernels/cpu/vec_scalar.h"
+
+#define SET_SYMBOL set_scalar
+#define SET_ISA "scalar"
+#define SET_NAME "cpu-plain16-v1"
+#define GEMM_TILE_OUTS 2
+
+#include "kernels/cpu/set_impl.h"

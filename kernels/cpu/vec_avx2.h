@@ -1,0 +1,197 @@
+/* vec_avx2: the 16 lanes of set_impl.h in two registers. Needs AVX2, FMA, F16C.
+ * What each function means is said in set_impl.h. Lane for lane the operations of vec_avx512.h. */
+#ifndef BATON_KERNELS_CPU_VEC_AVX2_H
+#define BATON_KERNELS_CPU_VEC_AVX2_H
+
+#include <immintrin.h>
+
+#include "kernels/cpu/vec_common.h"
+
+typedef struct {
+    __m256 lo, hi;
+} vec;
+
+VEC_FN vec vec_pair(__m256 lo, __m256 hi)
+{
+    vec a = {lo, hi};
+    return a;
+}
+VEC_FN vec vec_zero(void) { return vec_pair(_mm256_setzero_ps(), _mm256_setzero_ps()); }
+VEC_FN vec vec_set(float a) { return vec_pair(_mm256_set1_ps(a), _mm256_set1_ps(a)); }
+VEC_FN vec vec_load(const float *p) { return vec_pair(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+VEC_FN __m256i vec_mask8(uint32_t count, int first)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count - first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+VEC_FN vec vec_load_part(const float *p, uint32_t count)
+{
+    return vec_pair(_mm256_maskload_ps(p, vec_mask8(count, 0)), _mm256_maskload_ps(p + 8, vec_mask8(count, 8)));
+}
+VEC_FN void vec_store(float *p, vec a)
+{
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+VEC_FN void vec_store_part(float *p, vec a, uint32_t count)
+{
+    _mm256_maskstore_ps(p, vec_mask8(count, 0), a.lo);
+    _mm256_maskstore_ps(p + 8, vec_mask8(count, 8), a.hi);
+}
+VEC_FN vec vec_fma(vec a, vec b, vec c)
+{
+    return vec_pair(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
+}
+VEC_FN vec vec_add(vec a, vec b) { return vec_pair(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)); }
+VEC_FN vec vec_sub(vec a, vec b) { return vec_pair(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)); }
+VEC_FN vec vec_mul(vec a, vec b) { return vec_pair(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)); }
+VEC_FN vec vec_div(vec a, vec b) { return vec_pair(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)); }
+VEC_FN vec vec_max(vec a, vec b) { return vec_pair(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)); }
+VEC_FN vec vec_min(vec a, vec b) { return vec_pair(_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)); }
+VEC_FN vec vec_keep(vec a, uint32_t from, uint32_t to, float other)
+{
+    __m256 o = _mm256_set1_ps(other);
+    __m256i lo = _mm256_andnot_si256(vec_mask8(from, 0), vec_mask8(to, 0));
+    __m256i hi = _mm256_andnot_si256(vec_mask8(from, 8), vec_mask8(to, 8));
+    return vec_pair(_mm256_blendv_ps(o, a.lo, _mm256_castsi256_ps(lo)), _mm256_blendv_ps(o, a.hi, _mm256_castsi256_ps(hi)));
+}
+VEC_FN vec vec_abs(vec a)
+{
+    __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    return vec_pair(_mm256_and_ps(a.lo, mask), _mm256_and_ps(a.hi, mask));
+}
+VEC_FN vec vec_if_negative(vec a, vec then, vec otherwise)
+{
+    __m256 zero = _mm256_setzero_ps();
+    return vec_pair(_mm256_blendv_ps(otherwise.lo, then.lo, _mm256_cmp_ps(a.lo, zero, _CMP_LT_OQ)),
+                    _mm256_blendv_ps(otherwise.hi, then.hi, _mm256_cmp_ps(a.hi, zero, _CMP_LT_OQ)));
+}
+
+VEC_FN __m256 vec_power8(__m256 n)
+{
+    __m256i bits = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23));
+}
+VEC_FN vec vec_power_of_two(vec n) { return vec_pair(vec_power8(n.lo), vec_power8(n.hi)); }
+
+VEC_FN float vec_sum(vec a)
+{
+    __m256 b = _mm256_add_ps(a.lo, a.hi);
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    c = _mm_add_ss(c, _mm_shuffle_ps(c, c, 1));
+    return _mm_cvtss_f32(c);
+}
+
+VEC_FN float vec_max_lane(vec a)
+{
+    __m256 b = _mm256_max_ps(a.lo, a.hi);
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    c = _mm_max_ss(c, _mm_shuffle_ps(c, c, 1));
+    return _mm_cvtss_f32(c);
+}
+
+VEC_FN __m256 vec_bf16x8(__m128i bits)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+VEC_FN vec vec_load_bf16(const void *p)
+{
+    const __m128i *q = (const __m128i *)p;
+    return vec_pair(vec_bf16x8(_mm_loadu_si128(q)), vec_bf16x8(_mm_loadu_si128(q + 1)));
+}
+VEC_FN vec vec_load_f16(const void *p)
+{
+    const __m128i *q = (const __m128i *)p;
+    return vec_pair(_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1)));
+}
+VEC_FN vec vec_load_bf16_even(const void *p)
+{
+    const __m256i *q = (const __m256i *)p;
+    return vec_pair(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(q), 16)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(q + 1), 16)));
+}
+VEC_FN vec vec_load_bf16_odd(const void *p)
+{
+    const __m256i *q = (const __m256i *)p;
+    __m256i mask = _mm256_set1_epi32((int)0xffff0000);
+    return vec_pair(_mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(q), mask)),
+                    _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(q + 1), mask)));
+}
+
+VEC_FN __m256i vec_to_bf16x8(__m256 a)
+{
+    __m256i bits = _mm256_castps_si256(a);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+}
+VEC_FN void vec_store_bf16(void *p, vec a)
+{
+    __m256i packed = _mm256_packus_epi32(vec_to_bf16x8(a.lo), vec_to_bf16x8(a.hi));
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(packed, 0xd8));
+}
+VEC_FN void vec_store_f16(void *p, vec a)
+{
+    __m128i *q = (__m128i *)p;
+    _mm_storeu_si128(q, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+VEC_FN void vec_deinterleave(const float *p, float *even, float *odd)
+{
+    for (int i = 0; i < 2; i++) {
+        __m256 a = _mm256_loadu_ps(p + 16 * i), b = _mm256_loadu_ps(p + 16 * i + 8);
+        __m256d e = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)), o = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+        _mm256_storeu_ps(even + 8 * i, _mm256_castpd_ps(_mm256_permute4x64_pd(e, 0xd8)));
+        _mm256_storeu_ps(odd + 8 * i, _mm256_castpd_ps(_mm256_permute4x64_pd(o, 0xd8)));
+    }
+}
+
+/* 8 x 8 of registers r[0..7] in place. */
+VEC_FN void vec_transpose8(__m256 r[8])
+{
+    __m256 t[8];
+    VEC_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    VEC_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    VEC_UNROLL
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+    }
+    VEC_UNROLL
+    for (int i = 0; i < 8; i++) { r[i] = t[i]; }
+}
+
+VEC_FN void vec_transpose(vec r[16])
+{
+    __m256 a[8], b[8], c[8], d[8];
+    for (int i = 0; i < 8; i++) {
+        a[i] = r[i].lo;
+        b[i] = r[i].hi;
+        c[i] = r[i + 8].lo;
+        d[i] = r[i + 8].hi;
+    }
+    vec_transpose8(a);
+    vec_transpose8(b);
+    vec_transpose8(c);
+    vec_transpose8(d);
+    for (int i = 0; i < 8; i++) {
+        r[i] = vec_pair(a[i], c[i]);
+        r[i + 8] = vec_pair(b[i], d[i]);
+    }
+}
+
+#endif

@@ -1,0 +1,126 @@
+/* vec_avx512: the 16 lanes of set_impl.h in one register. Needs F, BW, DQ, VL.
+ * What each function means is said in set_impl.h. */
+#ifndef BATON_KERNELS_CPU_VEC_AVX512_H
+#define BATON_KERNELS_CPU_VEC_AVX512_H
+
+#include <immintrin.h>
+
+#include "kernels/cpu/vec_common.h"
+
+typedef __m512 vec;
+
+VEC_FN vec vec_zero(void) { return _mm512_setzero_ps(); }
+VEC_FN vec vec_set(float a) { return _mm512_set1_ps(a); }
+VEC_FN vec vec_load(const float *p) { return _mm512_loadu_ps(p); }
+VEC_FN __mmask16 vec_mask(uint32_t count) { return (__mmask16)((1u << count) - 1u); }
+VEC_FN vec vec_load_part(const float *p, uint32_t count) { return _mm512_maskz_loadu_ps(vec_mask(count), p); }
+VEC_FN void vec_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
+VEC_FN void vec_store_part(float *p, vec a, uint32_t count) { _mm512_mask_storeu_ps(p, vec_mask(count), a); }
+VEC_FN vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+VEC_FN vec vec_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+VEC_FN vec vec_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+VEC_FN vec vec_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+VEC_FN vec vec_div(vec a, vec b) { return _mm512_div_ps(a, b); }
+VEC_FN vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+VEC_FN vec vec_min(vec a, vec b) { return _mm512_min_ps(a, b); }
+VEC_FN vec vec_keep(vec a, uint32_t from, uint32_t to, float other)
+{
+    __mmask16 keep = (__mmask16)(((1u << to) - 1u) & ~((1u << from) - 1u));
+    return _mm512_mask_blend_ps(keep, _mm512_set1_ps(other), a);
+}
+VEC_FN vec vec_abs(vec a) { return _mm512_abs_ps(a); }
+VEC_FN vec vec_if_negative(vec a, vec then, vec otherwise)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LT_OQ), otherwise, then);
+}
+
+VEC_FN vec vec_power_of_two(vec n)
+{
+    __m512i bits = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 23));
+}
+
+VEC_FN float vec_sum(vec a)
+{
+    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    c = _mm_add_ss(c, _mm_shuffle_ps(c, c, 1));
+    return _mm_cvtss_f32(c);
+}
+
+VEC_FN float vec_max_lane(vec a)
+{
+    __m256 b = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    c = _mm_max_ss(c, _mm_shuffle_ps(c, c, 1));
+    return _mm_cvtss_f32(c);
+}
+
+VEC_FN vec vec_load_bf16(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+VEC_FN vec vec_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+VEC_FN vec vec_load_bf16_even(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+VEC_FN vec vec_load_bf16_odd(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32((int)0xffff0000)));
+}
+
+VEC_FN void vec_store_bf16(void *p, vec a)
+{
+    __m512i bits = _mm512_castps_si512(a);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+VEC_FN void vec_store_f16(void *p, vec a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+VEC_FN void vec_deinterleave(const float *p, float *even, float *odd)
+{
+    const __m512i pick = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    vec a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16);
+    _mm512_storeu_ps(even, _mm512_permutex2var_ps(a, pick, b));
+    _mm512_storeu_ps(odd, _mm512_permutex2var_ps(a, _mm512_add_epi32(pick, _mm512_set1_epi32(1)), b));
+}
+
+/* 16 x 16 in place: swaps of 1, 2, 4 and 8 columns, each a shuffle of two rows. */
+VEC_FN void vec_transpose(vec r[16])
+{
+    vec t[16];
+    VEC_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    VEC_UNROLL
+    for (int i = 0; i < 16; i += 4) { /* r[i+j]: columns j, j+4, j+8, j+12 of rows i..i+3 */
+        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
+        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
+    }
+    VEC_UNROLL
+    for (int j = 0; j < 4; j++) {
+        t[j] = _mm512_shuffle_f32x4(r[j], r[4 + j], 0x88);           /* columns j, j+8 of rows 0..7 */
+        t[4 + j] = _mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd);       /* columns j+4, j+12 */
+        t[8 + j] = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88);  /* the same of rows 8..15 */
+        t[12 + j] = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd);
+    }
+    VEC_UNROLL
+    for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
+        r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
+    }
+}
+
+#endif

@@ -1,0 +1,272 @@
+#include "kernels/ref/ref.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "kernels/backend.h"
+
+static double element(const void *data, enum dtype dtype, size_t index)
+{
+    switch (dtype) {
+    case DTYPE_BF16: return (double)bf16_to_f32(((const uint16_t *)data)[index]);
+    case DTYPE_F16: return (double)f16_to_f32(((const uint16_t *)data)[index]);
+    default: return (double)((const float *)data)[index];
+    }
+}
+
+static void element_store(void *data, enum dtype dtype, size_t index, float value)
+{
+    switch (dtype) {
+    case DTYPE_BF16: ((uint16_t *)data)[index] = f32_to_bf16(value); break;
+    case DTYPE_F16: ((uint16_t *)data)[index] = f32_to_f16(value); break;
+    default: ((float *)data)[index] = value; break;
+    }
+}
+
+static void ref_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, uint32_t count)
+{
+    (void)kernels;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct kernels_gemm *g = &gemms[i];
+        for (uint32_t m = 0; m < g->rows; m++) {
+            const float *x = g->x + m * g->x_stride;
+            for (uint32_t n = 0; n < g->n_out; n++) {
+                double sum = 0;
+                for (uint32_t k = 0; k < g->n_in; k++) {
+                    sum += (double)x[k] * element(g->weight, g->weight_dtype, n * g->weight_stride + k);
+                }
+                if (g->bias != NULL) { sum += element(g->bias, g->bias_dtype, n); }
+                float *out = g->out + m * g->out_stride + n;
+                *out = (float)(g->accumulate ? sum + (double)*out : sum);
+            }
+        }
+    }
+}
+
+static void ref_rmsnorm(struct kernels *kernels, const struct kernels_rmsnorm *a)
+{
+    (void)kernels;
+    for (size_t v = 0; v < (size_t)a->rows * a->heads; v++) {
+        size_t row = v / a->heads, head = v % a->heads;
+        const float *x = a->x + row * a->x_stride + head * a->dim;
+        float *out = a->out + row * a->out_stride + head * a->dim;
+        double square = 0;
+        for (uint32_t i = 0; i < a->dim; i++) { square += (double)x[i] * (double)x[i]; }
+        double factor = 1 / sqrt(square / a->dim + (double)a->eps);
+        for (uint32_t i = 0; i < a->dim; i++) {
+            out[i] = (float)((double)x[i] * factor * element(a->weight, a->weight_dtype, i));
+        }
+    }
+}
+
+static void ref_layernorm(struct kernels *kernels, const struct kernels_layernorm *a)
+{
+    (void)kernels;
+    for (uint32_t row = 0; row < a->rows; row++) {
+        const float *x = a->x + row * a->x_stride;
+        float *out = a->out + row * a->out_stride;
+        double mean = 0, var = 0;
+        for (uint32_t i = 0; i < a->dim; i++) { mean += (double)x[i]; }
+        mean /= a->dim;
+        for (uint32_t i = 0; i < a->dim; i++) { var += ((double)x[i] - mean) * ((double)x[i] - mean); }
+        double factor = 1 / sqrt(var / a->dim + (double)a->eps);
+        for (uint32_t i = 0; i < a->dim; i++) {
+            double bias = a->bias != NULL ? element(a->bias, a->dtype, i) : 0;
+            out[i] = (float)(((double)x[i] - mean) * factor * element(a->weight, a->dtype, i) + bias);
+        }
+    }
+}
+
+static void ref_rope(struct kernels *kernels, const struct kernels_rope *a)
+{
+    (void)kernels;
+    uint32_t half = a->rotary_dim / 2;
+    for (uint32_t row = 0; row < a->rows; row++) {
+        const float *cos_row = a->cos + (size_t)a->positions[row] * half;
+        const float *sin_row = a->sin + (size_t)a->positions[row] * half;
+        for (uint32_t h = 0; h < a->heads; h++) {
+            float *x = a->x + row * a->x_stride + (size_t)h * a->head_dim;
+            for (uint32_t i = 0; i < half; i++) {
+                double c = (double)cos_row[i], s = (double)sin_row[i];
+                double lo = (double)x[i], hi = (double)x[i + half];
+                x[i] = (float)(lo * c - hi * s);
+                x[i + half] = (float)(hi * c + lo * s);
+            }
+        }
+    }
+}
+
+static void ref_embed(struct kernels *kernels, const struct kernels_embed *a)
+{
+    (void)kernels;
+    for (uint32_t row = 0; row < a->rows; row++) {
+        for (uint32_t i = 0; i < a->dim; i++) {
+            double value = element(a->table, a->table_dtype, (size_t)a->ids[row] * a->dim + i);
+            if (a->position_table != NULL) {
+                value += element(a->position_table, a->position_dtype, (size_t)a->positions[row] * a->dim + i);
+            }
+            a->out[row * a->out_stride + i] = (float)value;
+        }
+    }
+}
+
+static void ref_silu_mul(struct kernels *kernels, uint32_t rows, uint32_t dim, const float *gate, size_t gate_stride,
+                         const float *up, size_t up_stride, float *out, size_t out_stride)
+{
+    (void)kernels;
+    for (uint32_t row = 0; row < rows; row++) {
+        for (uint32_t i = 0; i < dim; i++) {
+            double g = (double)gate[row * gate_stride + i];
+            out[row * out_stride + i] = (float)(g / (1 + exp(-g)) * (double)up[row * up_stride + i]);
+        }
+    }
+}
+
+static void ref_gelu(struct kernels *kernels, enum kernels_gelu_form form, uint32_t rows, uint32_t dim, const float *x,
+                     size_t x_stride, float *out, size_t out_stride)
+{
+    (void)kernels;
+    for (uint32_t row = 0; row < rows; row++) {
+        for (uint32_t i = 0; i < dim; i++) {
+            double v = (double)x[row * x_stride + i];
+            double inner = form == KERNELS_GELU_ERF ? erf(v * 0.70710678118654752)
+                                                    : tanh(0.79788456080286536 * (v + 0.044715 * v * v * v));
+            out[row * out_stride + i] = (float)(v / 2 * (1 + inner));
+        }
+    }
+}
+
+static void ref_add(struct kernels *kernels, uint32_t rows, uint32_t dim, const float *a, size_t a_stride,
+                    const float *b, size_t b_stride, float *out, size_t out_stride)
+{
+    (void)kernels;
+    for (uint32_t row = 0; row < rows; row++) {
+        for (uint32_t i = 0; i < dim; i++) { out[row * out_stride + i] = a[row * a_stride + i] + b[row * b_stride + i]; }
+    }
+}
+
+static void ref_scale(struct kernels *kernels, uint32_t rows, uint32_t dim, float factor, float *x, size_t x_stride)
+{
+    (void)kernels;
+    for (uint32_t row = 0; row < rows; row++) {
+        for (uint32_t i = 0; i < dim; i++) { x[row * x_stride + i] *= factor; }
+    }
+}
+
+/* K of one head in one block; V lies kv_heads heads further. */
+static unsigned char *kv_head(const struct kernels_kv *kv, uint32_t block, uint32_t head)
+{
+    return (unsigned char *)kv->pool + kv_layout_slice_offset(&kv->layout, block, kv->layer)
+         + head * kv_layout_head_bytes(&kv->layout);
+}
+
+static void ref_kv_write(struct kernels *kernels, const struct kernels_kv_write *a)
+{
+    (void)kernels;
+    const struct kv_layout *layout = &a->kv.layout;
+    uint32_t dim = layout->head_dim;
+    for (uint32_t row = 0; row < a->rows; row++) {
+        for (uint32_t h = 0; h < layout->kv_heads; h++) {
+            unsigned char *k = kv_head(&a->kv, a->slots[row].block, h);
+            unsigned char *v = k + layout->kv_heads * kv_layout_head_bytes(layout);
+            for (uint32_t i = 0; i < dim; i++) {
+                size_t at = (size_t)a->slots[row].slot * dim + i;
+                element_store(k, layout->dtype, at, a->k[row * a->k_stride + (size_t)h * dim + i]);
+                element_store(v, layout->dtype, at, a->v[row * a->v_stride + (size_t)h * dim + i]);
+            }
+        }
+    }
+}
+
+/* softmax(scale * q.K) . V in two passes over the tokens that the row sees. */
+static void attention_head(const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
+                           uint32_t row, uint32_t head)
+{
+    const struct kv_layout *layout = &a->kv.layout;
+    uint32_t dim = layout->head_dim;
+    uint32_t kv_head_index = head / (a->q_heads / layout->kv_heads);
+    uint32_t position = seq->position_first + row;
+    uint32_t start = a->window == 0 || position < a->window ? 0 : position - a->window + 1;
+    const float *q = a->q + (seq->row_first + row) * a->q_stride + (size_t)head * dim;
+    float *out = a->out + (seq->row_first + row) * a->out_stride + (size_t)head * dim;
+    double acc[KERNELS_HEAD_DIM_MAX] = {0};
+    double max = -HUGE_VAL, sum = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t t = start; t <= position; t++) {
+            const unsigned char *k = kv_head(&a->kv, seq->blocks[t / layout->block_tokens], kv_head_index);
+            const unsigned char *v = k + layout->kv_heads * kv_layout_head_bytes(layout);
+            size_t at = (size_t)(t % layout->block_tokens) * dim;
+            double score = 0;
+            for (uint32_t i = 0; i < dim; i++) { score += (double)q[i] * element(k, layout->dtype, at + i); }
+            score *= (double)a->scale;
+            if (pass == 0) { max = fmax(max, score); continue; }
+            double p = exp(score - max);
+            sum += p;
+            for (uint32_t i = 0; i < dim; i++) { acc[i] += p * element(v, layout->dtype, at + i); }
+        }
+    }
+    for (uint32_t i = 0; i < dim; i++) { out[i] = (float)(acc[i] / sum); }
+}
+
+static void ref_attention(struct kernels *kernels, const struct kernels_attention *a)
+{
+    (void)kernels;
+    for (uint32_t s = 0; s < a->sequence_count; s++) {
+        for (uint32_t row = 0; row < a->sequences[s].row_count; row++) {
+            for (uint32_t head = 0; head < a->q_heads; head++) { attention_head(a, &a->sequences[s], row, head); }
+        }
+    }
+}
+
+static void ref_logit_stats(struct kernels *kernels, uint32_t rows, uint32_t vocab, const float *logits, size_t stride,
+                            struct kernels_logit_stats *ret_stats)
+{
+    (void)kernels;
+    for (uint32_t row = 0; row < rows; row++) {
+        const float *x = logits + row * stride;
+        struct kernels_logit_stats stats = {.max = -HUGE_VALF};
+        for (uint32_t i = 0; i < vocab; i++) {
+            if (x[i] > stats.max) { stats.max = x[i]; stats.argmax = i; }
+        }
+        double sum = 0;
+        for (uint32_t i = 0; i < vocab; i++) { sum += exp((double)x[i] - (double)stats.max); }
+        stats.sum_exp = (float)sum;
+        ret_stats[row] = stats;
+    }
+}
+
+static void ref_destroy(struct kernels *kernels) { free(kernels); }
+
+static const struct kernels_backend ref_ops = {
+    .destroy = ref_destroy,
+    .buffer_alloc = kernels_host_buffer_alloc,
+    .buffer_free = kernels_host_buffer_free,
+    .upload = kernels_host_copy,
+    .download = kernels_host_copy,
+    .sync = kernels_host_sync,
+    .gemm = ref_gemm,
+    .rmsnorm = ref_rmsnorm,
+    .layernorm = ref_layernorm,
+    .rope = ref_rope,
+    .embed = ref_embed,
+    .silu_mul = ref_silu_mul,
+    .gelu = ref_gelu,
+    .add = ref_add,
+    .scale = ref_scale,
+    .kv_write = ref_kv_write,
+    .attention = ref_attention,
+    .logit_stats = ref_logit_stats,
+};
+
+status_t ref_create(struct kernels **ret_kernels, struct diag *diag)
+{
+    struct kernels *kernels = calloc(1, sizeof(*kernels));
+    if (kernels == NULL) {
+        diag_set(diag, "no memory for the reference kernels");
+        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+    }
+    *kernels = (struct kernels){.ops = &ref_ops, .set_name = "ref-double-v1", .isa_name = "ref", .threads = 1,
+                                .uses_host_memory = true};
+    *ret_kernels = kernels;
+    return STATUS_OK;
+}
