@@ -1,0 +1,51 @@
+/* layer_push: the layer-wise push of one node's prompts, between engine and transfer.
+ * Flow:    engine (a layer's KV is complete) -> [layer_push] -> kv_endpoint -> decode node
+ * Thread:  begin, commit, abort, end on the core thread; layer on the engine thread; room on
+ *          the transfer thread. One mutex: the engine and the transfer thread meet here once a
+ *          layer, and a message each way would cost a copy of every block list.
+ * Memory:  one table of jobs_max, and one ring of pushes that wait for room.
+ *
+ * The endpoint takes a bounded number of pushes at a time. What it refuses waits here in
+ * order; a commit waits behind its own pushes. */
+#ifndef BATON_PREFILL_NODE_LAYER_PUSH_H
+#define BATON_PREFILL_NODE_LAYER_PUSH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "base/status.h"
+#include "control/ctl_msg.h"
+#include "engine/step_plan.h"
+#include "transfer/transfer.h"
+
+struct layer_push;
+
+/* endpoint may be NULL until layer_push_attach(); jobs_max bounds legs that are open at once. */
+NODISCARD status_t layer_push_create(uint32_t jobs_max, struct layer_push **ret_push);
+void layer_push_destroy(struct layer_push *push); /* takes NULL */
+void layer_push_attach(struct layer_push *push, struct kv_endpoint *endpoint);
+
+/* Opens the transfer of a leg by its ticket.
+ * Errors  as kv_endpoint_send_begin; nothing is held then. */
+NODISCARD status_t layer_push_begin(struct layer_push *push, struct leg_id leg, const uint8_t *ticket,
+                                    size_t ticket_bytes, struct diag *diag);
+
+/* Pushes the slices of one layer that the plan's spans have completed. */
+void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uint32_t layer);
+
+/* All layers of all chunks were given to layer_push_layer; payload is copied.
+ * Errors  RESOURCE_EXHAUSTED (request): no memory, or the payload is too large; abort the leg. */
+NODISCARD status_t layer_push_commit(struct layer_push *push, struct leg_id leg, const uint8_t *payload,
+                                     size_t payload_bytes);
+
+/* Gives up; a final event follows from the endpoint. False: the leg is not open here. */
+bool layer_push_abort(struct layer_push *push, struct leg_id leg);
+
+/* The endpoint has taken a push: what waits may go. */
+void layer_push_room(struct layer_push *push);
+
+/* The transfer's final event has come: forget the leg. True: it was open. */
+bool layer_push_end(struct layer_push *push, struct leg_id leg);
+
+#endif
