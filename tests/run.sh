@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# All tests: set-up, then `bazel test` of everything. Ends with "N passed, N failed".
+#   tests/run.sh                 everything
+#   tests/run.sh //kv/...        what Bazel calls so
+#   BATON_BAZEL_FLAGS=--config=asan tests/run.sh
+set -uo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+
+deploy/install_deps.sh test || { echo "0 passed, 1 failed"; exit 1; }
+
+# Tests over ../shared/data skip with a message where it is missing.
+if [[ -z "${BATON_SHARED_DATA:-}" && -f ../shared/data/MANIFEST.md ]]; then
+  BATON_SHARED_DATA="$(readlink -f ../shared/data)"
+fi
+export BATON_SHARED_DATA="${BATON_SHARED_DATA:-}"
+
+# Python's gRPC speaks to the servers as a foreign client would; its tests skip without it.
+venv="$PWD/.venv"
+if [[ ! -x "$venv/bin/python" ]] || ! "$venv/bin/python" -c 'import grpc, grpc_health, grpc_reflection' 2> /dev/null; then
+  python3 -m venv "$venv" > /dev/null &&
+    "$venv/bin/pip" install --quiet -r tests/python/requirements.txt ||
+    echo "Python packages of tests/python/requirements.txt could not be installed: their tests skip."
+fi
+export BATON_PYTHON="$venv/bin/python"
+
+targets=("$@")
+((${#targets[@]} > 0)) || targets=(//...)
+log=$(mktemp)
+# shellcheck disable=SC2086
+bazel test --test_env=BATON_PYTHON --keep_going ${BATON_BAZEL_FLAGS:-} "${targets[@]}" 2>&1 |
+  grep -v -e 'linux-sandbox' -e '^remount' | tee "$log"
+status=${PIPESTATUS[0]}
+
+passed=$(grep -cE '^//[^ ]+ +(\(cached\) +)?PASSED' "$log")
+failed=$(grep -cE '^//[^ ]+ +(\(cached\) +)?(FAILED|TIMEOUT|NO STATUS|FLAKY)' "$log")
+if ((status != 0 && failed == 0)); then failed=1; fi # it did not build
+if ((passed == 0 && failed == 0)); then failed=1; fi # no test ran
+rm -f "$log"
+echo "$passed passed, $failed failed"
+((failed == 0))
