@@ -28,7 +28,7 @@ struct sampling_params {
     uint32_t top_k;           /* 0 is off */
     float top_p;              /* (0, 1]; 1 is off */
     float min_p;              /* [0, 1); 0 is off */
-    float repetition_penalty; /* > 0; 1 is off; prompt and output tokens */
+    float repetition_penalty; /* 0.0001 .. 10000; 1 is off; prompt and output tokens */
     float presence_penalty;   /* -2 .. 2; output tokens */
     float frequency_penalty;  /* -2 .. 2; output tokens */
     uint64_t seed;            /* the router draws one where the client gave none */

@@ -4,8 +4,8 @@
 #include <string.h>
 
 /* Every loop that must be fast is written once, as an inline body of integer reductions and
- * element-wise IEEE operations, and compiled twice: for the base instruction set and for AVX2.
- * Neither may fuse multiply-add (see -ffp-contract=off in BUILD), so both give the same bits. */
+ * element-wise IEEE operations, and compiled for the base instruction set, for AVX2 and for AVX-512.
+ * None may fuse multiply-add (see -ffp-contract=off in BUILD), so all give the same bits. */
 #define BODY static inline __attribute__((always_inline))
 BODY int32_t bits_of_f32(float x)
 {
@@ -91,35 +91,59 @@ BODY void extremes_body(const float *logits, uint32_t count, int32_t *ret_order,
     *ret_magnitude = magnitude;
 }
 
-static uint64_t sum_base(const float *logits, uint32_t count, float max, double inverse_temperature)
-{
-    return sum_body(logits, count, max, inverse_temperature);
-}
+/* Defines the two loops for one instruction set. */
+#define TWIN(name, attribute)                                                                                       \
+    attribute static uint64_t sum_##name(const float *logits, uint32_t count, float max, double inverse_temperature) \
+    {                                                                                                               \
+        return sum_body(logits, count, max, inverse_temperature);                                                   \
+    }                                                                                                               \
+    attribute static void extremes_##name(const float *logits, uint32_t count, int32_t *ret_order,                  \
+                                          int32_t *ret_magnitude)                                                   \
+    {                                                                                                               \
+        extremes_body(logits, count, ret_order, ret_magnitude);                                                     \
+    }
 
-static void extremes_base(const float *logits, uint32_t count, int32_t *ret_order, int32_t *ret_magnitude)
-{
-    extremes_body(logits, count, ret_order, ret_magnitude);
-}
+struct twin {
+    uint64_t (*sum)(const float *logits, uint32_t count, float max, double inverse_temperature);
+    void (*extremes)(const float *logits, uint32_t count, int32_t *ret_order, int32_t *ret_magnitude);
+};
 
+TWIN(base, )
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static uint64_t sum_avx2(const float *logits, uint32_t count, float max,
-                                                         double inverse_temperature)
-{
-    return sum_body(logits, count, max, inverse_temperature);
-}
-
-__attribute__((target("avx2"))) static void extremes_avx2(const float *logits, uint32_t count, int32_t *ret_order,
-                                                          int32_t *ret_magnitude)
-{
-    extremes_body(logits, count, ret_order, ret_magnitude);
-}
-
-static bool machine_has_avx2(void) { return __builtin_cpu_supports("avx2") != 0; }
+TWIN(avx2, __attribute__((target("avx2"))))
+#if defined(__clang__)
+TWIN(avx512, __attribute__((target("avx512f,avx512dq,avx512vl"))))
 #else
-#define sum_avx2 sum_base
-#define extremes_avx2 extremes_base
-static bool machine_has_avx2(void) { return false; }
+TWIN(avx512, __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-width=512"))))
 #endif
+#define TWIN_COUNT 3u
+static const struct twin twins[TWIN_COUNT] = {
+    {sum_base, extremes_base}, {sum_avx2, extremes_avx2}, {sum_avx512, extremes_avx512}};
+
+static bool machine_runs(unsigned twin)
+{
+    switch (twin) {
+    case 0: return true;
+    case 1: return __builtin_cpu_supports("avx2") != 0;
+    case 2:
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vl");
+    default: return false;
+    }
+}
+#else
+#define TWIN_COUNT 1u
+static const struct twin twins[TWIN_COUNT] = {{sum_base, extremes_base}};
+static bool machine_runs(unsigned twin) { return twin == 0; }
+#endif
+
+/* A few loads per row, against a hundred thousand operations; so no start-up step is needed. */
+static const struct twin *best_twin(void)
+{
+    unsigned twin = TWIN_COUNT - 1;
+    while (!machine_runs(twin)) { twin--; }
+    return &twins[twin];
+}
 
 /* The first token whose order equals `order`. Blocks first, so that the compare vectorizes. */
 static uint32_t find_order(const float *logits, uint32_t count, int32_t order)
@@ -138,11 +162,7 @@ struct logit_scan token_mass_scan(const float *logits, uint32_t count)
 {
     int32_t order;
     int32_t magnitude;
-    if (machine_has_avx2()) {
-        extremes_avx2(logits, count, &order, &magnitude);
-    } else {
-        extremes_base(logits, count, &order, &magnitude);
-    }
+    best_twin()->extremes(logits, count, &order, &magnitude);
     struct logit_scan scan = {.has_nan = magnitude > 0x7f800000};
     if (scan.has_nan) {
         while (!isnan(logits[scan.nan_at])) { scan.nan_at++; }
@@ -163,22 +183,30 @@ uint64_t token_mass_of(float logit, float max, double inverse_temperature)
 uint64_t token_mass_sum(const float *logits, uint32_t count, float max, double inverse_temperature,
                         uint64_t *ret_blocks)
 {
-    bool wide = machine_has_avx2();
+    const struct twin *twin = best_twin();
     uint64_t total = 0;
     for (uint32_t first = 0; first < count; first += TOKEN_MASS_BLOCK) {
         uint32_t len = count - first < TOKEN_MASS_BLOCK ? count - first : TOKEN_MASS_BLOCK;
         uint64_t sum = 0;
         if (isinf(max)) {
             for (uint32_t i = 0; i < len; i++) { sum += token_mass_of(logits[first + i], max, inverse_temperature); }
-        } else if (wide) {
-            sum = sum_avx2(logits + first, len, max, inverse_temperature);
         } else {
-            sum = sum_base(logits + first, len, max, inverse_temperature);
+            sum = twin->sum(logits + first, len, max, inverse_temperature);
         }
         if (ret_blocks) { ret_blocks[first / TOKEN_MASS_BLOCK] = sum; }
         total += sum;
     }
     return total;
+}
+
+bool token_mass_sum_by(unsigned twin, const float *logits, uint32_t count, float max, double inverse_temperature,
+                       uint64_t *ret_sum, int32_t *ret_order)
+{
+    if (twin >= TWIN_COUNT || !machine_runs(twin)) { return false; }
+    int32_t magnitude;
+    *ret_sum = twins[twin].sum(logits, count, max, inverse_temperature);
+    twins[twin].extremes(logits, count, ret_order, &magnitude);
+    return true;
 }
 
 double token_mass_log(double value)

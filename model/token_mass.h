@@ -45,6 +45,11 @@ uint64_t token_mass_of(float logit, float max, double inverse_temperature);
 uint64_t token_mass_sum(const float *logits, uint32_t count, float max, double inverse_temperature,
                         uint64_t *ret_blocks);
 
+/* For tests: the row's sum, and an integer that orders as its best logit, by the code of one
+ * instruction set; 0 is the base set. max is finite. False: no such code here. */
+bool token_mass_sum_by(unsigned twin, const float *logits, uint32_t count, float max, double inverse_temperature,
+                       uint64_t *ret_sum, int32_t *ret_order);
+
 /* Natural logarithm of a positive normal number; relative error below 1e-15. */
 double token_mass_log(double value);
 
