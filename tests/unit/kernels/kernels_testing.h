@@ -14,8 +14,8 @@
 
 /* Half a unit in the last place of f32, relative: what one rounding may add. */
 #define EPS (1.0 / 16777216.0)
-/* The same of bf16: 8 significant bits. */
-#define EPS_BF16 (1.0 / 512.0)
+/* The same of bf16, which has 8 significant bits where f32 has 24. */
+#define EPS_BF16 (1.0 / 256.0)
 
 struct random_state {
     uint64_t state;

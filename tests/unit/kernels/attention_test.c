@@ -1,0 +1,327 @@
+/* Paged attention: near the oracle, blind to what it may not see, and the same bits however a
+ * prompt is cut, whoever else is in the batch, and however many threads there are. */
+#include "tests/unit/kernels/kernels_testing.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SEQUENCES_MAX 4u
+#define TOKENS_MAX 150u
+#define BLOCKS_MAX 16u /* of a sequence */
+
+/* A pool and some sequences with their q, k and v rows, all positions from 0. */
+struct scene {
+    struct kernels_kv kv;
+    size_t pool_bytes;
+    uint32_t q_heads, window, sequence_count;
+    uint32_t tokens[SEQUENCES_MAX];
+    uint32_t row_first[SEQUENCES_MAX], rows; /* of all sequences, one after the other */
+    uint32_t blocks[SEQUENCES_MAX][BLOCKS_MAX];
+    size_t q_stride, kv_stride;
+    float *q, *k, *v;
+    float scale;
+};
+
+static struct scene scene_make(struct random_state *random, uint32_t head_dim, uint32_t kv_heads, uint32_t group,
+                               uint32_t window)
+{
+    struct scene s = {.q_heads = kv_heads * group, .window = window, .scale = 1 / sqrtf((float)head_dim)};
+    s.kv.layout = (struct kv_layout){.block_tokens = random_range(random, 1, 2) * 16, .layer_count = random_range(random, 1, 3),
+                                     .kv_heads = kv_heads, .head_dim = head_dim,
+                                     .dtype = (enum dtype)random_range(random, 0, DTYPE_COUNT - 1)};
+    s.kv.layer = random_range(random, 0, s.kv.layout.layer_count - 1);
+    s.sequence_count = random_range(random, 1, SEQUENCES_MAX);
+    s.kv.block_count = SEQUENCES_MAX * BLOCKS_MAX;
+    s.pool_bytes = s.kv.block_count * kv_layout_block_bytes(&s.kv.layout);
+    s.kv.pool = poisoned(s.pool_bytes);
+    uint32_t order[SEQUENCES_MAX * BLOCKS_MAX];
+    for (uint32_t i = 0; i < s.kv.block_count; i++) { order[i] = i; }
+    for (uint32_t i = s.kv.block_count - 1; i > 0; i--) {
+        uint32_t j = random_range(random, 0, i), other = order[i];
+        order[i] = order[j];
+        order[j] = other;
+    }
+    for (uint32_t i = 0; i < s.sequence_count; i++) {
+        s.tokens[i] = random_range(random, 1, TOKENS_MAX);
+        s.row_first[i] = s.rows;
+        s.rows += s.tokens[i];
+        memcpy(s.blocks[i], order + i * BLOCKS_MAX, sizeof(s.blocks[i]));
+    }
+    s.q_stride = (size_t)s.q_heads * head_dim + random_range(random, 0, 2);
+    s.kv_stride = (size_t)kv_heads * head_dim + random_range(random, 0, 2);
+    s.q = poisoned(s.rows * s.q_stride * sizeof(float));
+    s.k = poisoned(s.rows * s.kv_stride * sizeof(float));
+    s.v = poisoned(s.rows * s.kv_stride * sizeof(float));
+    random_fill(random, s.q, DTYPE_F32, s.rows * s.q_stride, 2);
+    random_fill(random, s.k, DTYPE_F32, s.rows * s.kv_stride, 2);
+    random_fill(random, s.v, DTYPE_F32, s.rows * s.kv_stride, 1);
+    return s;
+}
+
+static void scene_free(struct scene *s)
+{
+    free(s->kv.pool);
+    free(s->q);
+    free(s->k);
+    free(s->v);
+}
+
+/* All of the pool is NaN in every dtype: who reads a slot that was not written shows it. */
+static void pool_poison(struct scene *s) { memset(s->kv.pool, 0xff, s->pool_bytes); }
+
+static void write_rows(struct scene *s, struct kernels *kernels, uint32_t sequence, uint32_t first, uint32_t count)
+{
+    struct kernels_kv_slot slots[TOKENS_MAX];
+    uint32_t block_tokens = s->kv.layout.block_tokens;
+    for (uint32_t i = 0; i < count; i++) {
+        slots[i] = (struct kernels_kv_slot){s->blocks[sequence][(first + i) / block_tokens], (first + i) % block_tokens};
+    }
+    size_t row = s->row_first[sequence] + first;
+    struct kernels_kv_write w = {.kv = s->kv, .rows = count, .k = s->k + row * s->kv_stride, .k_stride = s->kv_stride,
+                                 .v = s->v + row * s->kv_stride, .v_stride = s->kv_stride, .slots = slots};
+    kernels_kv_write(kernels, &w);
+}
+
+static struct kernels_attention attention_args(const struct scene *s, float *out,
+                                               const struct kernels_attention_sequence *sequences, uint32_t count)
+{
+    return (struct kernels_attention){.kv = s->kv, .q_heads = s->q_heads, .scale = s->scale, .window = s->window, .q = s->q,
+                                      .q_stride = s->q_stride, .out = out, .out_stride = s->q_stride, .sequences = sequences,
+                                      .sequence_count = count};
+}
+
+/* Everything in one call. Returns owned [rows][q_stride]. */
+static float *run_whole(struct scene *s, struct kernels *kernels)
+{
+    float *out = poisoned(s->rows * s->q_stride * sizeof(float));
+    struct kernels_attention_sequence sequences[SEQUENCES_MAX];
+    pool_poison(s);
+    for (uint32_t i = 0; i < s->sequence_count; i++) {
+        write_rows(s, kernels, i, 0, s->tokens[i]);
+        sequences[i] = (struct kernels_attention_sequence){s->row_first[i], s->tokens[i], 0, s->blocks[i]};
+    }
+    struct kernels_attention a = attention_args(s, out, sequences, s->sequence_count);
+    kernels_attention(kernels, &a);
+    return out;
+}
+
+/* In random chunks, the sequences advancing side by side, each chunk's KV written just before it;
+ * with `decode` all chunks are one row. Table entries before the window are made stale. */
+static float *run_chunks(struct scene *s, struct kernels *kernels, struct random_state *random, bool decode)
+{
+    float *out = poisoned(s->rows * s->q_stride * sizeof(float));
+    uint32_t at[SEQUENCES_MAX] = {0};
+    pool_poison(s);
+    for (;;) {
+        struct kernels_attention_sequence sequences[SEQUENCES_MAX];
+        uint32_t tables[SEQUENCES_MAX][BLOCKS_MAX];
+        uint32_t count = 0;
+        bool left = false;
+        for (uint32_t i = 0; i < s->sequence_count; i++) {
+            uint32_t rest = s->tokens[i] - at[i], rows = decode ? rest != 0 : random_range(random, 0, rest < 40 ? rest : 40);
+            left = left || rest != 0;
+            if (rows == 0 && random_range(random, 0, 1)) { continue; } /* absent, or there with no rows */
+            write_rows(s, kernels, i, at[i], rows);
+            memcpy(tables[i], s->blocks[i], sizeof(tables[i]));
+            uint32_t start = s->window == 0 || at[i] < s->window ? 0 : at[i] - s->window + 1;
+            for (uint32_t b = 0; b < start / s->kv.layout.block_tokens; b++) { tables[i][b] = UINT32_MAX; }
+            sequences[count++] = (struct kernels_attention_sequence){s->row_first[i] + at[i], rows, at[i], tables[i]};
+            at[i] += rows;
+        }
+        struct kernels_attention a = attention_args(s, out, sequences, count);
+        kernels_attention(kernels, &a);
+        if (!left) { return out; }
+    }
+}
+
+/* Bound, first order in eps. A score of head_dim products in 4 chains errs by (head_dim/4 + 4) eps
+ * times S = scale * sum |q k|, its scaling by eps S, its distance from the maximum by 2 eps S more;
+ * e to that errs relatively by as much, and by 2 eps of its own. The walk over V adds eps per token
+ * and per rescaled tile, the sum of weights likewise, the division 1; numerator and denominator
+ * both carry it: twice the sum, times the greatest |v|. */
+static void check_near_oracle(struct scene *s, struct kernels *kernels, const float *out)
+{
+    struct kernels *ref = kernels_for("ref", 1);
+    float *want = run_whole(s, ref);
+    uint32_t dim = s->kv.layout.head_dim, group = s->q_heads / s->kv.layout.kv_heads;
+    for (uint32_t i = 0; i < s->sequence_count; i++) {
+        for (uint32_t p = 0; p < s->tokens[i]; p++) {
+            for (uint32_t h = 0; h < s->q_heads; h++) {
+                const float *q = s->q + (s->row_first[i] + p) * s->q_stride + (size_t)h * dim;
+                double size = 0, top = 0;
+                for (uint32_t t = 0; t <= p; t++) {
+                    double sum = 0;
+                    for (uint32_t d = 0; d < dim; d++) {
+                        size_t at = (s->row_first[i] + t) * s->kv_stride + (size_t)(h / group) * dim + d;
+                        sum += fabs((double)q[d] * (double)s->k[at]);
+                        top = fmax(top, fabs((double)s->v[at]));
+                    }
+                    size = fmax(size, sum * (double)s->scale);
+                }
+                size *= 1.01; /* k and v were rounded when stored */
+                double bound = 2 * EPS * ((dim / 4 + 8) * size + p + 1 + 2 * (p / 16.0 + 1) + 8) * top * 1.01;
+                for (uint32_t d = 0; d < dim; d++) {
+                    size_t at = (s->row_first[i] + p) * s->q_stride + (size_t)h * dim + d;
+                    assert_near(kernels_isa_name(kernels), at, out[at], (double)want[at], bound);
+                }
+            }
+            for (size_t gap = (size_t)s->q_heads * dim; gap < s->q_stride; gap++) { /* nothing past a row is touched */
+                assert_memory_equal(&out[(s->row_first[i] + p) * s->q_stride + gap], "\xA5\xA5\xA5\xA5", 4);
+            }
+        }
+    }
+    free(want);
+    kernels_destroy(ref);
+}
+
+static void check_scene(struct random_state *random, const struct isa_list *isas, uint32_t head_dim, uint32_t kv_heads,
+                        uint32_t group, uint32_t window)
+{
+    struct scene s = scene_make(random, head_dim, kv_heads, group, window);
+    float *fused = NULL;
+    for (uint32_t i = 0; i < isas->count; i++) {
+        struct kernels *one = kernels_for(isas->names[i], 1);
+        float *whole = run_whole(&s, one);
+        check_near_oracle(&s, one, whole);
+        for (uint32_t threads = 1; threads <= 3; threads++) {
+            struct kernels *kernels = kernels_for(isas->names[i], threads);
+            float *chunks = run_chunks(&s, kernels, random, false), *decode = run_chunks(&s, kernels, random, true);
+            assert_same_bits("chunks", chunks, whole, s.rows * s.q_stride);
+            assert_same_bits("one by one", decode, whole, s.rows * s.q_stride);
+            free(chunks);
+            free(decode);
+            kernels_destroy(kernels);
+        }
+        for (uint32_t q = 0; q < s.sequence_count; q++) { /* each sequence with nobody else */
+            struct scene alone = s;
+            alone.sequence_count = 1;
+            alone.tokens[0] = alone.rows = s.tokens[q];
+            memcpy(alone.blocks[0], s.blocks[q], sizeof(s.blocks[q]));
+            alone.q += s.row_first[q] * s.q_stride;
+            alone.k += s.row_first[q] * s.kv_stride;
+            alone.v += s.row_first[q] * s.kv_stride;
+            alone.row_first[0] = 0;
+            float *out = run_whole(&alone, one);
+            assert_same_bits("sequence alone", out, whole + s.row_first[q] * s.q_stride, alone.rows * s.q_stride);
+            free(out);
+        }
+        if (strcmp(kernels_set_name(one), "cpu-fma16-v1") == 0) {
+            if (fused != NULL) { assert_same_bits("avx2 and avx512", whole, fused, s.rows * s.q_stride); }
+            free(fused);
+            fused = whole;
+        } else {
+            free(whole);
+        }
+        kernels_destroy(one);
+    }
+    free(fused);
+    scene_free(&s);
+}
+
+/* Head widths, groupings and windows of the models we know, and odd ones. */
+static void shapes(void **state)
+{
+    (void)state;
+    static const uint32_t cases[][4] = {
+        /* head_dim, kv_heads, group, window */
+        {64, 2, 4, 0}, {128, 1, 2, 0}, {64, 2, 7, 0}, {64, 3, 1, 0}, {8, 2, 2, 0}, {16, 1, 1, 7}, {80, 1, 3, 0},
+        {96, 1, 4, 33}, {2, 1, 1, 0}, {6, 2, 3, 16}, {256, 1, 1, 0}, {64, 1, 20, 0}, {32, 1, 33, 1}, {128, 2, 4, 48},
+        {64, 1, 16, 100}, {34, 1, 5, 15},
+    };
+    struct random_state random = random_start("attention shapes");
+    struct isa_list isas = isa_list_all();
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        check_scene(&random, &isas, cases[i][0], cases[i][1], cases[i][2], cases[i][3]);
+    }
+}
+
+/* A later token of infinite K and V, as an overflow to f16 leaves it, changes no earlier row. */
+static void later_infinity_is_not_seen(void **state)
+{
+    (void)state;
+    struct random_state random = random_start("attention later_infinity");
+    struct isa_list isas = isa_list_all();
+    for (uint32_t i = 0; i < isas.count; i++) {
+        struct kernels *kernels = kernels_for(isas.names[i], 2);
+        struct scene s = scene_make(&random, 64, 1, 4, 0);
+        s.sequence_count = 1;
+        s.tokens[0] = s.rows = 40;
+        float *before = run_whole(&s, kernels);
+        for (uint32_t d = 0; d < 64; d++) { s.k[37 * s.kv_stride + d] = s.v[37 * s.kv_stride + d] = INFINITY; }
+        float *after = run_whole(&s, kernels);
+        assert_same_bits("earlier rows", after, before, 37 * s.q_stride);
+        free(before);
+        free(after);
+        scene_free(&s);
+        kernels_destroy(kernels);
+    }
+}
+
+/* The oracle by hand: one visible token gives its V; two equal scores give the mean. */
+static void oracle_by_hand(void **state)
+{
+    (void)state;
+    struct kernels *kernels = kernels_for("ref", 1);
+    float pool[2 * 16 * 2] = {0};
+    pool[32] = 1;
+    pool[33] = 2; /* V of token 0 */
+    pool[34] = 3;
+    pool[35] = 6; /* V of token 1; K are all 0 */
+    uint32_t table[1] = {0};
+    float q[2][2] = {{1, 1}, {1, 1}}, out[2][2] = {{0}};
+    struct kernels_attention_sequence sequence = {0, 2, 0, table};
+    struct kernels_attention a = {.kv = {.pool = pool, .layout = {16, 1, 1, 2, DTYPE_F32}, .block_count = 1}, .q_heads = 1,
+                                  .scale = 1, .q = q[0], .q_stride = 2, .out = out[0], .out_stride = 2,
+                                  .sequences = &sequence, .sequence_count = 1};
+    kernels_attention(kernels, &a);
+    assert_true(out[0][0] == 1 && out[0][1] == 2 && out[1][0] == 2 && out[1][1] == 4);
+    a.window = 1;
+    kernels_attention(kernels, &a);
+    assert_true(out[1][0] == 3 && out[1][1] == 6);
+    kernels_destroy(kernels);
+}
+
+/* What is written is the nearest value of the dtype, in its own slot and nowhere else. */
+static void kv_write_rounds_in_place(void **state)
+{
+    (void)state;
+    struct random_state random = random_start("kv_write");
+    struct isa_list isas = isa_list_all();
+    for (uint32_t i = 0; i < isas.count; i++) {
+        struct kernels *kernels = kernels_for(isas.names[i], 2), *ref = kernels_for("ref", 1);
+        for (int turn = 0; turn < 20; turn++) {
+            struct scene s = scene_make(&random, 2 * random_range(&random, 1, 70), random_range(&random, 1, 3), 1, 0);
+            s.k[0] = INFINITY;
+            s.v[0] = 1e30f; /* past f16 */
+            s.k[1] = 1e-7f; /* below its normal range */
+            s.v[1] = NAN;
+            unsigned char *want = poisoned(s.pool_bytes), *pool = s.kv.pool;
+            for (int which = 0; which < 2; which++) {
+                pool_poison(&s);
+                for (uint32_t q = 0; q < s.sequence_count; q++) { write_rows(&s, which == 0 ? ref : kernels, q, 0, s.tokens[q]); }
+                if (which == 0) { memcpy(want, pool, s.pool_bytes); }
+            }
+            for (size_t at = 0; at < s.pool_bytes / dtype_bytes(s.kv.layout.dtype); at++) {
+                double got = element_at(pool, s.kv.layout.dtype, at), wanted = element_at(want, s.kv.layout.dtype, at);
+                if (!(isnan(got) && isnan(wanted))) { assert_memory_equal(&got, &wanted, sizeof(got)); }
+            }
+            free(want);
+            scene_free(&s);
+        }
+        kernels_destroy(kernels);
+        kernels_destroy(ref);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(oracle_by_hand),
+        cmocka_unit_test(kv_write_rounds_in_place),
+        cmocka_unit_test(later_infinity_is_not_seen),
+        cmocka_unit_test(shapes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
