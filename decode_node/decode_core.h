@@ -5,6 +5,15 @@
  *          leg is taken and freed when it ends. A step allocates nothing.
  *
  * Facts in, wishes out. Reads no clock, socket, GPU or engine; same events, same actions.
+ *
+ * Who gets blocks first: preempted sequences, oldest request first; then legs that resume, in
+ * order of arrival; then new legs, in order of arrival. Nobody overtakes the head of that
+ * order: a long prompt at the head waits until enough sequences have ended, and small ones
+ * behind it wait as well, so that it cannot starve. A sequence's claim is the age of its
+ * request; where blocks run out the youngest claim gives its blocks up.
+ *
+ * Parts: decode_state.h (the tables), decode_leg.c (one leg's life), decode_batch.c (blocks,
+ * slots and steps), decode_core.c (events).
  * Source: continuous batching, Orca (OSDI 2022); paged blocks, arXiv 2309.06180. */
 #ifndef BATON_DECODE_NODE_DECODE_CORE_H
 #define BATON_DECODE_NODE_DECODE_CORE_H
@@ -30,7 +39,8 @@ struct decode_core_config {
     uint32_t legs_max;         /* legs held at once, all states */
     uint32_t eos_count;
     const uint32_t *eos_tokens; /* [eos_count], copied */
-    uint64_t lease_ns;         /* a grant that shows no progress for this long is revoked */
+    uint64_t lease_ns;         /* a grant without XFER_PROGRESS for this long is revoked; not shorter
+                                  than the transfer's own lease, which ends most of them */
 };
 
 enum decode_event_kind {
@@ -38,9 +48,12 @@ enum decode_event_kind {
     DECODE_EV_ROUTER_DOWN,  /* router: its stream broke; all of its legs are dropped */
     DECODE_EV_MESSAGE,      /* router, msg: RESERVE, PREFILL_LOST, CANCEL */
     DECODE_EV_STEP_DONE,    /* result of the plan in flight */
-    DECODE_EV_XFER_LANDED,  /* leg, tokens: commit verified; tokens are its first tokens */
+    DECODE_EV_XFER_LANDED,  /* leg, tokens: commit verified, nothing more lands; tokens are its
+                               first tokens. A REVOKE that crosses it is not answered. */
     DECODE_EV_XFER_FAILED,  /* leg, status: it will not land; a FENCED follows or has come */
-    DECODE_EV_XFER_FENCED,  /* leg: no byte of it can land any more */
+    DECODE_EV_XFER_FENCED,  /* leg: no byte of it can land any more. Every grant ends in LANDED
+                               or FENCED. */
+    DECODE_EV_XFER_PROGRESS,/* leg: bytes of it landed; its lease starts again */
     DECODE_EV_TICK,         /* time passes; deadlines are looked at */
     DECODE_EV_DRAIN,        /* take nothing new, finish what is here */
 };
@@ -72,7 +85,7 @@ struct decode_action {
     struct leg_id leg;
     struct ctl_msg msg;
     uint32_t block_count;
-    const uint32_t *blocks;     /* GRANT: the prompt's blocks in order, the whole prompt */
+    const uint32_t *blocks;     /* GRANT: for prompt and output in order, all of it */
     uint64_t lease_ns;
     const struct step_plan *plan;
 };

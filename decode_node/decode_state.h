@@ -1,0 +1,200 @@
+/* decode_state: the tables behind decode_core, shared by its parts and nobody else.
+ * Flow:    decode_core (events) -> decode_leg (one leg's life), decode_batch (blocks, slots, steps)
+ * Thread:  the node's core thread only.
+ * Memory:  carved in decode_core_create; a leg's sequences, tokens and block tables are one
+ *          allocation that ends with the leg.
+ *
+ * A leg starts as one sequence, the carrier, that holds the prompt's blocks and either
+ * computes the prompt or lets it land. The others wait in FORKING. When the first tokens are
+ * there the leg forks: full blocks are shared by reference, the part-filled last one is
+ * copied, and each sequence goes its own way. */
+#ifndef BATON_DECODE_NODE_DECODE_STATE_H
+#define BATON_DECODE_NODE_DECODE_STATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "decode_node/decode_core.h"
+#include "kv/kv_pool.h"
+#include "sched/leg_index.h"
+#include "sched/list.h"
+#include "sched/rate.h"
+#include "sched/router_set.h"
+#include "sched/token_list.h"
+
+#define NO_BLOCK UINT32_MAX
+#define NO_SLOT UINT32_MAX
+
+/* What a sequence waits for. */
+enum seq_state {
+    SEQ_FORKING,   /* waits for the carrier to have the prompt; may hold one spare block */
+    SEQ_WAITING,   /* waits in a queue for blocks, all or none; holds none */
+    SEQ_GRANTED,   /* waits for the prompt's KV to land in its blocks */
+    SEQ_FENCING,   /* is over; waits until nothing can land in its blocks, then frees them */
+    SEQ_READY,     /* has blocks; waits for a sampler slot (the carrier: one for each sequence) */
+    SEQ_RUNNING,   /* has blocks and a slot; waits for a step with room for its next rows */
+    SEQ_LEAVING,   /* is over; waits for the step in flight to let go of its blocks */
+    SEQ_ENDED,     /* holds nothing, waits for nothing */
+    SEQ_STATE_COUNT
+};
+
+struct decode_leg;
+
+struct decode_seq {
+    struct list_link link;    /* in the queue of WAITING, or in granted, ready, running */
+    struct list *list;        /* that one; NULL: in none */
+    struct decode_leg *leg;
+    enum seq_state state;
+    uint32_t index;           /* within the leg */
+    bool is_over;             /* fact: needs no more tokens; its state follows */
+    bool is_in_step;          /* the step in flight reads or writes its blocks */
+    bool slot_is_open;
+    uint32_t slot;
+    uint32_t output_count;
+    uint32_t *output;         /* [leg->output_max] */
+    uint32_t computed;        /* tokens whose KV lies in the blocks */
+    uint32_t block_count;
+    uint32_t *blocks;         /* [leg->table_max] the block table */
+    uint32_t spare;           /* FORKING: the block it will own alone */
+    uint32_t copy_source;     /* block to copy over its last one before it runs; one reference */
+};
+
+/* How a leg ended, for the counts. */
+enum leg_outcome { LEG_OPEN, LEG_FINISHED, LEG_FAILED, LEG_CANCELLED, LEG_REFUSED };
+
+struct decode_leg {
+    struct list_link link;       /* in core->legs, or in core->ended */
+    struct leg_id id;
+    uint32_t router;
+    struct ctl_work work;        /* copied */
+    bool is_remote;              /* its prompt is computed elsewhere */
+    bool is_forked;              /* the first tokens are there */
+    bool is_fenced;              /* fact: nothing can land any more */
+    bool is_in_failed_step;
+    bool was_admitted;
+    enum leg_outcome outcome;
+    uint64_t birth_ns, arrival;  /* the claim: older first, then by arrival */
+    uint64_t admitted_ns;
+    uint64_t wait_until_ns;      /* UINT64_MAX: waits for as long as it takes */
+    uint64_t lease_until_ns;
+    uint32_t logprobs_next;      /* next prompt index to report; prompt_count: none */
+    uint32_t shared_block;       /* part-filled block that copies are made of; NO_BLOCK: none */
+    uint32_t copies_in_step;
+    uint32_t output_max, table_max;
+    uint32_t seq_count, ended_count;
+    struct decode_seq *seqs;     /* [seq_count]; seqs[0] is the carrier */
+};
+
+/* The plan in flight, and whom each part of it speaks of. */
+struct decode_plan {
+    bool is_in_flight;
+    struct step_plan plan;
+    struct step_open *opens;             /* [batch_max] */
+    struct step_copy *copies;            /* [block_count] */
+    struct step_span *spans;             /* [batch_max] */
+    struct decode_seq **span_seqs;       /* [batch_max] */
+    struct decode_seq **sample_seqs;     /* [batch_max], in the order of the samples */
+    struct decode_seq **copy_seqs;       /* [block_count] */
+    uint32_t *sample_slots;              /* [batch_max] */
+    uint32_t *tokens;                    /* [step_rows_max] */
+    uint32_t sample_count, token_count, prompt_rows, logprob_count;
+};
+
+struct decode_core {
+    struct decode_core_config config;
+    uint32_t *eos_tokens;
+    uint64_t now_ns;
+    bool is_draining;
+    struct kv_pool *pool;
+    struct leg_index *index;
+    struct router_set routers;
+    struct token_list *tokens;
+    struct decode_plan step;
+    struct list legs;              /* live, in order of arrival */
+    struct list ended;             /* freed at the end of the event */
+    struct list preempted;         /* WAITING, by claim */
+    struct list resumed, fresh;    /* WAITING, by arrival */
+    struct list granted;           /* GRANTED */
+    struct list ready, running;    /* READY, RUNNING, by claim */
+    uint32_t slot_free_count;
+    uint32_t *slots_free;          /* [batch_max] a stack */
+    struct decode_action *actions; /* [action_max] */
+    uint32_t action_count, action_max;
+    struct token_logprob *logprobs; /* [step_rows_max] of one event, for PROMPT_LOGPROBS */
+    uint32_t logprob_count;
+    struct diag text;              /* the one message of an event that is not a constant */
+    uint32_t *audit_owners;        /* [block_count] */
+    uint64_t arrivals, steps, tokens_generated, prompt_tokens_computed, preemptions;
+    uint64_t legs_finished, legs_failed, legs_cancelled, legs_refused, late_messages;
+    uint64_t hold_mean_ns;         /* how long a leg holds blocks */
+    struct token_rate prefill_rate;
+};
+
+/* Shorthands. */
+static inline uint32_t seq_total(const struct decode_seq *seq)
+{
+    return seq->leg->work.prompt_count + seq->output_count;
+}
+
+static inline uint32_t blocks_for(const struct decode_core *core, uint32_t token_count)
+{
+    return (token_count + core->config.block_tokens - 1) / core->config.block_tokens;
+}
+
+struct decode_action *action_add(struct decode_core *core, enum decode_action_kind kind);
+
+/* --- decode_leg.c */
+
+/* Takes a validated RESERVE. NULL: no memory. */
+struct decode_leg *leg_take(struct decode_core *core, uint32_t router, const struct ctl_reserve *reserve);
+
+/* Ends every sequence of the leg, without a word to the router. */
+void leg_drop(struct decode_core *core, struct decode_leg *leg, enum leg_outcome outcome);
+
+/* Tells the router why (REFUSED for LEG_REFUSED, else LEG_FAILED) and ends the leg. message is a constant. */
+void leg_give_up(struct decode_core *core, struct decode_leg *leg, enum leg_outcome outcome, uint8_t code,
+                 const char *message);
+
+/* Ends one sequence at the router's wish. */
+void leg_cancel_seq(struct decode_core *core, struct decode_leg *leg, uint32_t index);
+
+/* Appends a sampled token and stages it for the router; the sequence may be over then. */
+void seq_take_token(struct decode_core *core, struct decode_seq *seq, uint32_t token, bool has_logprob,
+                    const struct token_logprob *logprob);
+
+/* The prompt is there and the first tokens are taken: shares it out, and lets every sequence move. */
+void leg_fork(struct decode_core *core, struct decode_leg *leg);
+
+/* Moves a sequence whose facts have changed, until its state stops changing. */
+void seq_move(struct decode_core *core, struct decode_seq *seq);
+
+/* Changes state and list together; lists that go by claim keep their order. */
+void seq_enter(struct decode_core *core, struct decode_seq *seq, enum seq_state state, struct list *list);
+
+/* Gives back everything a sequence holds: blocks, spare, copy source, slot. */
+void seq_release(struct decode_core *core, struct decode_seq *seq);
+
+/* Older first. */
+bool seq_claim_is_older(const struct decode_seq *a, const struct decode_seq *b);
+
+uint32_t leg_live_count(const struct decode_leg *leg);
+
+uint32_t retry_after_ms(const struct decode_core *core);
+
+/* Frees the legs that ended in this event. */
+void legs_reap(struct decode_core *core);
+
+/* --- decode_batch.c */
+
+/* Blocks that a sequence in a queue needs to go on: its tokens, one more, and the spares. */
+uint32_t seq_blocks_needed(const struct decode_core *core, const struct decode_seq *seq);
+
+/* Gives blocks and slots to whom they are due, and plans a step if none is in flight. */
+void batch_schedule(struct decode_core *core);
+
+/* Takes a result of the plan in flight.
+ * Errors  SCOPE_NODE: the step failed for the whole node, or the result does not fit the plan. */
+NODISCARD status_t batch_finish_step(struct decode_core *core, const struct step_result *result);
+
+#endif

@@ -1,0 +1,93 @@
+/* decode_world: routers, prefill nodes, the transfer and the engine around one decode_core.
+ * It checks after every event whatever must hold at any time: the audit, the sums, one plan
+ * in flight, one TOKENS per router, and that every token is the one that must come next. */
+#ifndef BATON_TESTS_UNIT_DECODE_NODE_DECODE_WORLD_H
+#define BATON_TESTS_UNIT_DECODE_NODE_DECODE_WORLD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "decode_node/decode_core.h"
+#include "tests/unit/sched/kv_model.h"
+
+#define WORLD_VOCAB 61u
+#define WORLD_EOS 7u
+#define WORLD_TEXT_MAX 512u
+#define WORLD_SEQS_MAX 8u
+#define WORLD_BLOCKS_MAX 256u
+#define WORLD_ROUTERS 3u
+
+enum world_leg_end { WORLD_OPEN, WORLD_REFUSED, WORLD_FAILED, WORLD_DROPPED };
+
+struct world_leg {
+    struct leg_id id;
+    uint32_t router;
+    enum world_leg_end end;
+    uint8_t code;
+    uint32_t retry_after_ms;
+    char message[256];
+    struct ctl_reserve reserve; /* arrays below */
+    uint32_t prompt[WORLD_TEXT_MAX];
+    uint32_t given[WORLD_TEXT_MAX];                   /* reserve.work.output */
+    uint32_t output[WORLD_SEQS_MAX][WORLD_TEXT_MAX];  /* given, then received */
+    uint32_t output_count[WORLD_SEQS_MAX];
+    uint8_t finish[WORLD_SEQS_MAX];
+    bool is_cancelled[WORLD_SEQS_MAX];
+    uint32_t logprob_next;                            /* prompt index expected next */
+    bool has_grant, is_revoked, has_landed;
+    uint32_t granted[WORLD_BLOCKS_MAX];
+    uint32_t granted_count;
+};
+
+struct world {
+    struct decode_core_config config;
+    struct decode_core *core;
+    struct kv_model *model;
+    uint64_t now_ns;
+    const struct step_plan *plan; /* in flight */
+    bool router_is_up[WORLD_ROUTERS];
+    uint32_t leg_count, leg_max;
+    struct world_leg **legs;
+    uint64_t garbage;
+    status_t status;              /* of the last event */
+    struct ctl_load load;         /* last of router 0 */
+    uint32_t loads[WORLD_ROUTERS], token_messages;
+    uint32_t copies;              /* seen in plans so far */
+    uint32_t rows_max;            /* of any plan so far */
+};
+
+/* 4 tokens a block; everything may be changed before world_open(). */
+struct decode_core_config world_config(uint32_t block_count, uint32_t batch_max);
+struct world *world_open(const struct decode_core_config *config);
+void world_close(struct world *world);
+
+/* A greedy leg with one sequence over a prompt that depends on `seed`, not sent yet. */
+struct world_leg *world_leg(struct world *world, uint32_t router, uint32_t prompt_count, uint32_t max_tokens,
+                            uint64_t seed);
+/* Gives the leg the first `count` tokens of its one sequence, as a broken leg left them; false if it ends before. */
+bool world_leg_resume(struct world *world, struct world_leg *leg, uint32_t count);
+
+void world_event(struct world *world, const struct decode_event *event);
+void world_message(struct world *world, uint32_t router, const struct ctl_msg *msg);
+void world_reserve(struct world *world, struct world_leg *leg);
+void world_cancel(struct world *world, struct world_leg *leg);
+void world_cancel_seq(struct world *world, struct world_leg *leg, uint32_t index);
+void world_prefill_lost(struct world *world, struct world_leg *leg);
+void world_land(struct world *world, struct world_leg *leg);
+void world_fail_transfer(struct world *world, struct world_leg *leg);
+void world_fence(struct world *world, struct world_leg *leg);
+void world_router_up(struct world *world, uint32_t router);
+void world_router_down(struct world *world, uint32_t router);
+void world_tick(struct world *world, uint64_t later_ns);
+void world_step_done(struct world *world);
+void world_step_failed(struct world *world, uint8_t scope);
+
+/* Runs until nothing is left to do: lands what is granted, fences what is revoked. */
+void world_finish(struct world *world);
+
+/* Every sequence has had its last token. */
+bool world_leg_is_complete(const struct world_leg *leg);
+
+struct decode_core_stats world_stats(const struct world *world);
+
+#endif

@@ -1,0 +1,40 @@
+/* kv_model: an engine whose every token shows what was in the blocks it read.
+ * Thread:  the test's.
+ * Memory:  its own; a result is good until the next run.
+ *
+ * A slot of a block holds a mark of (token, position). A sampled token is a hash of all marks
+ * from the first to the last position of its sequence, read through the block table, and of
+ * the sampler's state. So a wrong block, a copy that was not made, a block reused too early
+ * or a sampler that was not opened again gives another token than kv_model_next(). */
+#ifndef BATON_TESTS_UNIT_SCHED_KV_MODEL_H
+#define BATON_TESTS_UNIT_SCHED_KV_MODEL_H
+
+#include <stdint.h>
+
+#include "engine/step_plan.h"
+
+struct kv_model;
+
+struct kv_model *kv_model_create(uint32_t block_count, uint32_t block_tokens, uint32_t slot_count,
+                                 uint32_t vocab_size);
+void kv_model_destroy(struct kv_model *model);
+
+/* Does the copies, then the spans, last one first: their order must not matter. */
+struct step_result kv_model_run(struct kv_model *model, const struct step_plan *plan);
+
+/* What another node writes into a granted block: right, or anything. */
+void kv_model_write(struct kv_model *model, uint32_t block, uint32_t slot, uint32_t token, uint32_t position);
+void kv_model_scribble(struct kv_model *model, uint32_t block, uint64_t garbage);
+
+/* Does the block hold tokens[first..] of one text, as far as it goes? */
+bool kv_model_holds(const struct kv_model *model, uint32_t block, const uint32_t *tokens, uint32_t first,
+                    uint32_t count);
+
+/* The token that a sequence must continue with. */
+uint32_t kv_model_next(uint32_t vocab_size, const struct sampling_params *params, uint32_t sequence,
+                       const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count);
+
+/* The log-probability that prompt[index] must be reported with. */
+float kv_model_prompt_logprob(const uint32_t *prompt, uint32_t index);
+
+#endif
