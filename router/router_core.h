@@ -21,10 +21,13 @@
 
 struct router_core;
 
+#define ROUTER_NODES_MAX 256u
+
 struct router_core_config {
     uint64_t router_boot_id;     /* random; the high half of every leg id */
     uint32_t requests_max;       /* accepted at once; one more is RESOURCE_EXHAUSTED */
-    uint32_t nodes_max;          /* node handles are 0 .. nodes_max-1 */
+    uint32_t sequences_max;      /* of all accepted requests together; >= SAMPLING_N_MAX */
+    uint32_t nodes_max;          /* node handles are 0 .. nodes_max-1, at most ROUTER_NODES_MAX */
     uint32_t local_prefill_tokens; /* prompts up to this length are computed on the decode node */
     uint64_t reserve_wait_ns;    /* how long new work may wait for blocks before it is refused */
     uint64_t resume_wait_ns;     /* how long a broken request may wait for a node to resume on */
@@ -57,7 +60,8 @@ struct router_event {
 
 enum router_action_kind {
     ROUTER_ACT_SEND,            /* msg to node */
-    ROUTER_ACT_EMIT,            /* request: token is the next of its sequence; token.finish may be set */
+    ROUTER_ACT_EMIT,            /* request: token is the next of its sequence */
+    ROUTER_ACT_SEQUENCE_END,    /* request: token.sequence ended with token.finish, after all it emitted */
     ROUTER_ACT_PROMPT_LOGPROBS, /* request: logprobs, before its first EMIT, once */
     ROUTER_ACT_FINISHED,        /* request is over: code, message, retry_after_ms, route; its handle is dead */
 };

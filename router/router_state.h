@@ -1,0 +1,155 @@
+/* router_state: the tables of router_core, for its own files only.
+ * Flow:    router_core (events) and router_place (where to) share them
+ * Thread:  the router's core thread.
+ * Memory:  nodes and legs are tables of fixed size; a request is one allocation. */
+#ifndef BATON_ROUTER_ROUTER_STATE_H
+#define BATON_ROUTER_ROUTER_STATE_H
+
+#include "router/router_core.h"
+
+#define NO_NODE UINT32_MAX
+#define NO_LEG UINT32_MAX
+#define TICKET_BYTES_MAX 1024u
+#define CABLE_CHARS_MAX 16u
+
+/* A leg that failed this often in a row without one new token fails its request: some
+ * requests are poison, and a router that keeps placing them takes the nodes down in turn. */
+#define LEGS_WITHOUT_PROGRESS_MAX 16u
+/* After so many transfers failed, the decode node computes the prompt itself. */
+#define TRANSFER_FAILURES_MAX 2u
+
+enum leg_phase {
+    LEG_FREE,       /* the slot is not in use */
+    LEG_WAITING,    /* waits for retry_ns, or for a node that can take it */
+    LEG_RESERVING,  /* RESERVE was sent; waits for RESERVED, REFUSED, or (local) tokens */
+    LEG_PREFILLING, /* PREFILL was sent; waits for first tokens, or for word that it failed */
+    LEG_LOST,       /* PREFILL_LOST was sent; waits for LEG_FAILED, or for tokens after all */
+    LEG_DECODING,   /* the decode node has it; waits for tokens */
+    LEG_DEAD,       /* over in this step; its slot is free from the next one on */
+};
+
+struct request;
+
+struct leg {
+    enum leg_phase phase;
+    uint64_t lo; /* low half of its id: a count, and the slot in the low 24 bits */
+    struct request *request;
+    uint32_t next_of_request;
+    uint32_t sequence_first, sequence_count;
+    uint32_t decode_node, prefill_node;
+    bool local;
+    bool prefill_is_open; /* the prefill node may still hold something of it */
+    bool resumed;
+    uint32_t transfer_failures;
+    uint32_t without_progress;
+    uint32_t backoff_ms;
+    uint64_t retry_ns;      /* WAITING: not before */
+    uint64_t give_up_ns;    /* WAITING, RESERVING: then the request fails */
+    uint32_t blocks;        /* counted against the decode node until its next load report */
+    uint32_t tokens;        /* counted against the prefill node while it computes */
+    uint64_t tried[ROUTER_NODES_MAX / 64]; /* nodes that refused it */
+    uint32_t ticket_bytes;
+    uint8_t ticket[TICKET_BYTES_MAX];
+};
+
+struct sequence {
+    bool done;
+    uint32_t output_count;
+    uint32_t *output; /* [max_tokens] */
+};
+
+struct request {
+    struct request *next, **link; /* in the list of live ones, oldest first; later the graveyard */
+    uint64_t handle;
+    uint64_t arrival_ns, deadline_ns;
+    uint32_t prompt_count;
+    uint32_t *prompt;
+    struct sampling_params params; /* arrays point into this allocation */
+    bool has_prompt_logprobs;      /* they were passed on, or not asked for */
+    uint32_t prompt_logprobs_next;
+    uint32_t first_leg;            /* list through next_of_request */
+    uint32_t sequences_left;
+    struct router_route route;
+    char cable[CABLE_CHARS_MAX];
+    struct sequence sequences[];   /* [params.n] */
+};
+
+struct node_entry {
+    bool up;
+    uint32_t role; /* enum node_role */
+    uint32_t block_tokens, block_count, sequences_max;
+    struct ctl_load load;
+    bool has_load;
+    uint32_t pending_blocks; /* of legs placed since its last report */
+    uint32_t own_tokens;     /* prompt tokens of our legs that it computes */
+    uint32_t own_legs;
+};
+
+struct suspect {
+    uint32_t prefill_node, decode_node;
+    uint64_t until_ns;
+};
+#define SUSPECTS_MAX 64u
+
+struct router_core {
+    struct router_core_config config;
+    uint64_t now_ns;
+    uint64_t next_deadline_ns;
+    uint64_t leg_counter;
+    bool draining;
+    struct node_entry *nodes; /* [nodes_max] */
+    struct leg *legs;         /* [legs_max] */
+    uint32_t legs_max, leg_cursor;
+    uint32_t sequences_live;
+    struct request *head, **tail;
+    struct request *graveyard;
+    uint32_t *dead_legs; /* [legs_max] slots to free at the next step */
+    uint32_t dead_leg_count;
+    uint32_t waiting_legs;
+    struct suspect suspects[SUSPECTS_MAX];
+    struct router_action *actions;
+    uint32_t action_count, action_capacity;
+    struct router_core_stats stats;
+    char message[512]; /* of the FINISHED being made; actions copy none: one per step is enough */
+};
+
+/* --- router_core.c, for router_place.c */
+
+struct router_action *router_action_add(struct router_core *core, enum router_action_kind kind);
+void router_finish(struct router_core *core, struct request *request, uint8_t code, uint32_t retry_after_ms,
+                   const char *message);
+void router_want_tick(struct router_core *core, uint64_t at_ns);
+
+/* --- router_place.c */
+
+static inline struct leg_id leg_id_of(const struct router_core *core, const struct leg *leg)
+{
+    return (struct leg_id){.hi = core->config.router_boot_id, .lo = leg->lo};
+}
+
+/* Cuts a leg for sequences first .. first+count-1 of the request; it waits to be placed. */
+struct leg *router_leg_create(struct router_core *core, struct request *request, uint32_t first, uint32_t count);
+
+/* Takes the leg off the books. Its nodes are told by the caller, where they must be. */
+void router_leg_end(struct router_core *core, struct leg *leg);
+
+/* Tells both nodes of a leg to drop it, then ends it. */
+void router_leg_cancel(struct router_core *core, struct leg *leg);
+
+/* Tries to place a WAITING leg now; it goes to RESERVING, stays WAITING with a later
+ * retry_ns, or its request fails. */
+void router_leg_place(struct router_core *core, struct leg *leg);
+
+/* Is there a decode node that may take the leg and has not refused it? */
+bool router_leg_has_choice(const struct router_core *core, const struct leg *leg);
+
+/* Hands a reserved leg to a prefill node. */
+void router_leg_prefill(struct router_core *core, struct leg *leg);
+
+/* The leg broke: cuts new ones for its unfinished sequences and ends it. Its nodes are told
+ * by the caller. why: for the client, if the request cannot go on. */
+void router_leg_replace(struct router_core *core, struct leg *leg, uint8_t code, const char *why);
+
+void router_suspect(struct router_core *core, uint32_t prefill_node, uint32_t decode_node);
+
+#endif
