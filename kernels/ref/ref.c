@@ -129,9 +129,10 @@ static void ref_gelu(struct kernels *kernels, enum kernels_gelu_form form, uint3
     for (uint32_t row = 0; row < rows; row++) {
         for (uint32_t i = 0; i < dim; i++) {
             double v = (double)x[row * x_stride + i];
-            double inner = form == KERNELS_GELU_ERF ? erf(v * 0.70710678118654752)
-                                                    : tanh(0.79788456080286536 * (v + 0.044715 * v * v * v));
-            out[row * out_stride + i] = (float)(v / 2 * (1 + inner));
+            /* 1 + erf(y) is erfc(-y) and 1 + tanh(u) is 2 / (1 + exp(-2u)): no digits cancel. */
+            double u = 0.79788456080286536 * (v + 0.044715 * v * v * v);
+            out[row * out_stride + i] = (float)(form == KERNELS_GELU_ERF ? v / 2 * erfc(v * -0.70710678118654752)
+                                                                         : v / (1 + exp(-2 * u)));
         }
     }
 }

@@ -1,0 +1,164 @@
+#include "bench/kernels/probe.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "base/check.h"
+#include "base/clock.h"
+
+#define PROBE_THREADS_MAX 64u
+#define FMA_TURNS 2000000u
+
+struct part {
+    const unsigned char *from;
+    size_t bytes;
+    uint32_t streams;
+    pthread_barrier_t *barrier;
+    void (*body)(struct part *part);
+    uint64_t start_ns, end_ns;
+    double flops;
+    volatile float sink;
+};
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) static void read_wide(struct part *part)
+{
+    size_t run = part->bytes / part->streams / 256 * 256;
+    __m512i sums[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (size_t at = 0; at < run; at += 256) {
+        for (uint32_t s = 0; s < part->streams; s++) {
+            const unsigned char *p = part->from + s * run + at;
+            sums[0] = _mm512_xor_si512(sums[0], _mm512_loadu_si512(p));
+            sums[1] = _mm512_xor_si512(sums[1], _mm512_loadu_si512(p + 64));
+            sums[2] = _mm512_xor_si512(sums[2], _mm512_loadu_si512(p + 128));
+            sums[3] = _mm512_xor_si512(sums[3], _mm512_loadu_si512(p + 192));
+        }
+    }
+    __m512i all = _mm512_xor_si512(_mm512_xor_si512(sums[0], sums[1]), _mm512_xor_si512(sums[2], sums[3]));
+    part->sink = (float)_mm512_reduce_add_epi32(all);
+}
+
+/* 12 chains of 4 cycles keep two units busy. */
+__attribute__((target("avx512f"))) static void fma_wide(struct part *part)
+{
+    __m512 s[12], a = _mm512_set1_ps(0.999f);
+    for (int i = 0; i < 12; i++) { s[i] = _mm512_set1_ps((float)i); }
+    for (uint32_t turn = 0; turn < FMA_TURNS; turn++) {
+#define STEP(i) s[i] = _mm512_fmadd_ps(s[i], a, a)
+        STEP(0); STEP(1); STEP(2); STEP(3); STEP(4); STEP(5); STEP(6); STEP(7); STEP(8); STEP(9); STEP(10); STEP(11);
+#undef STEP
+    }
+    for (int i = 1; i < 12; i++) { s[0] = _mm512_add_ps(s[0], s[i]); }
+    part->sink = _mm512_reduce_add_ps(s[0]);
+    part->flops = (double)FMA_TURNS * 12 * 16 * 2;
+}
+
+__attribute__((target("avx2,fma"))) static void fma_narrow(struct part *part)
+{
+    __m256 s[12], a = _mm256_set1_ps(0.999f);
+    for (int i = 0; i < 12; i++) { s[i] = _mm256_set1_ps((float)i); }
+    for (uint32_t turn = 0; turn < FMA_TURNS; turn++) {
+#define STEP(i) s[i] = _mm256_fmadd_ps(s[i], a, a)
+        STEP(0); STEP(1); STEP(2); STEP(3); STEP(4); STEP(5); STEP(6); STEP(7); STEP(8); STEP(9); STEP(10); STEP(11);
+#undef STEP
+    }
+    for (int i = 1; i < 12; i++) { s[0] = _mm256_add_ps(s[0], s[i]); }
+    part->sink = s[0][0] + s[0][7];
+    part->flops = (double)FMA_TURNS * 12 * 8 * 2;
+}
+#endif
+
+static void read_plain(struct part *part)
+{
+    size_t run = part->bytes / part->streams / 256 * 256;
+    uint64_t sums[4] = {0};
+    for (size_t at = 0; at < run; at += 256) {
+        for (uint32_t s = 0; s < part->streams; s++) {
+            const uint64_t *p = (const uint64_t *)(const void *)(part->from + s * run + at);
+            for (int i = 0; i < 32; i += 4) {
+                sums[0] ^= p[i];
+                sums[1] ^= p[i + 1];
+                sums[2] ^= p[i + 2];
+                sums[3] ^= p[i + 3];
+            }
+        }
+    }
+    part->sink = (float)(sums[0] ^ sums[1] ^ sums[2] ^ sums[3]);
+}
+
+static void fma_plain(struct part *part)
+{
+    float s[32];
+    for (int i = 0; i < 32; i++) { s[i] = (float)i; }
+    for (uint32_t turn = 0; turn < FMA_TURNS; turn++) {
+        for (int i = 0; i < 32; i++) { s[i] = s[i] * 0.999f + 0.5f; }
+    }
+    float all = 0;
+    for (int i = 0; i < 32; i++) { all += s[i]; }
+    part->sink = all;
+    part->flops = (double)FMA_TURNS * 32 * 2;
+}
+
+static void *part_main(void *arg)
+{
+    struct part *part = arg;
+    pthread_barrier_wait(part->barrier);
+    part->start_ns = clock_now_ns();
+    part->body(part);
+    part->end_ns = clock_now_ns();
+    return NULL;
+}
+
+/* Runs all parts at once; returns seconds from the first start to the last end. */
+static double run_parts(struct part *parts, uint32_t threads)
+{
+    pthread_t ids[PROBE_THREADS_MAX];
+    pthread_barrier_t barrier;
+    CHECK(pthread_barrier_init(&barrier, NULL, threads) == 0);
+    for (uint32_t i = 0; i < threads; i++) {
+        parts[i].barrier = &barrier;
+        CHECK(pthread_create(&ids[i], NULL, part_main, &parts[i]) == 0);
+    }
+    uint64_t start_ns = UINT64_MAX, end_ns = 0;
+    for (uint32_t i = 0; i < threads; i++) {
+        pthread_join(ids[i], NULL);
+        start_ns = parts[i].start_ns < start_ns ? parts[i].start_ns : start_ns;
+        end_ns = parts[i].end_ns > end_ns ? parts[i].end_ns : end_ns;
+    }
+    pthread_barrier_destroy(&barrier);
+    return (double)(end_ns - start_ns) / (double)NS_PER_S;
+}
+
+double probe_read_bytes_per_s(const void *buffer, size_t bytes, uint32_t threads, uint32_t streams)
+{
+    CHECK(threads <= PROBE_THREADS_MAX);
+    struct part parts[PROBE_THREADS_MAX] = {{0}};
+    for (uint32_t i = 0; i < threads; i++) {
+        size_t share = bytes / threads / 4096 * 4096;
+        parts[i] = (struct part){.from = (const unsigned char *)buffer + i * share, .bytes = share, .streams = streams, .body = read_plain};
+#if defined(__x86_64__)
+        if (__builtin_cpu_supports("avx512f")) { parts[i].body = read_wide; }
+#endif
+    }
+    double seconds = run_parts(parts, threads);
+    return (double)(bytes / threads / 4096 * 4096 * threads) / seconds;
+}
+
+double probe_fma_flops(uint32_t threads)
+{
+    CHECK(threads <= PROBE_THREADS_MAX);
+    struct part parts[PROBE_THREADS_MAX] = {{0}};
+    for (uint32_t i = 0; i < threads; i++) {
+        parts[i].body = fma_plain;
+#if defined(__x86_64__)
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) { parts[i].body = fma_narrow; }
+        if (__builtin_cpu_supports("avx512f")) { parts[i].body = fma_wide; }
+#endif
+    }
+    double seconds = run_parts(parts, threads), flops = 0;
+    for (uint32_t i = 0; i < threads; i++) { flops += parts[i].flops; }
+    return flops / seconds;
+}

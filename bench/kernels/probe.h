@@ -1,0 +1,18 @@
+/* probe: what the machine can do at most, measured beside what is judged by it.
+ * Thread:  starts its own; one call at a time.
+ * Memory:  the caller's buffer. */
+#ifndef BATON_BENCH_KERNELS_PROBE_H
+#define BATON_BENCH_KERNELS_PROBE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Bytes a second that `threads` threads read, each from its own part of the buffer, which it walks
+ * as `streams` (1..8) equal runs side by side. Sums what it reads. One pass. */
+double probe_read_bytes_per_s(const void *buffer, size_t bytes, uint32_t threads, uint32_t streams);
+
+/* f32 multiplications and additions a second of fused multiply-adds on registers alone, all
+ * threads together, at the widest vectors that the machine has. Some 20 ms. */
+double probe_fma_flops(uint32_t threads);
+
+#endif

@@ -1,0 +1,174 @@
+/* The handle: which sets can be had, what it says about itself, its memory, and no allocation
+ * after it is made. */
+#include "tests/unit/kernels/kernels_testing.h"
+
+#include <malloc.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* An instruction set nobody knows is refused by name, with what there is instead. */
+static void unknown_isa(void **state)
+{
+    (void)state;
+    struct kernels *kernels = NULL;
+    struct diag diag = {{0}};
+    struct kernels_config config = {.isa = "sse9", .threads = 1};
+    status_t st = kernels_create(&config, &kernels, &diag);
+    assert_int_equal(st.code, ST_INVALID_ARGUMENT);
+    assert_null(kernels);
+    assert_non_null(strstr(diag.text, "sse9"));
+    assert_non_null(strstr(diag.text, "scalar"));
+}
+
+/* One that this machine lacks is refused as such, and named in the list if and only if it is had. */
+static void known_isa_is_had_or_refused(void **state)
+{
+    (void)state;
+    static const char *const known[] = {"scalar", "avx2", "avx512", "avx512bf16"};
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        char spaced[32], all[256];
+        snprintf(spaced, sizeof(spaced), " %s ", known[i]);
+        snprintf(all, sizeof(all), " %s ", kernels_isa_available());
+        struct kernels *kernels = NULL;
+        struct diag diag = {{0}};
+        struct kernels_config config = {.isa = known[i], .threads = 1};
+        status_t st = kernels_create(&config, &kernels, &diag);
+        if (strstr(all, spaced) != NULL) {
+            assert_int_equal(st.code, ST_OK);
+            assert_string_equal(kernels_isa_name(kernels), known[i]);
+        } else {
+            assert_int_equal(st.code, st.code == ST_INVALID_ARGUMENT ? ST_INVALID_ARGUMENT : ST_FAILED_PRECONDITION);
+            assert_non_null(strstr(diag.text, known[i]));
+        }
+        kernels_destroy(kernels);
+    }
+}
+
+static void thread_count_out_of_range(void **state)
+{
+    (void)state;
+    struct kernels *kernels = NULL;
+    struct diag diag = {{0}};
+    struct kernels_config config = {.isa = "auto", .threads = 0};
+    assert_int_equal(kernels_create(&config, &kernels, &diag).code, ST_INVALID_ARGUMENT);
+    config.threads = KERNELS_THREADS_MAX + 1;
+    assert_int_equal(kernels_create(&config, &kernels, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "257"));
+}
+
+/* auto keeps activations f32, so it never picks the set that rounds them. */
+static void automatic_choice(void **state)
+{
+    (void)state;
+    struct kernels *by_name = kernels_for("auto", 2), *by_null = kernels_for(NULL, 2);
+    assert_string_equal(kernels_isa_name(by_name), kernels_isa_name(by_null));
+    assert_string_not_equal(kernels_isa_name(by_name), "avx512bf16");
+    assert_int_equal(kernels_threads(by_name), 2);
+    kernels_destroy(by_name);
+    kernels_destroy(by_null);
+    kernels_destroy(NULL);
+}
+
+/* Sets whose bits may differ differ in name. */
+static void names_tell_orders_apart(void **state)
+{
+    (void)state;
+    struct isa_list isas = isa_list_all();
+    for (uint32_t i = 0; i < isas.count; i++) {
+        for (uint32_t j = 0; j < i; j++) {
+            struct kernels *a = kernels_for(isas.names[i], 1), *b = kernels_for(isas.names[j], 1);
+            bool both_fuse = strncmp(isas.names[i], "avx2", 5) == 0 && strncmp(isas.names[j], "avx512", 7) == 0;
+            assert_int_equal(strcmp(kernels_set_name(a), kernels_set_name(b)) == 0, both_fuse);
+            kernels_destroy(a);
+            kernels_destroy(b);
+        }
+    }
+}
+
+static void buffers(void **state)
+{
+    (void)state;
+    struct kernels *kernels = kernels_for("auto", 1);
+    struct diag diag = {{0}};
+    static const size_t sizes[] = {0, 1, 100, 4096, 70000, (2u << 20) - 1, 2u << 20, (5u << 20) + 12345};
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        unsigned char *buffer = NULL;
+        assert_int_equal(kernels_buffer_alloc(kernels, sizes[i], (void **)&buffer, &diag).code, ST_OK);
+        assert_int_equal((uintptr_t)buffer % 64, 0);
+        for (size_t at = 0; at < sizes[i]; at += 4093) { assert_int_equal(buffer[at], 0); }
+        memset(buffer, 7, sizes[i]);
+        kernels_buffer_free(kernels, buffer, sizes[i]);
+    }
+    void *none = NULL;
+    assert_int_equal(kernels_buffer_alloc(kernels, SIZE_MAX - 4096, &none, &diag).code, ST_RESOURCE_EXHAUSTED);
+    assert_null(none);
+    kernels_buffer_free(kernels, NULL, 0);
+    assert_true(kernels_uses_host_memory(kernels));
+    float from[3] = {1, 2, 3}, to[3] = {0};
+    kernels_upload(kernels, to, from, sizeof(from));
+    assert_memory_equal(from, to, sizeof(from));
+    assert_false(failed(kernels_sync(kernels)));
+    kernels_destroy(kernels);
+}
+
+/* No operation takes memory: the heap is as it was after each of them. */
+static void no_allocation_after_create(void **state)
+{
+    (void)state;
+    struct kernels *kernels = kernels_for("auto", 3);
+    enum { ROWS = 20, DIM = 64 };
+    static float x[ROWS * DIM], out[ROWS * DIM], weight[DIM * DIM], pool[4 * 2 * 16 * DIM];
+    uint32_t table[4] = {3, 1, 0, 2};
+    struct kernels_kv kv = {.pool = pool, .layout = {16, 1, 1, DIM, DTYPE_F32}, .block_count = 4};
+    struct kernels_kv_slot slots[ROWS];
+    for (uint32_t i = 0; i < ROWS; i++) { slots[i] = (struct kernels_kv_slot){table[i / 16], i % 16}; }
+    struct kernels_attention_sequence sequence = {0, ROWS, 0, table};
+    struct kernels_logit_stats stats[ROWS];
+    struct mallinfo2 before = mallinfo2();
+    for (int turn = 0; turn < 50; turn++) {
+        struct kernels_gemm g = {.rows = ROWS, .n_out = DIM, .n_in = DIM, .x = x, .x_stride = DIM, .weight = weight,
+                                 .weight_stride = DIM, .weight_dtype = DTYPE_F32, .out = out, .out_stride = DIM};
+        kernels_gemm(kernels, &g, 1);
+        struct kernels_kv_write w = {.kv = kv, .rows = ROWS, .k = x, .k_stride = DIM, .v = x, .v_stride = DIM, .slots = slots};
+        kernels_kv_write(kernels, &w);
+        struct kernels_attention a = {.kv = kv, .q_heads = 1, .scale = 1, .q = x, .q_stride = DIM, .out = out, .out_stride = DIM,
+                                      .sequences = &sequence, .sequence_count = 1};
+        kernels_attention(kernels, &a);
+        kernels_silu_mul(kernels, ROWS, DIM, x, DIM, x, DIM, out, DIM);
+        kernels_logit_stats(kernels, ROWS, DIM, x, DIM, stats);
+    }
+    struct mallinfo2 after = mallinfo2();
+    assert_int_equal(before.uordblks, after.uordblks);
+    assert_int_equal(before.hblkhd, after.hblkhd);
+    kernels_destroy(kernels);
+}
+
+/* Nothing to do is nothing done, on null pointers too. */
+static void zero_rows(void **state)
+{
+    (void)state;
+    struct kernels *kernels = kernels_for("auto", 2);
+    struct kernels_gemm g = {.n_out = 3, .n_in = 5, .x_stride = 5, .weight_stride = 5, .out_stride = 3};
+    kernels_gemm(kernels, &g, 1);
+    kernels_gemm(kernels, NULL, 0);
+    kernels_add(kernels, 0, 5, NULL, 5, NULL, 5, NULL, 5);
+    struct kernels_attention a = {.kv = {.layout = {16, 1, 1, 8, DTYPE_F32}}, .q_heads = 1};
+    kernels_attention(kernels, &a);
+    kernels_destroy(kernels);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(unknown_isa),
+        cmocka_unit_test(known_isa_is_had_or_refused),
+        cmocka_unit_test(thread_count_out_of_range),
+        cmocka_unit_test(automatic_choice),
+        cmocka_unit_test(names_tell_orders_apart),
+        cmocka_unit_test(buffers),
+        cmocka_unit_test(no_allocation_after_create),
+        cmocka_unit_test(zero_rows),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
