@@ -276,9 +276,9 @@ static void trained_on_isa(const char *isa)
         struct harness harness;
         harness_open(directory, &(struct harness_options){.isa = isa, .threads = 1, .kv_dtype = DTYPE_F32}, &harness);
         struct outcome outcome = {0};
-        /* |h| is about 1 after the norm times its factor; the largest head product of this model measures
-         * below 100. The reference's own float32 and float64 runs differ by up to 3e-5. */
-        double limit = tolerance(harness.config, harness.config->context_tokens, UNIT_F32, 100.0);
+        /* The largest magnitude of a head product over these cases is 35.1 (transformers, same sums as in
+         * make.py). The reference's own float32 and float64 runs differ by up to 3e-5. */
+        double limit = tolerance(harness.config, harness.config->context_tokens, UNIT_F32, 35.1);
         size_t index;
         json_t *test;
         json_array_foreach(json_object_get(expected, "cases"), index, test) {
