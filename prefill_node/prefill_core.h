@@ -5,6 +5,12 @@
  *          is taken and freed when it ends. A step allocates nothing.
  *
  * Facts in, wishes out. Reads no clock, socket, GPU or engine; same events, same actions.
+ *
+ * Jobs get blocks for their whole prompt, all or none, in order of arrival, those that resume
+ * a stream first; nobody overtakes the head of that order. A step packs the chunks of the
+ * jobs that have blocks, in the same order, until its token budget is used up.
+ * Parts: prefill_state.h (the tables), prefill_job.c (one job's life), prefill_batch.c (blocks
+ * and steps), prefill_core.c (events).
  * Source: chunked prefill, Sarathi-Serve (OSDI 2024); layer-wise push, Splitwise (ISCA 2024). */
 #ifndef BATON_PREFILL_NODE_PREFILL_CORE_H
 #define BATON_PREFILL_NODE_PREFILL_CORE_H
@@ -27,6 +33,8 @@ struct prefill_core_config {
     uint32_t chunk_tokens;    /* longest chunk of one prompt in one step */
     uint32_t jobs_max;        /* jobs held at once, all states; one more is REFUSED */
     uint32_t slot_count;      /* sampler slots of the engine */
+    uint32_t eos_count;       /* decides whether a first token is also the last */
+    const uint32_t *eos_tokens; /* [eos_count], copied */
     uint64_t transfer_stall_ns; /* computed, but not acknowledged for this long: give up */
 };
 
@@ -37,7 +45,8 @@ enum prefill_event_kind {
     PREFILL_EV_STEP_DONE,
     PREFILL_EV_XFER_ACKED,  /* leg: the decode node has verified everything */
     PREFILL_EV_XFER_FAILED, /* leg, status: over, and the source blocks are no longer read */
-    PREFILL_EV_XFER_ENDED,  /* leg: an abort is complete, the source blocks are no longer read */
+    PREFILL_EV_XFER_ENDED,  /* leg: an abort is complete, the source blocks are no longer read.
+                               ACKED or FAILED that cross the abort do as well. */
     PREFILL_EV_TICK,
     PREFILL_EV_DRAIN,
 };
@@ -92,17 +101,24 @@ struct prefill_core_stats {
     bool draining, idle;
 };
 
+/* Errors  INVALID_ARGUMENT (node): a size of the config is out of range, diag names it. */
 NODISCARD status_t prefill_core_create(const struct prefill_core_config *config, struct prefill_core **ret_core,
                                        struct diag *diag);
 void prefill_core_destroy(struct prefill_core *core);
 
+/* Moves every job that the event lets move, until nothing moves.
+ * ret_actions  written always; the caller performs them in order
+ * Errors  only SCOPE_NODE ones: the node must drain and exit. */
 NODISCARD status_t prefill_core_step(struct prefill_core *core, const struct prefill_event *event,
                                      struct prefill_actions *ret_actions);
 
+/* When the core next wants a TICK at the latest; UINT64_MAX: not on its own. */
 uint64_t prefill_core_deadline_ns(const struct prefill_core *core);
 
 struct prefill_core_stats prefill_core_stats(const struct prefill_core *core);
 
+/* Walks everything; a CHECK fails where blocks, jobs and queues disagree. For tests and the
+ * simulator, after every step. */
 void prefill_core_audit(const struct prefill_core *core);
 
 #endif

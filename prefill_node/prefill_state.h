@@ -1,0 +1,137 @@
+/* prefill_state: the tables behind prefill_core, shared by its parts and nobody else.
+ * Flow:    prefill_core (events) -> prefill_job (one job's life), prefill_batch (blocks, steps)
+ * Thread:  the node's core thread only.
+ * Memory:  carved in prefill_core_create; a job's tokens, ticket and block table are one
+ *          allocation that ends with the job. */
+#ifndef BATON_PREFILL_NODE_PREFILL_STATE_H
+#define BATON_PREFILL_NODE_PREFILL_STATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "kv/kv_pool.h"
+#include "prefill_node/prefill_core.h"
+#include "sched/leg_index.h"
+#include "sched/list.h"
+#include "sched/rate.h"
+#include "sched/router_set.h"
+#include "sched/token_list.h"
+
+/* What a job waits for. */
+enum job_state {
+    JOB_WAITING,   /* waits in a queue for blocks, all or none; holds none */
+    JOB_COMPUTING, /* has blocks; waits for steps to compute the rest of its prompt */
+    JOB_SENT,      /* computed and committed; waits for the decode node's acknowledgement */
+    JOB_LEAVING,   /* is over; waits for the step in flight and for the transfer to let go of its
+                      blocks */
+    JOB_ENDED,     /* holds nothing, waits for nothing */
+    JOB_STATE_COUNT
+};
+
+enum job_outcome { JOB_OPEN, JOB_DONE, JOB_FAILED, JOB_CANCELLED };
+
+struct prefill_job {
+    struct list_link link;        /* in core->jobs, or in core->ended */
+    struct list_link queue_link;  /* in resumed, fresh or computing */
+    struct list *queue;           /* that one; NULL: in none */
+    struct leg_id id;
+    uint32_t router;
+    enum job_state state;
+    enum job_outcome outcome;
+    struct ctl_work work;         /* copied */
+    bool is_over;                 /* fact: nobody wants the result any more */
+    bool is_in_step;              /* the step in flight writes its blocks */
+    bool transfer_is_over;        /* fact: the source blocks are no longer read */
+    uint64_t cancelled;           /* one bit for each sequence that is not wanted any more */
+    uint64_t arrival_ns, first_chunk_ns, first_token_ns;
+    uint64_t stall_until_ns;
+    uint32_t total;               /* prompt and output: what is computed */
+    uint32_t computed;
+    uint32_t block_count;
+    uint32_t *blocks;             /* [blocks for total] */
+    uint32_t ticket_bytes;
+    uint8_t *ticket;
+};
+
+struct prefill_plan {
+    bool is_in_flight;
+    struct step_plan plan;
+    struct step_open *opens;        /* [slot_count] */
+    struct step_span *spans;        /* [span_max] */
+    struct prefill_job **span_jobs; /* [span_max] */
+    uint32_t *sample_slots;         /* [slot_count] */
+    uint32_t *tokens;               /* [step_rows_max] */
+    uint32_t sample_count, token_count, logprob_count;
+};
+
+struct prefill_core {
+    struct prefill_core_config config;
+    uint32_t *eos_tokens;
+    uint64_t now_ns;
+    bool is_draining;
+    struct kv_pool *pool;
+    struct leg_index *index;
+    struct router_set routers;
+    struct token_list *tokens;         /* for the routers */
+    struct prefill_plan step;
+    struct list jobs;                  /* live, by arrival */
+    struct list ended;                 /* freed at the end of the event */
+    struct list resumed, fresh;        /* WAITING, by arrival */
+    struct list computing;             /* COMPUTING, by admission */
+    struct list sent;                  /* SENT, by time of commit: its stall deadlines are in order */
+    struct prefill_action *actions;    /* [action_max] */
+    uint32_t action_count, action_max;
+    struct ctl_token *commits;         /* [slot_count] first tokens of one event, for COMMIT */
+    uint32_t commit_count;
+    struct token_logprob *logprobs;    /* [step_rows_max] of one event, for PROMPT_LOGPROBS */
+    uint32_t logprob_count;
+    struct diag text;                  /* the one message of an event that is not a constant */
+    char cable[32];                    /* of the event's PREFILL_DONE */
+    uint32_t *audit_owners;            /* [block_count] */
+    uint64_t steps, prompt_tokens_computed, jobs_done, jobs_failed, jobs_cancelled, jobs_refused, late_messages;
+    uint64_t hold_mean_ns;             /* how long a job stays here */
+    struct token_rate rate;
+};
+
+static inline uint32_t prefill_blocks_for(const struct prefill_core *core, uint32_t token_count)
+{
+    return (token_count + core->config.block_tokens - 1) / core->config.block_tokens;
+}
+
+struct prefill_action *prefill_action_add(struct prefill_core *core, enum prefill_action_kind kind);
+
+/* --- prefill_job.c */
+
+/* Takes a validated PREFILL and begins its transfer. NULL: no memory. */
+struct prefill_job *job_take(struct prefill_core *core, uint32_t router, const struct ctl_prefill *prefill);
+
+/* Changes state and queue together. */
+void job_enter(struct prefill_core *core, struct prefill_job *job, enum job_state state, struct list *queue);
+
+/* Ends the job without a word to the router. */
+void job_drop(struct prefill_core *core, struct prefill_job *job, enum job_outcome outcome);
+
+/* Tells the router why and ends the job. Borrows message until the event's actions are done. */
+void job_give_up(struct prefill_core *core, struct prefill_job *job, uint8_t code, const char *message);
+
+/* Moves a job whose facts have changed, until its state stops changing. */
+void job_move(struct prefill_core *core, struct prefill_job *job);
+
+uint32_t prefill_retry_after_ms(const struct prefill_core *core);
+
+uint64_t prefill_tokens_queued(const struct prefill_core *core);
+
+/* Frees the jobs that ended in this event. */
+void jobs_reap(struct prefill_core *core);
+
+/* --- prefill_batch.c */
+
+/* Gives blocks to whom they are due, and plans a step if none is in flight. */
+void prefill_schedule(struct prefill_core *core);
+
+/* Takes a result of the plan in flight.
+ * Errors  SCOPE_NODE: the step failed for the whole node, or the result does not fit the plan. */
+NODISCARD status_t prefill_finish_step(struct prefill_core *core, const struct step_result *result);
+
+#endif

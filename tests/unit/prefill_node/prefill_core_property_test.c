@@ -1,0 +1,122 @@
+/* Random jobs, transfers that end in any order, cancels at every point, tiny pools: the
+ * checks are in prefill_world. PREFILL_SEED=n replays one seed, PREFILL_SEEDS=n runs many. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "base/rng.h"
+#include "tests/unit/prefill_node/prefill_world.h"
+
+static struct prefill_core_config random_config(struct rng *rng)
+{
+    struct prefill_core_config config = pworld_config(3 + (uint32_t)rng_below(rng, 40));
+    config.step_rows_max = 1 + (uint32_t)rng_below(rng, 40);
+    config.chunk_tokens = 1 + (uint32_t)rng_below(rng, 20);
+    config.jobs_max = 1 + (uint32_t)rng_below(rng, 16);
+    config.slot_count = 1 + (uint32_t)rng_below(rng, 10);
+    config.block_tokens = 1 + (uint32_t)rng_below(rng, 6);
+    return config;
+}
+
+static void random_job(struct pworld *world, struct rng *rng)
+{
+    uint32_t router = (uint32_t)rng_below(rng, PWORLD_ROUTERS);
+    uint32_t prompt = 1 + (uint32_t)rng_below(rng, 1 + rng_below(rng, 60));
+    uint32_t output = rng_below(rng, 4) == 0 ? (uint32_t)rng_below(rng, 30) : 0;
+    struct pworld_job *job = pworld_job(world, router, prompt, output, rng_next(rng));
+    struct ctl_work *work = &job->prefill.work;
+    work->params.max_tokens = output + 1 + (uint32_t)rng_below(rng, 4);
+    work->resumed = rng_below(rng, 3) == 0;
+    if (output == 0 && rng_below(rng, 3) == 0) {
+        work->params.n = 1 + (uint32_t)rng_below(rng, PWORLD_SEQS_MAX);
+        work->sequence_first = (uint32_t)rng_below(rng, work->params.n);
+        work->sequence_count = 1 + (uint32_t)rng_below(rng, work->params.n - work->sequence_first);
+    }
+    if (output == 0 && rng_below(rng, 3) == 0) { work->params.prompt_logprobs = 1; }
+    if (!world->router_is_up[router]) { job->end = PWORLD_DROPPED; }
+    pworld_send(world, job);
+    if (rng_below(rng, 20) == 0) { pworld_send(world, job); }
+}
+
+static void random_event(struct pworld *world, struct rng *rng)
+{
+    struct pworld_job *job = NULL;
+    if (world->job_count > 0) {
+        uint32_t recent = world->job_count < 20 || rng_below(rng, 8) == 0 ? world->job_count : 20;
+        job = world->jobs[world->job_count - 1 - rng_below(rng, recent)];
+    }
+    uint64_t dice = rng_below(rng, 1000);
+    if (dice < 180) {
+        random_job(world, rng);
+    } else if (dice < 560) {
+        if (world->plan != NULL) { pworld_step_done(world); }
+    } else if (job == NULL) {
+        pworld_tick(world, 1000);
+    } else if (dice < 720) {
+        if (job->has_transfer && job->is_committed) { pworld_ack(world, job); }
+    } else if (dice < 740) {
+        if (job->has_transfer) { pworld_fail(world, job); }
+    } else if (dice < 840) {
+        if (job->has_transfer && (job->is_aborted || rng_below(rng, 20) == 0)) { pworld_ended(world, job); }
+    } else if (dice < 880) {
+        pworld_cancel(world, job);
+    } else if (dice < 910) {
+        pworld_cancel_seq(world, job, (uint32_t)rng_below(rng, job->prefill.work.sequence_count));
+    } else if (dice < 960) {
+        pworld_tick(world, rng_below(rng, 100000000));
+    } else if (dice < 966) {
+        if (world->plan != NULL) { pworld_step_failed(world, SCOPE_REQUEST); }
+    } else if (dice < 974) {
+        pworld_router_down(world, (uint32_t)rng_below(rng, PWORLD_ROUTERS));
+    } else if (dice < 984) {
+        pworld_router_up(world, (uint32_t)rng_below(rng, PWORLD_ROUTERS));
+    } else if (dice < 990) {
+        struct step_result stale = {.id = rng_below(rng, 3)};
+        if (world->plan == NULL || world->plan->id != stale.id) {
+            pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_STEP_DONE, .result = &stale});
+        }
+    } else if (!job->has_transfer) {
+        enum prefill_event_kind kinds[] = {PREFILL_EV_XFER_ACKED, PREFILL_EV_XFER_FAILED, PREFILL_EV_XFER_ENDED};
+        pworld_event(world, &(struct prefill_event){.kind = kinds[rng_below(rng, 3)], .leg = job->id});
+    }
+}
+
+static void run_seed(uint64_t seed)
+{
+    struct rng rng = rng_init(seed);
+    struct prefill_core_config config = random_config(&rng);
+    struct pworld *world = pworld_open(&config);
+    pworld_router_up(world, 1);
+    for (uint32_t i = 0; i < 600; i++) { random_event(world, &rng); }
+    pworld_finish(world);
+    for (uint32_t i = 0; i < world->job_count; i++) { assert_int_not_equal(world->jobs[i]->end, PWORLD_OPEN); }
+    assert_int_equal(pworld_stats(world).blocks_free, config.block_count);
+    pworld_close(world);
+}
+
+/* Whatever happens in whatever order: no block is lost or reused while it is read, and every
+ * job has exactly one end. */
+static void any_order_of_events_keeps_blocks_and_tokens(void **state)
+{
+    (void)state;
+    const char *one = getenv("PREFILL_SEED");
+    const char *many = getenv("PREFILL_SEEDS");
+    uint64_t first = one != NULL ? strtoull(one, NULL, 10) : 1;
+    uint64_t count = one != NULL ? 1 : many != NULL ? strtoull(many, NULL, 10) : 300;
+    for (uint64_t seed = first; seed < first + count; seed++) {
+        printf("PREFILL_SEED=%llu\n", (unsigned long long)seed);
+        fflush(stdout);
+        run_seed(seed);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(any_order_of_events_keeps_blocks_and_tokens)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,376 @@
+#include "tests/unit/prefill_node/prefill_world.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/rng.h"
+#include "model/stop_rules.h"
+
+static const uint32_t world_eos = PWORLD_EOS;
+
+static void perform(struct pworld *world, const struct prefill_action *action);
+
+struct prefill_core_config pworld_config(uint32_t block_count)
+{
+    return (struct prefill_core_config){
+        .block_tokens = 4,
+        .block_count = block_count,
+        .context_tokens = 250,
+        .vocab_size = PWORLD_VOCAB,
+        .step_rows_max = 16,
+        .chunk_tokens = 10,
+        .jobs_max = 16,
+        .slot_count = 8,
+        .eos_count = 1,
+        .eos_tokens = &world_eos,
+        .transfer_stall_ns = 1000000000,
+    };
+}
+
+struct pworld *pworld_open(const struct prefill_core_config *config)
+{
+    struct pworld *world = calloc(1, sizeof *world);
+    CHECK(world != NULL);
+    world->config = *config;
+    world->now_ns = 1000000000;
+    struct diag diag;
+    CHECK(!failed(prefill_core_create(config, &world->core, &diag)));
+    world->model = kv_model_create(config->block_count, config->block_tokens, config->slot_count, PWORLD_VOCAB);
+    pworld_router_up(world, 0);
+    return world;
+}
+
+void pworld_close(struct pworld *world)
+{
+    for (uint32_t i = 0; i < world->job_count; i++) { free(world->jobs[i]); }
+    free(world->jobs);
+    kv_model_destroy(world->model);
+    prefill_core_destroy(world->core);
+    free(world);
+}
+
+struct pworld_job *pworld_job(struct pworld *world, uint32_t router, uint32_t prompt_count, uint32_t output_count,
+                              uint64_t seed)
+{
+    CHECK(prompt_count + output_count < PWORLD_TEXT_MAX);
+    if (world->job_count == world->job_max) {
+        world->job_max = world->job_max * 2 + 16;
+        world->jobs = realloc(world->jobs, world->job_max * sizeof *world->jobs);
+        CHECK(world->jobs != NULL);
+    }
+    struct pworld_job *job = calloc(1, sizeof *job);
+    CHECK(job != NULL);
+    job->id = (struct leg_id){.hi = 77 + router, .lo = world->job_count + 1};
+    job->router = router;
+    job->logprob_next = 1;
+    struct rng rng = rng_init(seed);
+    for (uint32_t i = 0; i < prompt_count + output_count; i++) { job->text[i] = (uint32_t)rng_below(&rng, PWORLD_VOCAB); }
+    struct ctl_work *work = &job->prefill.work;
+    work->leg = job->id;
+    work->sequence_count = 1;
+    work->prompt_count = prompt_count;
+    work->prompt = job->text;
+    work->output_count = output_count;
+    work->output = job->text + prompt_count;
+    work->resumed = output_count > 0;
+    work->params = sampling_params_default();
+    work->params.max_tokens = output_count + 5;
+    work->params.seed = seed;
+    job->prefill.ticket = job->ticket;
+    job->prefill.ticket_bytes = sizeof job->ticket;
+    memset(job->ticket, (int)(job->id.lo & 0xff), sizeof job->ticket);
+    world->jobs[world->job_count++] = job;
+    return job;
+}
+
+static struct pworld_job *find(struct pworld *world, struct leg_id id)
+{
+    for (uint32_t i = 0; i < world->job_count; i++) {
+        if (leg_id_equal(world->jobs[i]->id, id)) { return world->jobs[i]; }
+    }
+    CHECK(!"no such leg");
+    return NULL;
+}
+
+static uint32_t total(const struct pworld_job *job) { return job->prefill.work.prompt_count + job->prefill.work.output_count; }
+
+void pworld_event(struct pworld *world, const struct prefill_event *event)
+{
+    struct prefill_event timed = *event;
+    timed.now_ns = world->now_ns;
+    struct prefill_actions actions;
+    world->status = prefill_core_step(world->core, &timed, &actions);
+    for (uint32_t i = 0; i < actions.count; i++) { perform(world, &actions.list[i]); }
+    prefill_core_audit(world->core);
+    struct prefill_core_stats stats = prefill_core_stats(world->core);
+    CHECK(stats.blocks_free + stats.blocks_held + stats.blocks_cached + stats.blocks_quarantined == stats.blocks_total);
+    /* Another node may still be reading these. */
+    for (uint32_t i = 0; i < world->job_count; i++) {
+        const struct pworld_job *job = world->jobs[i];
+        if (!job->has_transfer) { continue; }
+        for (uint32_t b = 0; b < job->pushed_count; b++) {
+            CHECK(kv_model_holds(world->model, job->pushed[b], job->text, b * world->config.block_tokens, total(job)));
+        }
+    }
+}
+
+static uint32_t expected_token(const struct pworld_job *job, uint32_t index)
+{
+    const struct ctl_work *work = &job->prefill.work;
+    return kv_model_next(PWORLD_VOCAB, &work->params, work->sequence_first + index, work->prompt, work->prompt_count,
+                         work->output, work->output_count);
+}
+
+static void check_token(const struct pworld_job *job, const struct ctl_token *token, uint32_t index)
+{
+    const struct ctl_work *work = &job->prefill.work;
+    CHECK(leg_id_equal(token->leg, job->id));
+    CHECK(index < work->sequence_count);
+    CHECK(token->position == work->output_count);
+    CHECK(token->token == expected_token(job, index));
+    struct eos_tokens eos = {.token = &world_eos, .count = 1};
+    enum stop_verdict verdict = stop_rules_decide(&work->params, eos, token->token, work->output_count + 1,
+                                                  total(job) + 1, 250);
+    CHECK((token->finish != FINISH_NONE) == (verdict != STOP_RULES_CONTINUE));
+}
+
+static void take_message(struct pworld *world, const struct prefill_action *action)
+{
+    const struct ctl_msg *msg = &action->msg;
+    CHECK(world->router_is_up[action->router]);
+    switch (msg->kind) {
+    case CTL_TOKENS:
+        for (uint32_t i = 0; i < msg->tokens.count; i++) {
+            const struct ctl_token *token = &msg->tokens.tokens[i];
+            struct pworld_job *job = find(world, token->leg);
+            CHECK(job->router == action->router);
+            CHECK(job->end == PWORLD_OPEN);
+            uint32_t index = token->sequence - job->prefill.work.sequence_first;
+            check_token(job, token, index);
+            CHECK(!job->has_token[index]);
+            CHECK(!job->is_cancelled[index]);
+            job->has_token[index] = true;
+            if (job->prefill.work.params.prompt_logprobs >= 0) { CHECK(job->logprob_next == job->prefill.work.prompt_count); }
+        }
+        break;
+    case CTL_PROMPT_LOGPROBS: {
+        struct pworld_job *job = find(world, msg->prompt_logprobs.leg);
+        CHECK(job->end == PWORLD_OPEN);
+        CHECK(job->prefill.work.params.prompt_logprobs >= 0);
+        CHECK(msg->prompt_logprobs.count > 0);
+        for (uint32_t i = 0; i < msg->prompt_logprobs.count; i++) {
+            CHECK(msg->prompt_logprobs.first + i == job->logprob_next);
+            CHECK(msg->prompt_logprobs.entries[i].logprob == kv_model_prompt_logprob(job->text, job->logprob_next));
+            job->logprob_next++;
+        }
+        break;
+    }
+    case CTL_REFUSED:
+    case CTL_PREFILL_FAILED: {
+        struct pworld_job *job = find(world, msg->failure.leg);
+        CHECK(job->router == action->router);
+        CHECK(job->end == PWORLD_OPEN);
+        job->end = msg->kind == CTL_REFUSED ? PWORLD_REFUSED : PWORLD_FAILED;
+        job->code = msg->failure.code;
+        job->retry_after_ms = msg->failure.retry_after_ms;
+        snprintf(job->message, sizeof job->message, "%s", msg->failure.message);
+        break;
+    }
+    case CTL_PREFILL_DONE: {
+        struct pworld_job *job = find(world, msg->prefill_done.leg);
+        CHECK(job->end == PWORLD_OPEN);
+        CHECK(job->is_committed);
+        job->end = PWORLD_DONE;
+        job->done = msg->prefill_done;
+        CHECK(strcmp(msg->prefill_done.cable, "tcp") == 0);
+        job->done.cable = NULL;
+        break;
+    }
+    case CTL_LOAD:
+        world->loads[action->router]++;
+        if (action->router == 0) { world->load = msg->load; }
+        break;
+    default:
+        CHECK(!"a prefill core sends no such message");
+    }
+}
+
+static void perform(struct pworld *world, const struct prefill_action *action)
+{
+    switch (action->kind) {
+    case PREFILL_ACT_SEND:
+        take_message(world, action);
+        break;
+    case PREFILL_ACT_XFER_BEGIN: {
+        struct pworld_job *job = find(world, action->leg);
+        CHECK(!job->has_transfer);
+        CHECK(action->ticket_bytes == sizeof job->ticket);
+        CHECK(action->ticket != job->ticket);
+        CHECK(memcmp(action->ticket, job->ticket, sizeof job->ticket) == 0);
+        CHECK(action->block_count == (total(job) + world->config.block_tokens - 1) / world->config.block_tokens);
+        job->has_transfer = true;
+        break;
+    }
+    case PREFILL_ACT_XFER_COMMIT: {
+        struct pworld_job *job = find(world, action->leg);
+        CHECK(job->has_transfer);
+        CHECK(!job->is_committed);
+        CHECK(!job->is_aborted);
+        CHECK(job->pushed_count == (total(job) + world->config.block_tokens - 1) / world->config.block_tokens);
+        CHECK(action->token_count == job->prefill.work.sequence_count);
+        for (uint32_t i = 0; i < action->token_count; i++) { check_token(job, &action->tokens[i], i); }
+        job->is_committed = true;
+        break;
+    }
+    case PREFILL_ACT_XFER_ABORT: {
+        struct pworld_job *job = find(world, action->leg);
+        CHECK(job->has_transfer);
+        CHECK(!job->is_aborted);
+        job->is_aborted = true;
+        break;
+    }
+    case PREFILL_ACT_STEP: {
+        CHECK(world->plan == NULL);
+        world->plan = action->plan;
+        CHECK(action->plan->span_count > 0);
+        CHECK(action->plan->open_count <= world->config.slot_count);
+        if (action->plan->span_count > world->spans_max) { world->spans_max = action->plan->span_count; }
+        uint32_t rows = 0;
+        for (uint32_t i = 0; i < action->plan->span_count; i++) {
+            rows += action->plan->spans[i].row_count;
+            CHECK(action->plan->spans[i].row_count <= world->config.chunk_tokens);
+        }
+        CHECK(rows <= world->config.step_rows_max);
+        break;
+    }
+    }
+}
+
+void pworld_message(struct pworld *world, uint32_t router, const struct ctl_msg *msg)
+{
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_MESSAGE, .router = router, .msg = msg});
+}
+
+void pworld_send(struct pworld *world, struct pworld_job *job)
+{
+    struct ctl_msg msg = {.kind = CTL_PREFILL, .prefill = job->prefill};
+    pworld_message(world, job->router, &msg);
+}
+
+void pworld_cancel(struct pworld *world, struct pworld_job *job)
+{
+    struct ctl_msg msg = {.kind = CTL_CANCEL, .cancel = {.leg = job->id}};
+    if (job->end == PWORLD_OPEN) { job->end = PWORLD_DROPPED; }
+    pworld_message(world, job->router, &msg);
+}
+
+void pworld_cancel_seq(struct pworld *world, struct pworld_job *job, uint32_t index)
+{
+    const struct ctl_work *work = &job->prefill.work;
+    struct ctl_msg msg = {.kind = CTL_CANCEL,
+                          .cancel = {.leg = job->id, .one_sequence = true, .sequence = work->sequence_first + index}};
+    job->is_cancelled[index] = true;
+    bool all = true;
+    for (uint32_t i = 0; i < work->sequence_count; i++) { all = all && job->is_cancelled[i]; }
+    if (all && job->end == PWORLD_OPEN) { job->end = PWORLD_DROPPED; }
+    pworld_message(world, job->router, &msg);
+}
+
+void pworld_ack(struct pworld *world, struct pworld_job *job)
+{
+    job->has_transfer = false;
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_XFER_ACKED, .leg = job->id, .cable = "tcp",
+                                                .bytes = 4096, .transfer_ns = 77});
+}
+
+void pworld_fail(struct pworld *world, struct pworld_job *job)
+{
+    job->has_transfer = false;
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_XFER_FAILED, .leg = job->id,
+                                                .status = STATUS(ST_DATA_LOSS, SCOPE_PEER),
+                                                .message = "slice 3 came with a wrong checksum"});
+}
+
+void pworld_ended(struct pworld *world, struct pworld_job *job)
+{
+    job->has_transfer = false;
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_XFER_ENDED, .leg = job->id});
+}
+
+void pworld_router_up(struct pworld *world, uint32_t router)
+{
+    world->router_is_up[router] = true;
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_ROUTER_UP, .router = router});
+}
+
+void pworld_router_down(struct pworld *world, uint32_t router)
+{
+    world->router_is_up[router] = false;
+    for (uint32_t i = 0; i < world->job_count; i++) {
+        if (world->jobs[i]->router == router && world->jobs[i]->end == PWORLD_OPEN) { world->jobs[i]->end = PWORLD_DROPPED; }
+    }
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_ROUTER_DOWN, .router = router});
+}
+
+void pworld_tick(struct pworld *world, uint64_t later_ns)
+{
+    world->now_ns += later_ns;
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_TICK});
+}
+
+void pworld_step_done(struct pworld *world)
+{
+    CHECK(world->plan != NULL);
+    const struct step_plan *plan = world->plan;
+    struct step_result result = kv_model_run(world->model, plan);
+    /* The slices leave while the step computes. */
+    for (uint32_t i = 0; i < plan->span_count; i++) {
+        const struct step_span *span = &plan->spans[i];
+        struct pworld_job *job = find(world, span->leg);
+        CHECK(span->push_count == 0 || span->push_first == job->pushed_count);
+        CHECK(span->push_first + span->push_count <= span->block_count);
+        for (uint32_t b = 0; b < span->push_count; b++) {
+            job->pushed[job->pushed_count++] = span->block_table[span->push_first + b];
+        }
+    }
+    world->plan = NULL;
+    world->now_ns += result.compute_ns;
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_STEP_DONE, .result = &result});
+}
+
+void pworld_step_failed(struct pworld *world, uint8_t scope)
+{
+    CHECK(world->plan != NULL);
+    struct step_result result = {.id = world->plan->id, .status = STATUS(ST_INTERNAL, scope)};
+    world->plan = NULL;
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_STEP_DONE, .result = &result});
+}
+
+void pworld_finish(struct pworld *world)
+{
+    for (uint32_t round = 0; round < 100000; round++) {
+        bool moved = false;
+        for (uint32_t i = 0; i < world->job_count; i++) {
+            struct pworld_job *job = world->jobs[i];
+            if (!job->has_transfer) { continue; }
+            if (job->is_aborted) {
+                pworld_ended(world, job);
+                moved = true;
+            } else if (job->is_committed) {
+                pworld_ack(world, job);
+                moved = true;
+            }
+        }
+        if (world->plan != NULL) {
+            pworld_step_done(world);
+            moved = true;
+        }
+        if (!moved && prefill_core_stats(world->core).idle) { return; }
+        if (!moved) { pworld_tick(world, 100000000); }
+    }
+    CHECK(!"the core never came to rest");
+}
+
+struct prefill_core_stats pworld_stats(const struct pworld *world) { return prefill_core_stats(world->core); }
