@@ -239,6 +239,7 @@ static void grant_finish(struct link_core *core, struct core_grant *grant, uint6
     }
     struct link_wish *event = wish_event(ret, revoked || grant->end_told ? KV_EVENT_FENCED : KV_EVENT_FAILED,
                                          grant_slot(core, grant), grant->xfer_id, grant->grant_epoch);
+    event->link = grant->link;
     event->status = grant->end_status;
     event->text = grant->end_text;
     event->fenced = true;
@@ -342,6 +343,7 @@ void link_core_fence_answer(struct link_core *core, uint32_t slot, uint64_t gran
         grant_finish(core, grant, now_ns, ret);
     } else if (failed(grant->end_status) && !grant->end_told) {
         struct link_wish *event = wish_event(ret, KV_EVENT_FAILED, slot, grant->xfer_id, grant->grant_epoch);
+        event->link = grant->link;
         event->status = grant->end_status;
         event->text = grant->end_text;
         grant->end_told = true;
@@ -411,6 +413,7 @@ static void send_finish(struct link_core *core, struct core_send *send, enum kv_
         drop->slot = slot;
     }
     struct link_wish *made = wish_event(ret, event, slot, send->xfer_id, send->grant_epoch);
+    made->link = send->link;
     made->status = status;
     made->text = text;
     if (event == KV_EVENT_ACKED) {
@@ -442,7 +445,7 @@ static void send_do_commit(struct link_core *core, struct core_send *send, uint6
     send->deadline_ns = now_ns + 2 * core->config.stall_ns; /* D, which knows more, gives up first */
 }
 
-void link_core_send_begin(struct link_core *core, uint32_t slot, const struct kv_ticket *ticket, uint32_t spare_link,
+uint32_t link_core_send_begin(struct link_core *core, uint32_t slot, const struct kv_ticket *ticket, uint32_t spare_link,
                           uint64_t now_ns, struct link_wishes *ret)
 {
     CHECK(slot < core->config.sends_max);
@@ -464,22 +467,22 @@ void link_core_send_begin(struct link_core *core, uint32_t slot, const struct kv
         if (link->is_suspect) {
             send_finish(core, send, KV_EVENT_SEND_FAILED, STATUS(ST_UNAVAILABLE, SCOPE_PEER),
                         "the peer has been silent; nothing new is sent to it until it is heard", ret);
-            return;
+            return LINK_NONE;
         }
         send->link = i;
         if (link->state == LS_READY) { send_do_begin(core, send, now_ns, ret); }
-        return;
+        return i;
     }
     const struct suspicion *seen = suspicion_find(core, ticket->node_id, ticket->boot_epoch);
     if (seen && now_ns < seen->until_ns) {
         send_finish(core, send, KV_EVENT_SEND_FAILED, STATUS(ST_UNAVAILABLE, SCOPE_PEER),
                     "the last link to the peer broke a moment ago; it is tried again shortly", ret);
-        return;
+        return LINK_NONE;
     }
     if (spare_link == LINK_NONE) {
         send_finish(core, send, KV_EVENT_SEND_FAILED, STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST),
                     "no link is free: raise links_max", ret);
-        return;
+        return LINK_NONE;
     }
     struct core_link *link = &core->links[spare_link];
     CHECK(link->state == LS_FREE);
@@ -494,6 +497,7 @@ void link_core_send_begin(struct link_core *core, uint32_t slot, const struct kv
     struct link_wish *dial = wish(ret, LINK_WISH_DIAL, spare_link);
     dial->address = link->address;
     wish_send(core, ret, spare_link, LINK_HELLO, now_ns);
+    return spare_link;
 }
 
 void link_core_commit(struct link_core *core, uint32_t slot, uint64_t now_ns, struct link_wishes *ret)

@@ -53,7 +53,7 @@ enum link_wish_kind {
     LINK_WISH_STREAM,
     /* P: drop the pushes of send `slot`. */
     LINK_WISH_DROP,
-    /* Tell the node. The slot is free after LANDED, FENCED, FAILED with fenced, ACKED and
+    /* Tell the node. `link` is the one it was about, perhaps closed by now, or LINK_NONE. The slot is free after LANDED, FENCED, FAILED with fenced, ACKED and
      * SEND_FAILED. */
     LINK_WISH_EVENT,
 };
@@ -105,9 +105,10 @@ void link_core_frame_landed(struct link_core *core, uint32_t slot, uint64_t gran
                             bool crc_ok, uint64_t now_ns, struct link_wishes *ret);
 
 /* ---- P's facts */
-/* spare_link: a free link slot to dial with, or LINK_NONE. */
-void link_core_send_begin(struct link_core *core, uint32_t slot, const struct kv_ticket *ticket, uint32_t spare_link,
-                          uint64_t now_ns, struct link_wishes *ret);
+/* spare_link: a free link slot to dial with, or LINK_NONE. Returns the link that the send uses:
+ * spare_link, another, or LINK_NONE when it failed at once. */
+uint32_t link_core_send_begin(struct link_core *core, uint32_t slot, const struct kv_ticket *ticket,
+                              uint32_t spare_link, uint64_t now_ns, struct link_wishes *ret);
 void link_core_commit(struct link_core *core, uint32_t slot, uint64_t now_ns, struct link_wishes *ret);
 void link_core_abort(struct link_core *core, uint32_t slot, uint64_t now_ns, struct link_wishes *ret);
 void link_core_send_progress(struct link_core *core, uint32_t slot, uint64_t now_ns);

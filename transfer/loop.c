@@ -6,8 +6,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "base/check.h"
-
 enum { BATCH_MAX = 64 };
 
 struct kv_loop {

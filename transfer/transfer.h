@@ -284,7 +284,8 @@ struct kv_cable_host {
     uint32_t block_count; /* whole blocks in the pool */
     uint32_t links_max;
     uint64_t connect_ns;
-    const char *tcp_listen;
+    bool receives; /* this process grants blocks: listen */
+    const char *tcp_listen; /* "" : no listener */
     const char *uds_dir;
     struct kv_endpoint_tls tls;
 

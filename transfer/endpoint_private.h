@@ -1,0 +1,171 @@
+/* endpoint_private: what the two halves of the endpoint share. endpoint.c holds what callers
+ * run on their own threads, endpoint_thread.c what the transfer thread runs.
+ * Thread:  fields say whose they are. The mutex guards free lists, the command ring and what
+ *          callers must see at once; it is held for a few hundred nanoseconds, never over a
+ *          system call or a callback. A lock and not messages alone, because a caller of
+ *          grant, send_begin and push needs its answer (a slot, or "full") before it returns. */
+#ifndef BATON_TRANSFER_ENDPOINT_PRIVATE_H
+#define BATON_TRANSFER_ENDPOINT_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "transfer/link_core.h"
+#include "transfer/link_wire.h"
+#include "transfer/loop.h"
+
+#define CABLES_MAX LINK_CABLES_MAX
+
+enum command_kind {
+    CMD_GRANT, CMD_REVOKE, CMD_SEND_BEGIN, CMD_PUSH, CMD_COMMIT, CMD_ABORT,
+    CMD_STREAM_ACCEPT, CMD_STREAM_MESSAGE, CMD_STREAM_CLOSED,
+};
+
+struct command {
+    enum command_kind kind;
+    uint32_t slot;
+    uint32_t generation; /* of the send or link */
+    uint64_t grant_epoch; /* revoke: whose */
+    status_t status;
+    void *pointer; /* push: chain of records; commit, message: heap bytes, owned; accept: stream */
+    size_t bytes;
+};
+
+struct grant_data {
+    /* caller's until CMD_GRANT is posted, then the transfer thread's */
+    uint32_t *blocks; /* [grant_blocks_max] */
+    uint32_t count;
+    void *user;
+    uint32_t lease_ms;
+    uint64_t grant_epoch;
+    uint8_t secret[KV_SECRET_BYTES];
+    /* mutex */
+    bool used, revoke_posted;
+    kv_xfer_id_t xfer_id;
+    uint32_t next_free;
+    /* transfer thread */
+    uint32_t link;
+    uint64_t began_ns, bytes;
+    const char *cable;
+    uint8_t *payload;
+    size_t payload_bytes;
+};
+
+struct send_data {
+    /* caller's until CMD_SEND_BEGIN is posted, then the transfer thread's */
+    struct kv_ticket ticket; /* block_count is read by callers too; constant while open */
+    void *user;
+    /* mutex */
+    uint32_t generation;
+    bool open, committed, abort_posted;
+    uint64_t slices_pushed;
+    uint32_t *layer_slices; /* [layer_count] */
+    uint32_t next_free;
+    /* transfer thread */
+    bool live, streaming, dropped;
+    uint32_t link;
+    struct kv_cable_push *waiting_first, *waiting_last;
+    uint32_t at_cable; /* pushes that the cable holds */
+    bool final_held;   /* its last event waits for them */
+    struct link_wish final;
+    uint64_t began_ns, bytes;
+    uint8_t *payload;
+    size_t payload_bytes;
+};
+
+struct cable_slot {
+    struct kv_endpoint *endpoint;
+    const struct kv_cable_ops *ops;
+    struct kv_cable *cable;
+    struct kv_cable_host host;
+};
+
+struct link_data {
+    /* mutex */
+    uint32_t generation;
+    bool used, closed_posted;
+    uint32_t next_free;
+    /* transfer thread */
+    bool open; /* dialled or accepted, and not closed since */
+    void *stream;
+    bool is_sender;
+    char address[KV_ADDRESS_CHARS_MAX + 1]; /* P: as dialled */
+    struct cable_slot *cable; /* connecting (P) or connected */
+    bool cable_up;
+    uint32_t next_choice; /* P: of the endpoint's cables, after the one being tried */
+    bool has_token;
+    uint8_t token[KV_CABLE_TOKEN_BYTES];
+    struct link_hello_ack ack; /* P: D's offers */
+    char reason[160];          /* why this cable */
+    char note[768];            /* why the link broke, for the events of its transfers */
+};
+
+struct kv_endpoint {
+    /* constant after create */
+    struct kv_layout layout;
+    struct kv_fingerprint fingerprint;
+    uint8_t fingerprint_hash[KV_FINGERPRINT_HASH_BYTES];
+    char node_id[KV_NODE_ID_CHARS_MAX + 1];
+    uint64_t boot_epoch;
+    char link_address[KV_ADDRESS_CHARS_MAX + 1];
+    char host_id[LINK_HOST_ID_CHARS_MAX + 1];
+    struct kv_endpoint_pool pool;
+    uint32_t block_count;
+    uint64_t slice_bytes;
+    uint32_t frame_blocks; /* blocks that one frame carries at most */
+    struct kv_endpoint_limits limits;
+    kv_event_fn on_event;
+    void *on_event_context;
+    struct kv_stream_ops stream;
+    void *stream_context;
+    char *strings[5]; /* our copies of the configuration's */
+    struct cable_slot cables[CABLES_MAX];
+    uint32_t cable_count;
+    struct kv_loop *loop;
+    pthread_t thread;
+    bool thread_started;
+    atomic_bool stop;
+
+    pthread_mutex_t mutex;
+    bool mutex_made;
+    /* mutex */
+    struct command *ring;
+    uint32_t ring_size, ring_first, ring_count;
+    bool wake_posted;
+    uint32_t free_grant, free_send, free_link;
+    struct kv_cable_push *free_push;
+    uint32_t free_push_count;
+    uint64_t *granted; /* [block_count] bits: in a grant that has not ended */
+    uint64_t next_grant_epoch;
+    uint64_t ignored_calls; /* revokes and aborts of what is over */
+    struct kv_endpoint_stats published;
+
+    struct grant_data *grants;
+    struct send_data *sends;
+    struct link_data *links;
+    struct kv_cable_push *pushes;
+    uint32_t *grant_blocks;
+    uint32_t *send_layers;
+
+    /* transfer thread */
+    void *core_memory;
+    struct link_core *core;
+    struct link_wishes wishes;
+    bool settling;
+    const struct link_msg *message_now; /* the message whose wishes are carried out */
+    uint64_t heartbeats;
+    uint64_t bytes_pushed, cables_refused;
+    uint8_t *wire_buffer;  /* [KV_LINK_MESSAGE_BYTES_MAX] */
+    uint8_t *wire_scratch; /* [LINK_WIRE_SCRATCH_BYTES] */
+};
+
+/* endpoint_thread.c */
+void *endpoint_thread_main(void *endpoint);
+void endpoint_cable_host_init(struct cable_slot *slot);
+void endpoint_close_all(struct kv_endpoint *endpoint); /* on the thread, at its end */
+
+/* endpoint.c: slots, under the mutex */
+void endpoint_link_release(struct kv_endpoint *endpoint, uint32_t link);
+uint32_t endpoint_link_take(struct kv_endpoint *endpoint); /* LINK_NONE: none is free */
+
+#endif
