@@ -76,6 +76,7 @@ static bool queue_is_high(const struct rpc_call *call)
 
 static void start_batch(struct rpc_call *call, const grpc_op *ops, size_t count, struct rpc_tag *tag)
 {
+    TAG_HANDED_IN(tag);
     grpc_call_error err = grpc_call_start_batch(call->grpc, ops, count, tag, NULL);
     /* What a caller can get wrong was checked before; what is left is a batch that we may not start. */
     CHECK(err == GRPC_CALL_OK);

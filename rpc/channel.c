@@ -44,6 +44,7 @@ static enum rpc_channel_state state_from_grpc(grpc_connectivity_state state)
 
 static void watch_arm(struct rpc_channel *channel)
 {
+    TAG_HANDED_IN(&channel->on_watch);
     grpc_channel_watch_connectivity_state(channel->grpc, channel->told, gpr_inf_future(GPR_CLOCK_MONOTONIC),
                                           channel->owner.runtime->loops[0].cq, &channel->on_watch);
 }

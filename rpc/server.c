@@ -202,6 +202,7 @@ static void slot_arm(struct accept_slot *slot)
     grpc_call_details_init(&slot->details);
     grpc_metadata_array_init(&slot->metadata);
     slot->call = NULL;
+    TAG_HANDED_IN(&slot->tag);
     grpc_call_error err = grpc_server_request_call(slot->server->grpc, &slot->call, &slot->details, &slot->metadata,
                                                    slot->loop->cq, slot->loop->cq, &slot->tag);
     CHECK(err == GRPC_CALL_OK);
@@ -348,6 +349,7 @@ void rpc_server_shutdown(struct rpc_server *server, uint64_t grace_ns)
     server->owner.refs++; /* until handle_shut */
     server->on_shut.on_event = handle_shut;
     pthread_mutex_unlock(&server->owner.lock);
+    TAG_HANDED_IN(&server->on_shut);
     grpc_server_shutdown_and_notify(server->grpc, server->owner.runtime->loops[0].cq, &server->on_shut);
 
     uint64_t now = clock_now_ns();

@@ -149,7 +149,7 @@ static status_t accept_ear(void *service, struct rpc_call *call, struct rpc_hand
 {
     struct rig *rig = service;
     uint32_t index = atomic_fetch_add(&rig->ear_count, 1);
-    if (index >= rig->ear_total) {
+    if (index >= atomic_load(&rig->ear_total)) {
         diag_set(diag, "nobody expects this call");
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_REQUEST);
     }
@@ -228,7 +228,9 @@ void rig_stop(struct rig *rig)
 void rig_expect(struct rig *rig, struct ear *ear)
 {
     ear_init(ear);
-    rig->ears[rig->ear_total++] = ear;
+    uint32_t index = atomic_load(&rig->ear_total);
+    rig->ears[index] = ear;
+    atomic_store(&rig->ear_total, index + 1); /* publishes the line above to the rpc threads */
 }
 
 struct rpc_call *channel_call(struct rpc_channel *channel, const char *method, uint64_t deadline_ns, struct ear *ear)

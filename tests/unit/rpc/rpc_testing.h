@@ -58,7 +58,7 @@ struct rig {
     struct rpc_channel *channel;
     struct ear *ears[64];
     atomic_uint ear_count; /* handed out */
-    uint32_t ear_total;
+    atomic_uint ear_total;
     char target[64];
     struct rpc_server_config server_config;
     struct rpc_channel_config channel_config;
