@@ -10,7 +10,7 @@
  *  - in a tile that it sees in part, hidden scores are set to -inf before anything reads them, and
  *    V is walked from its first to its last visible token only, so that what lies in hidden slots
  *    (another sequence's rows, old bytes, a NaN) can never reach it;
- *  - rescaling is left out where the maximum stayed: that is a product with exactly 1. */
+ *  - rescaling is left out where its own maximum stayed: that is a product with exactly 1. */
 
 #define ATT_BLOCK 4 /* queries that share loads */
 
@@ -21,26 +21,45 @@ struct att_state {
     float *v;      /* [16 tokens][dim_up] */
     float *p;      /* [queries][16] */
     float *max;    /* [queries] */
-    float *weight; /* [queries]: sum of p */
+    float *weight; /* [queries][16]: sum of p, lane by lane */
     uint32_t *from, *to; /* [queries]: visible tokens of this tile; to == 0: none */
     uint32_t queries;
     uint32_t dim_up;     /* head_dim up to a multiple of 16 */
 };
 
-/* Turns K and widens V of 16 tokens that lie one after the other from k and v. */
+/* Turns K of 16 tokens and widens V. A bf16 K is turned in pairs of dimensions, each pair one lane:
+ * half the shuffles, and the pair comes apart as two dimensions by a shift and a mask. */
 VEC_FN void att_load_kv(const struct att_state *st, const unsigned char *k, const unsigned char *v, uint32_t dim,
                         enum dtype dtype)
 {
     const uint32_t element = dtype_bytes(dtype);
-    for (uint32_t d = 0; d < st->dim_up; d += 16) {
+    const size_t row = (size_t)dim * element;
+    uint32_t d = 0;
+    if (dtype == DTYPE_BF16) {
+        for (; d + 32 <= dim; d += 32) {
+            vec r[16];
+            VEC_UNROLL
+            for (int t = 0; t < 16; t++) { r[t] = vec_load_any(k + (size_t)t * row + (size_t)d * 2); }
+            vec_transpose(r);
+            VEC_UNROLL
+            for (int i = 0; i < 16; i++) {
+                vec_store(st->k + (size_t)(d + 2 * (uint32_t)i) * 16, vec_even_bf16(r[i]));
+                vec_store(st->k + (size_t)(d + 2 * (uint32_t)i + 1) * 16, vec_odd_bf16(r[i]));
+            }
+        }
+    }
+    for (; d < st->dim_up; d += 16) {
         uint32_t count = dim - d < 16 ? dim - d : 16;
         vec r[16];
-        for (uint32_t t = 0; t < 16; t++) { r[t] = load_part(dtype, k + ((size_t)t * dim + d) * element, count); }
+        for (uint32_t t = 0; t < 16; t++) { r[t] = load_part(dtype, k + t * row + (size_t)d * element, count); }
         vec_transpose(r);
         for (uint32_t i = 0; i < 16; i++) { vec_store(st->k + (size_t)(d + i) * 16, r[i]); }
-        for (uint32_t t = 0; t < 16; t++) {
-            vec_store(st->v + (size_t)t * st->dim_up + d, load_part(dtype, v + ((size_t)t * dim + d) * element, count));
-        }
+    }
+    for (uint32_t t = 0; t < 16; t++) {
+        const unsigned char *from = v + t * row;
+        float *to = st->v + (size_t)t * st->dim_up;
+        for (d = 0; d + 16 <= dim; d += 16) { vec_store(to + d, load_part(dtype, from + (size_t)d * element, 16)); }
+        if (d < dim) { vec_store(to + d, load_part(dtype, from + (size_t)d * element, dim - d)); }
     }
 }
 
@@ -68,22 +87,24 @@ VEC_FN void att_scores(const struct att_state *st, uint32_t first, const int cou
     }
 }
 
-/* Scores to weights; moves the running maximum, the sum of weights and, if need be, the sums. */
+/* Scores to weights; moves the running maximum, and with it what was summed so far. Weights are
+ * summed lane by lane, and across lanes once at the end. Where the maximum stays, the factor would be
+ * e^0, exactly 1: nothing is multiplied. */
 VEC_FN void att_softmax(const struct att_state *st, uint32_t query, float scale)
 {
-    float *p = st->p + (size_t)query * 16;
+    float *p = st->p + (size_t)query * 16, *weight = st->weight + (size_t)query * 16;
     vec score = vec_keep(vec_mul(vec_load(p), vec_set(scale)), st->from[query], st->to[query], -HUGE_VALF);
     float top = vec_max_lane(score);
-    float max = st->max[query] > top ? st->max[query] : top;
-    float keep = vec_first(vec_exp(vec_set(st->max[query] - max)));
-    vec weights = vec_exp(vec_sub(score, vec_set(max)));
-    vec_store(p, weights);
-    st->weight[query] = st->weight[query] * keep + vec_sum(weights);
-    if (max != st->max[query]) {
+    if (top > st->max[query]) {
+        vec keep = vec_exp(vec_set(st->max[query] - top));
         float *sum = st->sum + (size_t)query * st->dim_up;
-        for (uint32_t d = 0; d < st->dim_up; d += 16) { vec_store(sum + d, vec_mul(vec_load(sum + d), vec_set(keep))); }
+        for (uint32_t d = 0; d < st->dim_up; d += 16) { vec_store(sum + d, vec_mul(vec_load(sum + d), keep)); }
+        vec_store(weight, vec_mul(vec_load(weight), keep));
+        st->max[query] = top;
     }
-    st->max[query] = max;
+    vec now = vec_exp(vec_sub(score, vec_set(st->max[query])));
+    vec_store(p, now);
+    vec_store(weight, vec_add(vec_load(weight), now));
 }
 
 /* sum[query][d ..] += p . V over tokens from .. to-1, for `count` queries and `vecs` vectors. */
@@ -169,7 +190,7 @@ static void attention_piece(const struct kernels_attention *a, const struct kern
         memcpy(q, a->q + row * a->q_stride + (size_t)head * dim, dim * sizeof(float));
         memset(st.sum + (size_t)i * st.dim_up, 0, st.dim_up * sizeof(float));
         st.max[i] = -HUGE_VALF;
-        st.weight[i] = 0;
+        vec_store(st.weight + (size_t)i * 16, vec_zero());
     }
 
     const uint32_t position_first = seq->position_first + tile->row_first;
@@ -209,8 +230,9 @@ static void attention_piece(const struct kernels_attention *a, const struct kern
         uint32_t row = seq->row_first + tile->row_first + i / tile->heads, head = tile->head_first + i % tile->heads;
         float *out = a->out + row * a->out_stride + (size_t)head * dim;
         const float *sum = st.sum + (size_t)i * st.dim_up;
+        const vec weight = vec_set(vec_sum(vec_load(st.weight + (size_t)i * 16)));
         for (uint32_t d = 0; d < dim; d += 16) {
-            vec value = vec_div(vec_load(sum + d), vec_set(st.weight[i]));
+            vec value = vec_div(vec_load(sum + d), weight);
             vec_store_part(out + d, value, dim - d < 16 ? dim - d : 16);
         }
     }

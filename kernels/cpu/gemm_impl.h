@@ -39,9 +39,9 @@ VEC_FN uint32_t gemm_group_floats(enum dtype dtype) { return GEMM_BF16_DOT && dt
 VEC_FN vec gemm_weights(enum dtype dtype, const unsigned char *w, int half)
 {
     switch (dtype) {
-    case DTYPE_BF16: return half == 0 ? vec_load_bf16_even(w) : vec_load_bf16_odd(w);
+    case DTYPE_BF16: return half == 0 ? vec_even_bf16(vec_load_any(w)) : vec_odd_bf16(vec_load_any(w));
     case DTYPE_F16: return vec_load_f16(w + 32 * half);
-    default: return vec_load((const float *)(const void *)w + 16 * half);
+    default: return vec_load_any(w + 64 * half);
     }
 }
 
@@ -107,8 +107,8 @@ VEC_FN void gemm_tile(const int outs, const int rows, const enum dtype dtype, co
         if (prefetch) {
             VEC_UNROLL
             for (int i = 0; i < outs; i++) {
-                __builtin_prefetch(ahead + (size_t)i * t->weight_stride, 0, 3);
-                if (dtype == DTYPE_F32) { __builtin_prefetch(ahead + (size_t)i * t->weight_stride + 64, 0, 3); }
+                __builtin_prefetch(ahead + (size_t)i * t->weight_stride, 0, 2);
+                if (dtype == DTYPE_F32) { __builtin_prefetch(ahead + (size_t)i * t->weight_stride + 64, 0, 2); }
             }
             ahead += group_bytes;
         }

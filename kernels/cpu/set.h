@@ -12,7 +12,7 @@
 #include "kernels/kernels.h"
 
 #define SET_TOKENS 16u      /* tokens of an attention tile: one vector of scores */
-#define SET_QUERIES_MAX 16u /* query rows x heads that share a K/V read */
+#define SET_QUERIES_MAX 32u /* query rows x heads that share a K/V read */
 
 /* Products with more rows are cut into blocks of rows that share one packed copy of x. */
 #define SET_GEMM_ROWS_MAX 48u
@@ -34,7 +34,7 @@ struct set_scratch {
 
 #define SET_SUMS_FLOATS ((size_t)SET_GEMM_ROWS_MAX * SET_GEMM_OUTS_MAX * 16)
 /* q, sums and K, V of a tile, scores and tail. */
-#define SET_ATTENTION_FLOATS ((size_t)(2 * SET_QUERIES_MAX + 2 * SET_TOKENS) * KERNELS_HEAD_DIM_MAX + 1024)
+#define SET_ATTENTION_FLOATS ((size_t)(2 * SET_QUERIES_MAX + 2 * SET_TOKENS) * KERNELS_HEAD_DIM_MAX + 48 * SET_QUERIES_MAX)
 
 /* Query rows [row_first, row_first + rows) of a sequence, heads [head_first, head_first + heads),
  * which share K and V of one kv head; rows * heads <= SET_QUERIES_MAX. */

@@ -15,7 +15,8 @@
  *   vec_power_of_two(n)                        2^n for whole -126 <= n <= 127; anything for NaN
  *   vec_sum, vec_max_lane                      lane i with i+8, then i+4, i+2, i+1
  *   vec_load_bf16, vec_load_f16                16 elements, element-aligned
- *   vec_load_bf16_even, _odd                   elements 0,2.. or 1,3.. of 32
+ *   vec_even_bf16, vec_odd_bf16                elements 0,2.. or 1,3.. of the 32 whose bytes the argument
+ *                                              holds: one shift or one mask, no shuffle
  *   vec_store_bf16, vec_store_f16              to nearest, ties to even
  *   vec_deinterleave(p, even, odd)             32 floats
  *   vec_transpose(r)                           16 x 16 */
@@ -24,6 +25,14 @@
 #include <stdbool.h>
 
 #include "kernels/cpu/set.h"
+
+/* 64 bytes, at any address: vec_load aligned to a byte. */
+VEC_FN vec vec_load_any(const void *p)
+{
+    vec a;
+    memcpy(&a, p, sizeof(a));
+    return a;
+}
 
 VEC_FN float scalar_load(const void *p, enum dtype dtype, size_t index)
 {
@@ -60,13 +69,6 @@ VEC_FN void store_part(enum dtype dtype, void *p, vec a, uint32_t count)
         vec_store_f16(rounded, a);
     }
     memcpy(p, rounded, count * 2);
-}
-
-VEC_FN float vec_first(vec a)
-{
-    float lanes[16];
-    vec_store(lanes, a);
-    return lanes[0];
 }
 
 /* e^x within 1 ulp. x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts, of which n times the first is

@@ -105,18 +105,12 @@ VEC_FN vec vec_load_f16(const void *p)
     const __m128i *q = (const __m128i *)p;
     return vec_pair(_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1)));
 }
-VEC_FN vec vec_load_bf16_even(const void *p)
+VEC_FN __m256 vec_even8(__m256 pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs), 16)); }
+VEC_FN vec vec_even_bf16(vec pairs) { return vec_pair(vec_even8(pairs.lo), vec_even8(pairs.hi)); }
+VEC_FN vec vec_odd_bf16(vec pairs)
 {
-    const __m256i *q = (const __m256i *)p;
-    return vec_pair(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(q), 16)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(q + 1), 16)));
-}
-VEC_FN vec vec_load_bf16_odd(const void *p)
-{
-    const __m256i *q = (const __m256i *)p;
-    __m256i mask = _mm256_set1_epi32((int)0xffff0000);
-    return vec_pair(_mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(q), mask)),
-                    _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(q + 1), mask)));
+    __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000));
+    return vec_pair(_mm256_and_ps(pairs.lo, mask), _mm256_and_ps(pairs.hi, mask));
 }
 
 VEC_FN __m256i vec_to_bf16x8(__m256 a)

@@ -63,13 +63,10 @@ VEC_FN vec vec_load_bf16(const void *p)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 VEC_FN vec vec_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-VEC_FN vec vec_load_bf16_even(const void *p)
+VEC_FN vec vec_even_bf16(vec pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs), 16)); }
+VEC_FN vec vec_odd_bf16(vec pairs)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
-}
-VEC_FN vec vec_load_bf16_odd(const void *p)
-{
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32((int)0xffff0000)));
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32((int)0xffff0000)));
 }
 
 VEC_FN void vec_store_bf16(void *p, vec a)

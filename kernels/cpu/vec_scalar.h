@@ -70,8 +70,9 @@ VEC_FN uint16_t vec_u16(const void *p, int index)
 }
 VEC_FN vec vec_load_bf16(const void *p) { VEC_EACH(bf16_to_f32(vec_u16(p, i))); }
 VEC_FN vec vec_load_f16(const void *p) { VEC_EACH(f16_to_f32(vec_u16(p, i))); }
-VEC_FN vec vec_load_bf16_even(const void *p) { VEC_EACH(bf16_to_f32(vec_u16(p, 2 * i))); }
-VEC_FN vec vec_load_bf16_odd(const void *p) { VEC_EACH(bf16_to_f32(vec_u16(p, 2 * i + 1))); }
+/* Lane i holds two bf16, of which the one at the lower address is the even one. */
+VEC_FN vec vec_even_bf16(vec pairs) { VEC_EACH(bf16_to_f32(vec_u16(pairs.lane, 2 * i))); }
+VEC_FN vec vec_odd_bf16(vec pairs) { VEC_EACH(bf16_to_f32(vec_u16(pairs.lane, 2 * i + 1))); }
 VEC_FN void vec_store_bf16(void *p, vec a)
 {
     uint16_t bits[16];
