@@ -18,7 +18,8 @@
 #include "model/tokenizer/utf8.h"
 
 #define SPACE_ITEMS "\\p{Z}\\t-\\r\\x{85}"
-#define WORD_ITEMS "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+/* The digits of Latin-1 that are no decimals are in by an old table of Oniguruma. */
+#define WORD_ITEMS "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 #define GROUP_DEPTH_MAX 200
 
 struct translation {
