@@ -46,6 +46,24 @@ CHAT_TEMPLATE = (
 )
 
 
+# Two cycles, each with a warm-up, a level and a fall to zero; each ends with rows of the full
+# context, so that far positions are seen too.
+CYCLES = [
+    {"steps": 1600, "peak": 1.0, "decay": 480, "long": 140},
+    {"steps": 700, "peak": 0.6, "decay": 400, "long": 60},
+]
+
+
+def schedule(step):
+    """The rate's scale, and rows x length, of a step; None after the last one."""
+    for c in CYCLES:
+        if step < c["steps"]:
+            scale = c["peak"] * min(1.0, (step + 1) / 50, (c["steps"] - step) / c["decay"])
+            return scale, (8, 512) if step < c["steps"] - c["long"] else (2, 2048)
+        step -= c["steps"]
+    return None
+
+
 # ---- text to ids -------------------------------------------------------------------------
 
 def doc_pieces(doc):
@@ -170,9 +188,6 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--out", required=True)
     ap.add_argument("--work", default="/tmp/train_tiny", help="checkpoint and encoded text")
-    ap.add_argument("--steps", type=int, default=1500, help="steps in all")
-    ap.add_argument("--decay-steps", type=int, default=400, help="of these, the last ones, in which the rate falls to zero")
-    ap.add_argument("--long-steps", type=int, default=120, help="of these, the last ones, on rows of the full context")
     ap.add_argument("--stop-after", type=int, default=0, help="stop after this step, leaving a checkpoint")
     args = ap.parse_args()
     torch.set_num_threads(1)
@@ -208,11 +223,10 @@ def main():
         print("continuing after step %d" % first, flush=True)
 
     begin = time.time()
-    for step in range(first, args.steps):
-        scale = min(1.0, (step + 1) / 50, (args.steps - step) / args.decay_steps)
+    for step in range(first, sum(c["steps"] for c in CYCLES)):
+        scale, (rows, length) = schedule(step)
         for o, lr in zip(opts, peak):
             o.param_groups[0]["lr"] = lr * scale
-        rows, length = (8, 512) if step < args.steps - args.long_steps else (2, 2048)
         x, y = batch(docs, step, rows, length)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(x, y)
