@@ -1,5 +1,6 @@
 #include "kernels/cpu/cpu_backend.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,17 +66,23 @@ static const struct {
 };
 #define SET_COUNT (sizeof(sets) / sizeof(sets[0]))
 
-const char *cpu_backend_isa_available(void)
+static char isa_text[128];
+static pthread_once_t isa_text_once = PTHREAD_ONCE_INIT;
+
+static void isa_text_make(void)
 {
-    static char text[128]; /* every call writes the same bytes */
-    char made[128];
     size_t length = 0;
     for (size_t i = 0; i < SET_COUNT; i++) {
-        if (sets[i].have()) { length += (size_t)snprintf(made + length, sizeof(made) - length, "%s ", sets[i].set->isa_name); }
+        if (!sets[i].have()) { continue; }
+        length += (size_t)snprintf(isa_text + length, sizeof(isa_text) - length, "%s ", sets[i].set->isa_name);
     }
-    snprintf(made + length, sizeof(made) - length, "ref");
-    memcpy(text, made, sizeof(text));
-    return text;
+    snprintf(isa_text + length, sizeof(isa_text) - length, "ref");
+}
+
+const char *cpu_backend_isa_available(void)
+{
+    pthread_once(&isa_text_once, isa_text_make);
+    return isa_text;
 }
 
 static status_t pick_set(const char *isa, const struct cpu_set **ret_set, struct diag *diag)
