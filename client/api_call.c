@@ -58,6 +58,8 @@ void api_close(struct api *api)
     free(api);
 }
 
+struct rpc_channel *api_channel(struct api *api) { return api->channel; }
+
 static void on_message(void *user, struct rpc_call *rpc, const uint8_t *bytes, size_t len)
 {
     struct api_call *call = user;

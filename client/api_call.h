@@ -16,6 +16,7 @@
 
 struct api;      /* a connection to one router */
 struct api_call;
+struct rpc_channel;
 
 struct api_tls {
     const char *cert_file, *key_file, *ca_file; /* all NULL: plain text */
@@ -24,6 +25,9 @@ struct api_tls {
 /* Errors  INVALID_ARGUMENT (node): the address or a PEM file, diag names it. */
 NODISCARD status_t api_open(const char *router, const struct api_tls *tls, struct api **ret_api, struct diag *diag);
 void api_close(struct api *api); /* takes NULL */
+
+/* The connection below, for who keeps many calls open at once. Borrowed until api_close. */
+struct rpc_channel *api_channel(struct api *api);
 
 /* Starts a call with one request. deadline_ns on clock_now_ns(), UINT64_MAX: none.
  * wait_for_ready  wait for the router to come up instead of failing at once */

@@ -7,10 +7,13 @@
 #include "base/log.h"
 #include "decode_node/decode_core.h"
 
+#define BACKSTOP_LEASE_NS (3600 * NS_PER_S)
+
 struct decode_server {
     struct node *node;
     struct decode_core *core;
     uint32_t legs_max;
+    uint32_t lease_ms;
     uint32_t failed_grant_count;
     struct leg_id *failed_grants; /* [legs_max] of the actions being performed */
 };
@@ -30,7 +33,9 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         .legs_max = config->batch_max * 2 + config->waiting_max,
         .eos_count = shape->model->eos_count,
         .eos_tokens = shape->model->eos_tokens,
-        .lease_ns = config->lease_ns,
+        /* The transfer ends a grant that shows no progress, after --lease; it sees the bytes.
+         * The core's own lease is only there for a transfer thread that forgot one. */
+        .lease_ns = BACKSTOP_LEASE_NS > config->lease_ns ? BACKSTOP_LEASE_NS : config->lease_ns,
     };
     struct decode_server *server = calloc(1, sizeof *server);
     struct leg_id *legs = calloc(core.legs_max, sizeof *legs);
@@ -41,6 +46,7 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
     }
     server->node = node;
     server->legs_max = core.legs_max;
+    server->lease_ms = (uint32_t)(config->lease_ns / NS_PER_MS);
     server->failed_grants = legs;
     status_t st = decode_core_create(&core, &server->core, diag);
     if (failed(st)) {
@@ -66,7 +72,7 @@ static void grant(struct decode_server *server, const struct decode_action *acti
     uint8_t ticket[KV_TICKET_BYTES_MAX];
     size_t ticket_bytes = 0;
     status_t st = kv_endpoint_grant(node_endpoint(server->node), node_xfer_id(action->leg), action->blocks,
-                                    action->block_count, (uint32_t)(action->lease_ns / NS_PER_MS), NULL, ticket,
+                                    action->block_count, server->lease_ms, NULL, ticket,
                                     &ticket_bytes);
     if (failed(st)) {
         LOGF(LOG_WARN, "grant_failed", "leg=%lx code=%s", (unsigned long)action->leg.lo, status_code_name(st.code));

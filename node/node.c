@@ -22,8 +22,11 @@
 #include "node/attach_server.h"
 #include "node/memory_plan.h"
 #include "node/node_metrics.h"
+#include "proto/baton/control/v1/control_descriptor.h"
+#include "proto/baton/transfer/v1/kv_link_descriptor.h"
+#include "rpc/health.h"
+#include "rpc/reflection.h"
 #include "rpc/rpc.h"
-#include "rpc/rpc_health.h"
 #include "transfer/link_grpc.h"
 
 #define MAILBOX_CAPACITY 8192u
@@ -65,7 +68,10 @@ struct node {
     struct engine *engine;
     struct rpc_runtime *runtime;
     struct rpc_server *server;
+    struct rpc_health *health;
+    struct rpc_reflection *reflection;
     struct attach_server *attach;
+    struct rpc_tls tls;
     struct link_grpc *link;
     struct kv_endpoint *endpoint;
     struct node_metrics *metrics;
@@ -394,25 +400,26 @@ static status_t open_wire(struct node *node, struct diag *diag)
     TRY(ctl_codec_create(MESSAGE_BYTES_MAX, &node->codec));
     TRY(ctl_codec_create(KV_PAYLOAD_BYTES_MAX, &node->role_codec));
     TRY(rpc_runtime_create(2, &node->runtime));
+    node->tls = (struct rpc_tls){.enabled = config->tls_cert != NULL, .cert_file = config->tls_cert,
+                                 .key_file = config->tls_key, .ca_file = config->tls_ca};
     const char *addresses[] = {node->listen};
     struct rpc_server_config server = {
         .listen = addresses,
         .listen_count = 1,
-        .tls = {.enabled = config->tls_cert != NULL, .cert_file = config->tls_cert, .key_file = config->tls_key,
-                .ca_file = config->tls_ca},
+        .tls = node->tls,
         .message_bytes_max = MESSAGE_BYTES_MAX,
     };
     TRY(rpc_server_create(node->runtime, &server, &node->server, diag));
+    TRY(rpc_health_create(node->server, &node->health, diag));
+    const struct descriptor_set sets[] = {{control_descriptor, control_descriptor_len},
+                                          {kv_link_descriptor, kv_link_descriptor_len}};
+    TRY(rpc_reflection_create(node->server, sets, sizeof sets / sizeof sets[0], &node->reflection, diag));
     const uint8_t *hello;
     size_t hello_bytes;
     TRY(make_hello(node, &fingerprint, &hello, &hello_bytes));
     TRY(attach_server_create(config->routers_max, hello, hello_bytes, on_attach_post, node, &node->attach));
     TRY(attach_server_register(node->attach, node->server, diag));
-    struct link_grpc_config link = {
-        .runtime = node->runtime,
-        .tls = server.tls,
-    };
-    TRY(link_grpc_create(&link, &node->link, diag));
+    TRY(link_grpc_create(node->runtime, config->tls_cert ? &node->tls : NULL, &node->link));
     struct kv_endpoint_config endpoint = {
         .node_id = node->name,
         .boot_epoch = node->boot_epoch,
@@ -425,10 +432,12 @@ static status_t open_wire(struct node *node, struct diag *diag)
         .tls = {.cert_file = config->tls_cert, .key_file = config->tls_key, .ca_file = config->tls_ca},
         .on_event = on_kv_event,
         .on_event_context = node,
+        .stream = link_grpc_stream_ops(),
+        .stream_context = node->link,
     };
-    link_grpc_stream_ops(node->link, &endpoint.stream, &endpoint.stream_context);
     TRY(kv_endpoint_create(&endpoint, diag, &node->endpoint));
-    return link_grpc_serve(node->link, node->endpoint, node->server, diag);
+    link_grpc_attach(node->link, node->endpoint);
+    return link_grpc_serve(node->link, node->server, diag);
 }
 
 static void node_close(struct node *node)
@@ -438,19 +447,27 @@ static void node_close(struct node *node)
         mailbox_post_wait(node->mailbox, &stop);
         pthread_join(node->core_thread, NULL);
     }
-    rpc_server_destroy(node->server);
+    node_metrics_destroy(node->metrics); /* a scrape reads the endpoint */
     engine_destroy(node->engine);
+    if (node->link) { link_grpc_detach(node->link); }
     kv_endpoint_destroy(node->endpoint);
+    rpc_server_destroy(node->server);
+    rpc_health_destroy(node->health);
+    rpc_reflection_destroy(node->reflection);
     link_grpc_destroy(node->link);
     rpc_runtime_destroy(node->runtime);
     attach_server_destroy(node->attach);
     if (node->role) { node->ops->destroy(node->role); }
-    node_metrics_destroy(node->metrics);
     kv_endpoint_pool_free(&node->pool);
     kernels_destroy(node->kernels);
     model_destroy(node->model);
     ctl_codec_destroy(node->codec);
     ctl_codec_destroy(node->role_codec);
+    struct post post;
+    while (node->mailbox && mailbox_take(node->mailbox, &post)) {
+        if (post.kind == POST_ATTACH) { free(post.attach.bytes); }
+        if (post.kind == POST_XFER) { free(post.xfer); }
+    }
     mailbox_destroy(node->mailbox);
     free(node->router_is_up);
 }
@@ -495,9 +512,9 @@ static status_t node_open(struct node *node, struct diag *diag)
     TRY(node_metrics_create(&metrics, &node->metrics, diag));
     if (pthread_create(&node->core_thread, NULL, core_main, node) != 0) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
     node->core_runs = true;
-    rpc_health_set(node->server, "", RPC_HEALTH_SERVING);
-    rpc_health_set(node->server, SERVICE_CONTROL, RPC_HEALTH_SERVING);
-    rpc_health_set(node->server, SERVICE_LINK, RPC_HEALTH_SERVING);
+    TRY(rpc_health_set(node->health, "", true));
+    TRY(rpc_health_set(node->health, SERVICE_CONTROL, true));
+    TRY(rpc_health_set(node->health, SERVICE_LINK, true));
     TRY(rpc_server_start(node->server, diag));
     node_metrics_set_ready(node->metrics, true);
     return STATUS_OK;
@@ -507,8 +524,7 @@ static status_t node_open(struct node *node, struct diag *diag)
 static void drain(struct node *node, const sigset_t *signals)
 {
     LOGF(LOG_INFO, "draining", "timeout_s=%" PRIu64, node->config->drain_timeout_ns / NS_PER_S);
-    rpc_health_set(node->server, "", RPC_HEALTH_NOT_SERVING);
-    rpc_health_set(node->server, SERVICE_CONTROL, RPC_HEALTH_NOT_SERVING);
+    rpc_health_drain(node->health);
     node_metrics_set_ready(node->metrics, false);
     struct post post = {.kind = POST_DRAIN};
     mailbox_post_wait(node->mailbox, &post);

@@ -1,0 +1,191 @@
+#include "node/node_metrics.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/metrics.h"
+#include "base/metrics_http.h"
+#include "base/net_address.h"
+
+/* Gauges, in the order of the table below. */
+enum { RUNNING, WAITING, KV_USAGE, CACHE_INFO, BLOCKS_FREE, BLOCKS_HELD, BLOCKS_CACHED, BLOCKS_QUARANTINED, BACKLOG,
+       KV_HEADROOM, LEGS, DRAINING, GRANTS_LIVE, GRANTS_QUARANTINED, LINKS, GAUGE_COUNT };
+
+/* Counters that only grow: `seen` is what was added so far. */
+enum { PROMPT_TOKENS, GENERATION_TOKENS, PREEMPTIONS, FINISHED, FAILED, CANCELLED, REFUSED, LATE, STEPS, BYTES_LANDED,
+       BYTES_PUSHED, LANDED, XFER_FAILED, ACKED, SEND_FAILED, CRC_ERRORS, SLICES_REFUSED, LINKS_LOST, FENCES_FORCED,
+       COUNTER_COUNT };
+
+struct node_metrics {
+    struct metrics *registry;
+    struct metrics_http *http;
+    struct kv_endpoint *endpoint;
+    uint32_t block_tokens;
+    struct gauge *gauges[GAUGE_COUNT];
+    struct counter *counters[COUNTER_COUNT];
+    uint64_t seen[COUNTER_COUNT]; /* core thread up to STEPS; the scrape from BYTES_LANDED on */
+    _Atomic bool is_ready;
+};
+
+struct row {
+    const char *name, *help, *key, *value; /* key NULL: only model_name */
+};
+
+static const struct row gauge_rows[GAUGE_COUNT] = {
+    [RUNNING] = {"vllm:num_requests_running", "Sequences in the running batch.", NULL, NULL},
+    [WAITING] = {"vllm:num_requests_waiting", "Sequences that wait for blocks, KV or a slot.", NULL, NULL},
+    [KV_USAGE] = {"vllm:kv_cache_usage_perc", "Share of KV blocks that are not free, 0 to 1.", NULL, NULL},
+    [CACHE_INFO] = {"vllm:cache_config_info", "The KV pool; always 1.", NULL, NULL},
+    [BLOCKS_FREE] = {"baton_kv_blocks", "KV blocks by state.", "state", "free"},
+    [BLOCKS_HELD] = {"baton_kv_blocks", "KV blocks by state.", "state", "held"},
+    [BLOCKS_CACHED] = {"baton_kv_blocks", "KV blocks by state.", "state", "cached"},
+    [BLOCKS_QUARANTINED] = {"baton_kv_blocks", "KV blocks by state.", "state", "quarantined"},
+    [BACKLOG] = {"baton_prefill_backlog_seconds", "Prompt tokens still to compute here, over the measured rate.", NULL, NULL},
+    [KV_HEADROOM] = {"baton_kv_headroom_tokens", "Tokens that the free blocks hold.", NULL, NULL},
+    [LEGS] = {"baton_legs", "Legs held, all states.", NULL, NULL},
+    [DRAINING] = {"baton_draining", "1 while the node takes nothing new.", NULL, NULL},
+    [GRANTS_LIVE] = {"baton_kv_grants", "Grants by state.", "state", "live"},
+    [GRANTS_QUARANTINED] = {"baton_kv_grants", "Grants by state.", "state", "quarantined"},
+    [LINKS] = {"baton_kv_links", "Links to peers that are up.", NULL, NULL},
+};
+
+static const struct row counter_rows[COUNTER_COUNT] = {
+    [PROMPT_TOKENS] = {"vllm:prompt_tokens_total", "Prompt tokens computed here.", NULL, NULL},
+    [GENERATION_TOKENS] = {"vllm:generation_tokens_total", "Output tokens sampled here.", NULL, NULL},
+    [PREEMPTIONS] = {"vllm:num_preemptions_total", "Sequences that gave their blocks up.", NULL, NULL},
+    [FINISHED] = {"baton_legs_total", "Legs that ended here, by how.", "outcome", "finished"},
+    [FAILED] = {"baton_legs_total", "Legs that ended here, by how.", "outcome", "failed"},
+    [CANCELLED] = {"baton_legs_total", "Legs that ended here, by how.", "outcome", "cancelled"},
+    [REFUSED] = {"baton_legs_total", "Legs that ended here, by how.", "outcome", "refused"},
+    [LATE] = {"baton_late_messages_total", "Messages about legs that were gone.", NULL, NULL},
+    [STEPS] = {"baton_engine_steps_total", "Engine steps.", NULL, NULL},
+    [BYTES_LANDED] = {"baton_kv_bytes_total", "KV bytes moved, by direction.", "direction", "in"},
+    [BYTES_PUSHED] = {"baton_kv_bytes_total", "KV bytes moved, by direction.", "direction", "out"},
+    [LANDED] = {"baton_kv_transfers_total", "Transfers by end.", "outcome", "landed"},
+    [XFER_FAILED] = {"baton_kv_transfers_total", "Transfers by end.", "outcome", "receive_failed"},
+    [ACKED] = {"baton_kv_transfers_total", "Transfers by end.", "outcome", "acked"},
+    [SEND_FAILED] = {"baton_kv_transfers_total", "Transfers by end.", "outcome", "send_failed"},
+    [CRC_ERRORS] = {"baton_kv_crc_errors_total", "Slices whose checksum did not hold.", NULL, NULL},
+    [SLICES_REFUSED] = {"baton_kv_slices_refused_total", "Slices of unknown grants, out of bounds, or twice.", NULL, NULL},
+    [LINKS_LOST] = {"baton_kv_links_lost_total", "Links that broke.", NULL, NULL},
+    [FENCES_FORCED] = {"baton_kv_fences_forced_total", "Quarantines that were ended by force.", NULL, NULL},
+};
+
+static void take_counter(struct node_metrics *metrics, unsigned index, uint64_t now)
+{
+    counter_add(metrics->counters[index], now - metrics->seen[index]);
+    metrics->seen[index] = now;
+}
+
+void node_metrics_publish(struct node_metrics *metrics, const struct ctl_load *load, const struct node_totals *totals)
+{
+    double total = load->blocks_total > 0 ? load->blocks_total : 1;
+    gauge_set(metrics->gauges[RUNNING], load->sequences_running);
+    gauge_set(metrics->gauges[WAITING], load->sequences_waiting);
+    gauge_set(metrics->gauges[KV_USAGE], (load->blocks_total - load->blocks_free) / total);
+    gauge_set(metrics->gauges[BLOCKS_FREE], load->blocks_free);
+    gauge_set(metrics->gauges[BLOCKS_HELD], load->blocks_held);
+    gauge_set(metrics->gauges[BLOCKS_CACHED], load->blocks_cached);
+    gauge_set(metrics->gauges[BLOCKS_QUARANTINED], load->blocks_quarantined);
+    gauge_set(metrics->gauges[BACKLOG], load->tokens_per_s > 0 ? (double)load->tokens_queued / load->tokens_per_s : 0);
+    gauge_set(metrics->gauges[KV_HEADROOM], (double)load->blocks_free * metrics->block_tokens);
+    gauge_set(metrics->gauges[LEGS], totals->legs);
+    gauge_set(metrics->gauges[DRAINING], load->draining);
+    take_counter(metrics, PROMPT_TOKENS, totals->prompt_tokens);
+    take_counter(metrics, GENERATION_TOKENS, totals->generation_tokens);
+    take_counter(metrics, PREEMPTIONS, totals->preemptions);
+    take_counter(metrics, FINISHED, totals->legs_finished);
+    take_counter(metrics, FAILED, totals->legs_failed);
+    take_counter(metrics, CANCELLED, totals->legs_cancelled);
+    take_counter(metrics, REFUSED, totals->legs_refused);
+    take_counter(metrics, LATE, totals->late_messages);
+    take_counter(metrics, STEPS, totals->steps);
+}
+
+/* What is read rather than kept, when somebody scrapes. */
+static void refresh(void *user)
+{
+    struct node_metrics *metrics = user;
+    struct kv_endpoint_stats stats;
+    kv_endpoint_stats_get(metrics->endpoint, &stats);
+    gauge_set(metrics->gauges[GRANTS_LIVE], (double)stats.live);
+    gauge_set(metrics->gauges[GRANTS_QUARANTINED], (double)stats.quarantined);
+    gauge_set(metrics->gauges[LINKS], (double)(stats.links_up - stats.links_lost));
+    take_counter(metrics, BYTES_LANDED, stats.bytes_landed);
+    take_counter(metrics, BYTES_PUSHED, stats.bytes_pushed);
+    take_counter(metrics, LANDED, stats.landed);
+    take_counter(metrics, XFER_FAILED, stats.failed);
+    take_counter(metrics, ACKED, stats.acked);
+    take_counter(metrics, SEND_FAILED, stats.send_failed);
+    take_counter(metrics, CRC_ERRORS, stats.crc_errors);
+    take_counter(metrics, SLICES_REFUSED, stats.slices_refused);
+    take_counter(metrics, LINKS_LOST, stats.links_lost);
+    take_counter(metrics, FENCES_FORCED, stats.fences_forced);
+}
+
+static bool is_ready(void *user)
+{
+    struct node_metrics *metrics = user;
+    return atomic_load(&metrics->is_ready);
+}
+
+void node_metrics_set_ready(struct node_metrics *metrics, bool ready) { atomic_store(&metrics->is_ready, ready); }
+
+static status_t add_rows(struct node_metrics *metrics, const struct node_metrics_config *config, struct diag *diag)
+{
+    char block_tokens[16], block_count[16];
+    snprintf(block_tokens, sizeof block_tokens, "%u", config->block_tokens);
+    snprintf(block_count, sizeof block_count, "%u", config->block_count);
+    for (unsigned i = 0; i < GAUGE_COUNT; i++) {
+        const struct row *row = &gauge_rows[i];
+        metric_labels_t labels =
+            i == CACHE_INFO ? METRIC_LABELS("model_name", config->model_name, "block_size", block_tokens,
+                                            "num_gpu_blocks", block_count)
+            : row->key      ? METRIC_LABELS("model_name", config->model_name, row->key, row->value)
+                            : METRIC_LABELS("model_name", config->model_name);
+        TRY(metrics_add_gauge(metrics->registry, row->name, row->help, labels, &metrics->gauges[i], diag));
+    }
+    gauge_set(metrics->gauges[CACHE_INFO], 1);
+    for (unsigned i = 0; i < COUNTER_COUNT; i++) {
+        const struct row *row = &counter_rows[i];
+        metric_labels_t labels = row->key ? METRIC_LABELS("model_name", config->model_name, row->key, row->value)
+                                          : METRIC_LABELS("model_name", config->model_name);
+        TRY(metrics_add_counter(metrics->registry, row->name, row->help, labels, &metrics->counters[i], diag));
+    }
+    return STATUS_OK;
+}
+
+status_t node_metrics_create(const struct node_metrics_config *config, struct node_metrics **ret_metrics,
+                             struct diag *diag)
+{
+    struct node_metrics *metrics = calloc(1, sizeof *metrics);
+    if (!metrics) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
+    metrics->endpoint = config->endpoint;
+    metrics->block_tokens = config->block_tokens;
+    status_t st = metrics_create(&metrics->registry);
+    if (!failed(st)) { st = add_rows(metrics, config, diag); }
+    if (!failed(st) && config->listen) {
+        char host[NET_HOST_CHARS_MAX + 1];
+        uint16_t port;
+        st = net_address_split(config->listen, host, &port, diag);
+        if (failed(st)) { diag_prefix(diag, "--metrics-listen"); goto fail; }
+        struct metrics_http_config http = {.address = host, .port = port, .is_ready = is_ready, .refresh = refresh,
+                                           .user = metrics};
+        st = metrics_http_create(metrics->registry, &http, &metrics->http, diag);
+    }
+    if (failed(st)) { goto fail; }
+    *ret_metrics = metrics;
+    return STATUS_OK;
+fail:
+    node_metrics_destroy(metrics);
+    return st;
+}
+
+void node_metrics_destroy(struct node_metrics *metrics)
+{
+    if (!metrics) { return; }
+    metrics_http_destroy(metrics->http);
+    metrics_destroy(metrics->registry);
+    free(metrics);
+}
