@@ -328,6 +328,56 @@ static void the_prefix_may_be_absent(void **state)
     checkpoint_free(&checkpoint);
 }
 
+/* The tensors of a sharded golden model in one checkpoint of one file. */
+static void merge_shards(const char *model, struct checkpoint *ret)
+{
+    char path[256];
+    struct diag diag;
+    char *text;
+    size_t bytes;
+    json_t *index;
+    struct safetensors *shards;
+    snprintf(path, sizeof path, GOLDEN "%s", model);
+    assert_false(failed(safetensors_open(path, &diag, &shards)));
+    snprintf(path, sizeof path, GOLDEN "%s/model.safetensors.index.json", model);
+    assert_false(failed(json_read_file(path, 1 << 20, &diag, &text, &bytes)));
+    assert_false(failed(json_parse_object(path, text, bytes, true, &diag, &index)));
+    free(text);
+    *ret = (struct checkpoint){.header = json_object(), .file = malloc(1 << 20)};
+    assert_non_null(ret->file);
+    ret->data = (uint8_t *)ret->file;
+    const char *name;
+    json_t *owner;
+    json_object_foreach(json_object_get(index, "weight_map"), name, owner) {
+        const struct safetensors_tensor *tensor = safetensors_find(shards, name);
+        assert_non_null(tensor);
+        assert_true(ret->data_bytes + tensor->bytes <= 1 << 20);
+        memcpy(ret->data + ret->data_bytes, tensor->data, tensor->bytes);
+        json_t *shape = json_array();
+        for (uint32_t i = 0; i < tensor->rank; i++) { json_array_append_new(shape, json_integer((json_int_t)tensor->shape[i])); }
+        json_object_set_new(ret->header, name,
+                            json_pack("{s:s,s:o,s:[I,I]}", "dtype", tensor->dtype, "shape", shape, "data_offsets",
+                                      (json_int_t)ret->data_bytes, (json_int_t)(ret->data_bytes + tensor->bytes)));
+        ret->data_bytes += tensor->bytes;
+    }
+    json_decref(index);
+    safetensors_close(shards);
+}
+
+/* The same weights in shards or in one file are the same model. */
+static void shards_do_not_show(void **state)
+{
+    (void)state;
+    struct checkpoint checkpoint;
+    merge_shards("llama_gelu_sharded_f16", &checkpoint);
+    struct model *one = open_model(write_directory("llama_gelu_sharded_f16", &checkpoint, 0));
+    struct model *many = open_model(GOLDEN "llama_gelu_sharded_f16");
+    assert_memory_equal(model_fingerprint(one), model_fingerprint(many), MODEL_FINGERPRINT_BYTES);
+    model_destroy(one);
+    model_destroy(many);
+    checkpoint_free(&checkpoint);
+}
+
 /* One changed bit of one weight, or another config, is another fingerprint. */
 static void fingerprints_tell_models_apart(void **state)
 {
@@ -420,6 +470,7 @@ int main(void)
         cmocka_unit_test(layer_norms_may_mix_formats),
         cmocka_unit_test(tied_heads),
         cmocka_unit_test(the_prefix_may_be_absent),
+        cmocka_unit_test(shards_do_not_show),
         cmocka_unit_test(fingerprints_tell_models_apart),
         cmocka_unit_test(dummy_weights_are_fixed_and_sane),
         cmocka_unit_test(layouts_and_words),
