@@ -171,8 +171,9 @@ static status_t render_labels(const char *metric, enum kind kind, metric_labels_
         fputc('"', values);
         fprintf(names, "%s,", labels[i]);
     }
-    bool is_written = (values == NULL || fclose(values) == 0) & (names == NULL || fclose(names) == 0);
-    if (!failed(st) && !is_written) {
+    bool values_written = values == NULL || fclose(values) == 0; /* both are closed, whatever the first says */
+    bool names_written = names == NULL || fclose(names) == 0;
+    if (!failed(st) && !(values_written && names_written)) {
         st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
     }
     if (failed(st)) {
