@@ -9,7 +9,8 @@
  * Who gets blocks first: preempted sequences, oldest request first; then legs that resume, in
  * order of arrival; then new legs, in order of arrival. Nobody overtakes the head of that
  * order: a long prompt at the head waits until enough sequences have ended, and small ones
- * behind it wait as well, so that it cannot starve. A sequence's claim is the age of its
+ * behind it wait as well, so that it cannot starve. waiting_max and wait_ms hold for new legs;
+ * one that resumes waits until it is served or cancelled. A sequence's claim is the age of its
  * request; where blocks run out the youngest claim gives its blocks up.
  *
  * Parts: decode_state.h (the tables), decode_leg.c (one leg's life), decode_batch.c (blocks,

@@ -676,6 +676,32 @@ static void the_youngest_request_gives_way(void **state)
     world_close(world);
 }
 
+/* A sequence that has blocks but no slot yet is the first to give them back. */
+static void a_younger_sequence_without_a_slot_gives_way(void **state)
+{
+    (void)state;
+    struct decode_core_config config = world_config(6, 1);
+    struct world *world = world_open(&config);
+    struct world_leg *old = world_leg(world, 0, 7, 17, 1);
+    struct world_leg *young = world_leg(world, 0, 15, 4, 2);
+    old->reserve.local_prefill = true;
+    old->reserve.work.params.ignore_eos = true;
+    young->reserve.work.params.ignore_eos = true;
+    world_reserve(world, old);
+    world_reserve(world, young);
+    world_land(world, young); /* all blocks are taken, and so is the slot */
+    while (old->finish[0] == FINISH_NONE) {
+        uint32_t had = old->output_count[0];
+        world_step_done(world);
+        assert_true(had == 0 || old->output_count[0] == had + 1); /* never held up */
+    }
+    assert_int_equal(world_stats(world).preemptions, 1);
+    assert_int_equal(young->output_count[0], 1);
+    world_finish(world);
+    assert_int_equal(young->output_count[0], 4);
+    world_close(world);
+}
+
 /* The only sequence that holds blocks keeps them and waits for a fence; and when blocks come
  * free it has them before any leg that is waiting. */
 static void the_last_sequence_waits_with_its_blocks(void **state)
@@ -860,6 +886,7 @@ int main(void)
         cmocka_unit_test(a_full_batch_makes_the_rest_wait),
         cmocka_unit_test(a_pool_for_one_serves_eight),
         cmocka_unit_test(the_youngest_request_gives_way),
+        cmocka_unit_test(a_younger_sequence_without_a_slot_gives_way),
         cmocka_unit_test(the_last_sequence_waits_with_its_blocks),
         cmocka_unit_test(growing_goes_before_admission),
         cmocka_unit_test(load_comes_with_the_router_and_then_when_it_changes),
