@@ -31,6 +31,11 @@ struct rpc_tag {
 
 /* tsan does not see the hand-over through the C core's queue; these two say where it is: what was
  * written before a tag was handed in is seen by the thread that gets it back. */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer) && !defined(__SANITIZE_THREAD__) /* how clang says it */
+#define __SANITIZE_THREAD__ 1
+#endif
+#endif
 #if defined(__SANITIZE_THREAD__)
 void __tsan_acquire(void *at);
 void __tsan_release(void *at);

@@ -9,18 +9,36 @@
 #include <string.h>
 #include <time.h>
 
+#include <grpc/support/log.h>
+
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/log.h"
 
 #define THREADS_DEFAULT 2u
 #define THREADS_MAX 64u
 #define MESSAGE_BYTES_DEFAULT (4u << 20)
 #define KEEPALIVE_TIME_MS_DEFAULT 2000u
 #define KEEPALIVE_TIMEOUT_MS_DEFAULT 2000u
+#define CORE_LOG_BYTES 400 /* its errors nest dozens of causes in one line */
 #define SEND_MESSAGES_DEFAULT 1024u
 #define SEND_BYTES_DEFAULT ((size_t)4 << 20)
 
 static _Thread_local const struct rpc_runtime *current_runtime;
+
+/* What the C core has to say goes into our log, in our form. Its errors are warnings here: each
+ * that matters also ends a call or a start, and is told there. */
+static void log_from_core(gpr_log_func_args *args)
+{
+    char text[CORE_LOG_BYTES];
+    snprintf(text, sizeof text, "%s", args->message);
+    for (char *at = text; *at != '\0'; at++) {
+        if (*at == '"') {
+            *at = '\'';
+        }
+    }
+    LOGF(args->severity == GPR_LOG_SEVERITY_ERROR ? LOG_WARN : LOG_DEBUG, "grpc_core", "text=\"%s\"", text);
+}
 
 static void *loop_run(void *arg)
 {
@@ -84,6 +102,7 @@ status_t rpc_runtime_create(uint32_t thread_count, struct rpc_runtime **ret_runt
     }
     pthread_mutex_init(&runtime->lock, NULL);
     pthread_cond_init(&runtime->idle, NULL);
+    gpr_set_log_function(log_from_core);
     grpc_init();
     runtime->loop_count = thread_count;
     for (uint32_t i = 0; i < thread_count; i++) {
