@@ -192,6 +192,7 @@ static void *core_main(void *user)
 {
     struct node *node = user;
     bool stop = false;
+    publish(node);
     while (!stop) {
         mailbox_wait(node->mailbox, node->ops->deadline_ns(node->role));
         uint64_t now_ns = clock_now_ns();
