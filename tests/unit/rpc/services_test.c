@@ -303,6 +303,43 @@ static void cut_descriptors_are_refused(void **state)
     descriptor_index_destroy(index);
 }
 
+/* protoc --include_imports --descriptor_set_out of i.proto, `syntax="proto2";`, and x.proto:
+ *   syntax="proto2"; package a; import "i.proto";
+ *   message B { extensions 5 to 9; message C { enum E { X=0; } } oneof o { int32 f=1; } }
+ *   extend B { optional int32 g = 6; } */
+static const uint8_t extensions[] = {
+    10, 9, 10, 7, 105, 46, 112, 114, 111, 116, 111, 10, 90, 10, 7, 120, 46, 112, 114, 111,
+    116, 111, 18, 1, 97, 26, 7, 105, 46, 112, 114, 111, 116, 111, 34, 47, 10, 1, 66, 18,
+    14, 10, 1, 102, 24, 1, 32, 1, 40, 5, 72, 0, 82, 1, 102, 26, 15, 10, 1, 67,
+    34, 10, 10, 1, 69, 18, 5, 10, 1, 88, 16, 0, 42, 4, 8, 5, 16, 10, 66, 3,
+    10, 1, 111, 58, 18, 10, 1, 103, 18, 4, 46, 97, 46, 66, 24, 6, 32, 1, 40, 5,
+    82, 1, 103};
+
+/* Extensions, nested names and imports are found; an enum's values are named beside the enum. */
+static void extensions_and_imports_are_found(void **state)
+{
+    (void)state;
+    struct descriptor_set set = {.bytes = extensions, .len = sizeof extensions};
+    struct descriptor_index *index = NULL;
+    assert_false(failed(descriptor_index_create(&set, 1, &index, NULL)));
+    assert_int_equal(descriptor_index_file_count(index), 2);
+    uint32_t file = descriptor_index_by_filename(index, "x.proto");
+    assert_int_not_equal(file, DESCRIPTOR_NONE);
+    static const char *const names[] = {"a.B", "a.B.C", "a.B.C.E", "a.B.C.X", "a.B.o", "a.B.f", "a.g"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        assert_int_equal(descriptor_index_by_symbol(index, names[i]), file);
+    }
+    assert_int_equal(descriptor_index_by_extension(index, "a.B", 6), file);
+    assert_int_equal(descriptor_index_by_extension(index, "a.B", 7), DESCRIPTOR_NONE);
+    int32_t number = 0;
+    assert_int_equal(descriptor_index_extensions(index, "a.B", &number, 1), 1);
+    assert_int_equal(number, 6);
+    struct descriptor_file files[2];
+    assert_int_equal(descriptor_index_closure(index, file, files), 2);
+    assert_int_equal(descriptor_index_closure(index, descriptor_index_by_filename(index, "i.proto"), files), 1);
+    descriptor_index_destroy(index);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -311,6 +348,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(watch_tells_each_change, bench_start, bench_stop),
         cmocka_unit_test_setup_teardown(reflection_answers, bench_start, bench_stop),
         cmocka_unit_test(cut_descriptors_are_refused),
+        cmocka_unit_test(extensions_and_imports_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
