@@ -126,7 +126,7 @@ static void any_order_of_events_keeps_blocks_and_tokens(void **state)
     const char *one = getenv("DECODE_SEED");
     const char *many = getenv("DECODE_SEEDS");
     uint64_t first = one != NULL ? strtoull(one, NULL, 10) : 1;
-    uint64_t count = one != NULL ? 1 : many != NULL ? strtoull(many, NULL, 10) : 300;
+    uint64_t count = one != NULL ? 1 : many != NULL ? strtoull(many, NULL, 10) : 1000;
     for (uint64_t seed = first; seed < first + count; seed++) {
         printf("DECODE_SEED=%llu\n", (unsigned long long)seed);
         fflush(stdout);

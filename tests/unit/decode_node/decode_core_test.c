@@ -808,6 +808,7 @@ static void a_config_out_of_range_is_named(void **state)
 
 /* The linker sends the core's allocations here (see BUILD). */
 static uint64_t allocations;
+static uint64_t fails_at; /* that allocation gives NULL; 0: none does */
 void *__real_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes);
 void *__real_calloc(size_t count, size_t bytes);
@@ -817,20 +818,17 @@ void *__wrap_realloc(void *memory, size_t bytes);
 
 void *__wrap_malloc(size_t bytes)
 {
-    allocations++;
-    return __real_malloc(bytes);
+    return ++allocations == fails_at ? NULL : __real_malloc(bytes);
 }
 
 void *__wrap_calloc(size_t count, size_t bytes)
 {
-    allocations++;
-    return __real_calloc(count, bytes);
+    return ++allocations == fails_at ? NULL : __real_calloc(count, bytes);
 }
 
 void *__wrap_realloc(void *memory, size_t bytes)
 {
-    allocations++;
-    return __real_realloc(memory, bytes);
+    return ++allocations == fails_at ? NULL : __real_realloc(memory, bytes);
 }
 
 /* Decoding, growing, preempting and computing again take no memory. */
@@ -854,6 +852,36 @@ static void steps_do_not_allocate(void **state)
     assert_true(steps > 400);
     assert_true(world_stats(world).preemptions > 0);
     world_finish(world);
+    world_close(world);
+}
+
+/* Whichever allocation fails: create says so and leaks nothing, and a leg is refused. */
+static void every_failed_allocation_is_a_status(void **state)
+{
+    (void)state;
+    struct decode_core_config config = world_config(32, 4);
+    struct decode_core *core = NULL;
+    struct diag diag;
+    status_t st = STATUS(ST_UNKNOWN, SCOPE_NODE);
+    uint32_t failures = 0;
+    for (uint64_t k = 1; failed(st); k++) {
+        fails_at = allocations + k;
+        st = decode_core_create(&config, &core, &diag);
+        if (!failed(st)) { break; }
+        assert_int_equal(st.code, ST_RESOURCE_EXHAUSTED);
+        assert_null(core);
+        failures++;
+    }
+    fails_at = 0;
+    assert_true(failures > 15);
+    decode_core_destroy(core);
+    struct world *world = world_open(&config);
+    struct world_leg *leg = world_leg(world, 0, 4, 4, 1);
+    fails_at = allocations + 1;
+    world_reserve(world, leg);
+    fails_at = 0;
+    assert_int_equal(leg->end, WORLD_REFUSED);
+    assert_int_equal(leg->code, ST_RESOURCE_EXHAUSTED);
     world_close(world);
 }
 
@@ -891,6 +919,7 @@ int main(void)
         cmocka_unit_test(growing_goes_before_admission),
         cmocka_unit_test(load_comes_with_the_router_and_then_when_it_changes),
         cmocka_unit_test(steps_do_not_allocate),
+        cmocka_unit_test(every_failed_allocation_is_a_status),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -411,6 +411,7 @@ static void a_config_out_of_range_is_named(void **state)
 
 /* The linker sends the core's allocations here (see BUILD). */
 static uint64_t allocations;
+static uint64_t fails_at; /* that allocation gives NULL; 0: none does */
 void *__real_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes);
 void *__real_calloc(size_t count, size_t bytes);
@@ -420,20 +421,17 @@ void *__wrap_realloc(void *memory, size_t bytes);
 
 void *__wrap_malloc(size_t bytes)
 {
-    allocations++;
-    return __real_malloc(bytes);
+    return ++allocations == fails_at ? NULL : __real_malloc(bytes);
 }
 
 void *__wrap_calloc(size_t count, size_t bytes)
 {
-    allocations++;
-    return __real_calloc(count, bytes);
+    return ++allocations == fails_at ? NULL : __real_calloc(count, bytes);
 }
 
 void *__wrap_realloc(void *memory, size_t bytes)
 {
-    allocations++;
-    return __real_realloc(memory, bytes);
+    return ++allocations == fails_at ? NULL : __real_realloc(memory, bytes);
 }
 
 static void steps_do_not_allocate(void **state)
@@ -452,6 +450,37 @@ static void steps_do_not_allocate(void **state)
     assert_int_equal(allocations, before);
     assert_true(steps >= 200);
     pworld_finish(world);
+    pworld_close(world);
+}
+
+/* Whichever allocation fails: create says so and leaks nothing, and a job is refused. */
+static void every_failed_allocation_is_a_status(void **state)
+{
+    (void)state;
+    struct prefill_core_config config = pworld_config(32);
+    struct prefill_core *core = NULL;
+    struct diag diag;
+    status_t st = STATUS(ST_UNKNOWN, SCOPE_NODE);
+    uint32_t failures = 0;
+    for (uint64_t k = 1; failed(st); k++) {
+        fails_at = allocations + k;
+        st = prefill_core_create(&config, &core, &diag);
+        if (!failed(st)) { break; }
+        assert_int_equal(st.code, ST_RESOURCE_EXHAUSTED);
+        assert_null(core);
+        failures++;
+    }
+    fails_at = 0;
+    assert_true(failures > 15);
+    prefill_core_destroy(core);
+    struct pworld *world = pworld_open(&config);
+    struct pworld_job *job = pworld_job(world, 0, 4, 0, 1);
+    fails_at = allocations + 1;
+    pworld_send(world, job);
+    fails_at = 0;
+    assert_int_equal(job->end, PWORLD_REFUSED);
+    assert_int_equal(job->code, ST_RESOURCE_EXHAUSTED);
+    assert_false(job->has_transfer);
     pworld_close(world);
 }
 
@@ -475,6 +504,7 @@ int main(void)
         cmocka_unit_test(a_step_samples_no_more_than_its_slots),
         cmocka_unit_test(blocks_go_in_order_and_resumed_first),
         cmocka_unit_test(steps_do_not_allocate),
+        cmocka_unit_test(every_failed_allocation_is_a_status),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
