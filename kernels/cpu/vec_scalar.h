@@ -6,6 +6,7 @@
 
 #include <math.h>
 
+#define VEC_IS_ARRAY
 #include "kernels/cpu/vec_common.h"
 
 typedef struct {
