@@ -10,11 +10,11 @@
 #include "model/chat_template/jinja_text.h"
 
 #define SOURCE_MAX ((size_t)1 << 20)
-#define COMPILE_BYTES_MAX ((size_t)256 << 20)
-#define RENDER_BYTES_MAX ((size_t)256 << 20)
+#define COMPILE_BYTES_MAX ((size_t)128 << 20)
+#define RENDER_BYTES_MAX ((size_t)128 << 20)
 #define OUTPUT_MAX ((size_t)32 << 20)
-/* A unit is one node, one comparison or 64 bytes; the largest real chats take a few million. */
-#define STEPS_MAX UINT64_C(100000000)
+/* A unit is one node, one comparison or 64 bytes; a thousand messages take about 100,000. */
+#define STEPS_MAX UINT64_C(20000000)
 
 struct chat_template {
     struct jinja_ctx ctx; /* owns the tree and the source */

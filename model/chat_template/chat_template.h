@@ -63,7 +63,7 @@ struct chat_options {
  * Errors      INVALID_ARGUMENT (request): the template refused the messages, and diag is the
  *             very text it raised; or the messages are not what it can read, and diag says
  *             where in the template. UNIMPLEMENTED: a method or function that is not known.
- *             RESOURCE_EXHAUSTED: a limit of work, memory (256 MiB) or output (32 MiB). */
+ *             RESOURCE_EXHAUSTED: a limit of work, memory (128 MiB) or output (32 MiB). */
 NODISCARD status_t chat_template_render(const struct chat_template *chat, const json_t *messages, const struct chat_options *options,
                                         char **ret_text, size_t *ret_len, struct diag *diag);
 

@@ -175,16 +175,14 @@ struct value jinja_negate(struct jinja_ctx *ctx, struct value a, bool minus)
 
 struct value jinja_concat(struct jinja_ctx *ctx, const struct value *parts, uint32_t count)
 {
-    bool safe = false;
-    for (uint32_t i = 0; i < count; i++) { safe |= parts[i].kind == V_STR && parts[i].safe; }
+    /* Without autoescape ~ joins plain strings, marked safe or not. */
     struct value result = value_str("", 0);
     for (uint32_t i = 0; i < count && !jinja_failed(ctx); i++) {
         struct value part = value_to_str(ctx, parts[i]);
         if (jinja_failed(ctx)) { break; }
-        if (safe) { part = text_escape(ctx, part); }
         result = i == 0 ? part : text_append(ctx, result, part);
     }
-    result.safe = safe;
+    result.safe = false;
     return result;
 }
 

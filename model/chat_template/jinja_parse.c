@@ -826,6 +826,17 @@ static struct node *parse_with(struct parser *p)
     return node;
 }
 
+/* {% print a, b %} prints one after the other. */
+static struct node *parse_print(struct parser *p)
+{
+    struct node_list list = {0};
+    while (!GIVE_UP(p) && p->at->kind != T_END_BLOCK) {
+        if (list.count) { expect_op(p, ','); }
+        add(p, &list, unary(p, N_OUTPUT, parse_expression(p)));
+    }
+    return with_list(p, N_BLOCK, &list);
+}
+
 static struct node *parse_statement(struct parser *p)
 {
     static const char *const generation_ends[] = {"endgeneration", NULL}, *const filter_ends[] = {"endfilter", NULL};
@@ -846,7 +857,7 @@ static struct node *parse_statement(struct parser *p)
         if (p->loops == 0) { jinja_fail(p->ctx, ST_INVALID_ARGUMENT, "'%.*s' outside loop", (int)tag.len, tag.u.text); }
         return node_new(p, tag.u.text[0] == 'b' ? N_BREAK : N_CONTINUE);
     }
-    if (value_is_str(tag, "print")) { return unary(p, N_OUTPUT, parse_tuple(p, false, NULL, false)); }
+    if (value_is_str(tag, "print")) { return parse_print(p); }
     if (value_is_str(tag, "generation")) {
         struct node *node = node_new(p, N_SCOPE);
         struct node *body = parse_separate_body(p, generation_ends);

@@ -216,7 +216,7 @@ void dict_set(struct jinja_ctx *ctx, struct dict *dict, struct value key, struct
         return;
     }
     if (dict->count == dict->capacity) {
-        uint32_t capacity = dict->capacity ? dict->capacity * 2 : 8;
+        uint32_t capacity = dict->capacity ? dict->capacity * 2 : 4;
         struct pair *pairs = jinja_alloc(ctx, (size_t)capacity * sizeof *pairs);
         if (!pairs) { return; }
         if (dict->count) { memcpy(pairs, dict->pairs, dict->count * sizeof *pairs); }
@@ -411,8 +411,9 @@ bool value_less(struct jinja_ctx *ctx, struct value a, struct value b, const cha
         jinja_leave(ctx);
         return less;
     }
-    jinja_fail(ctx, ST_INVALID_ARGUMENT, "'%s' not supported between instances of '%s' and '%s'", op, value_type_name(a),
-               value_type_name(b));
+    bool turned = op[0] == '>'; /* a > b is asked as b < a, and worded as it was written */
+    jinja_fail(ctx, ST_INVALID_ARGUMENT, "'%s' not supported between instances of '%s' and '%s'", op, value_type_name(turned ? b : a),
+               value_type_name(turned ? a : b));
     return false;
 }
 

@@ -46,22 +46,15 @@ CHAT_TEMPLATE = (
 )
 
 
-# Two cycles, each with a warm-up, a level and a fall to zero; each ends with rows of the full
-# context, so that far positions are seen too.
-CYCLES = [
-    {"steps": 1600, "peak": 1.0, "decay": 480, "long": 140},
-    {"steps": 700, "peak": 0.6, "decay": 400, "long": 60},
-]
+STEPS, WARM_UP = 1600, 50
+DECAY_STEPS = 480  # of STEPS, the last ones, in which the rate falls to zero
+LONG_STEPS = 140   # of STEPS, the last ones, on rows of the full context, so that far positions are seen too
 
 
 def schedule(step):
-    """The rate's scale, and rows x length, of a step; None after the last one."""
-    for c in CYCLES:
-        if step < c["steps"]:
-            scale = c["peak"] * min(1.0, (step + 1) / 50, (c["steps"] - step) / c["decay"])
-            return scale, (8, 512) if step < c["steps"] - c["long"] else (2, 2048)
-        step -= c["steps"]
-    return None
+    """The rate's scale, and rows x length, of a step."""
+    scale = min(1.0, (step + 1) / WARM_UP, (STEPS - step) / DECAY_STEPS)
+    return scale, (8, 512) if step < STEPS - LONG_STEPS else (2, 2048)
 
 
 # ---- text to ids -------------------------------------------------------------------------
@@ -223,7 +216,7 @@ def main():
         print("continuing after step %d" % first, flush=True)
 
     begin = time.time()
-    for step in range(first, sum(c["steps"] for c in CYCLES)):
+    for step in range(first, STEPS):
         scale, (rows, length) = schedule(step)
         for o, lr in zip(opts, peak):
             o.param_groups[0]["lr"] = lr * scale
