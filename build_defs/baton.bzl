@@ -47,7 +47,7 @@ def baton_fuzz_test(name, deps, srcs = None, corpus = None, seconds = 20, size =
         linkstatic = True,
         data = files,
         args = select({
-            "//build_defs:fuzzing": ["-max_total_time=%d" % seconds, "-timeout=10", "-rss_limit_mb=2048", "$$TEST_TMPDIR", where],
+            "//build_defs:fuzzing": ["-max_total_time=%d" % seconds, "-timeout=10", "-rss_limit_mb=2048", "{TEST_TMPDIR}", where],
             "//conditions:default": [where],
         }),
         linkopts = select({
@@ -55,7 +55,7 @@ def baton_fuzz_test(name, deps, srcs = None, corpus = None, seconds = 20, size =
             "//conditions:default": [],
         }),
         deps = deps + select({
-            "//build_defs:fuzzing": [],
+            "//build_defs:fuzzing": ["//tests/fuzz:fuzz_init"],
             "//conditions:default": ["//tests/fuzz:replay_main"],
         }),
         tags = ["fuzz"],

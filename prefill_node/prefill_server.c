@@ -50,6 +50,8 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         .jobs_max = config->batch_max,
         .slot_count = config->batch_max,
         .transfer_stall_ns = config->lease_ns,
+        .eos_count = shape->model->eos_count,
+        .eos_tokens = shape->model->eos_tokens,
     };
     server->stillborn_max = core.jobs_max * 2;
     server->stillborn = calloc(server->stillborn_max, sizeof *server->stillborn);
@@ -144,8 +146,7 @@ static status_t on_xfer_fact(struct prefill_server *server, uint64_t now_ns, con
              xfer->stats.cable, xfer->stats.reason, (unsigned long)xfer->stats.bytes,
              (unsigned long)(xfer->stats.duration_ns / NS_PER_US));
     } else {
-        /* ENDED and FAILED differ only in whether the core had asked; it knows. */
-        event.kind = xfer->status.code == ST_ABORTED ? PREFILL_EV_XFER_ENDED : PREFILL_EV_XFER_FAILED;
+        event.kind = PREFILL_EV_XFER_FAILED; /* also the answer to an abort: the core knows what it asked */
         LOGF(LOG_WARN, "kv_send_failed", "leg=%lx code=%s why=\"%s\"", (unsigned long)event.leg.lo,
              status_code_name(xfer->status.code), xfer->text);
     }
