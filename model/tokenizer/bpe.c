@@ -353,6 +353,9 @@ status_t bpe_encode(const struct bpe *bpe, struct bpe_scratch *scratch, const ch
             TRY(merge_symbols(bpe, scratch, symbols->ids, symbols->count, out));
         }
     }
-    if (keep) { word_cache_keep(&scratch->cache, word, len, KIND_TEXT, hash, out->ids + from, out->count - from); }
+    if (keep) {
+        const uint32_t *made = out->ids ? out->ids + from : NULL; /* a word may give nothing at all */
+        word_cache_keep(&scratch->cache, word, len, KIND_TEXT, hash, made, out->count - from);
+    }
     return STATUS_OK;
 }
