@@ -416,7 +416,7 @@ static status_t replace_string(struct decoder_state *state, size_t at, const cha
     TRY(regex_start(mine->regex, stage->regex, text, len));
     for (;;) {
         bool found;
-        size_t start, end;
+        size_t start = 0, end = 0;
         TRY(regex_next(mine->regex, &found, &start, &end, NULL));
         if (!found) { break; }
         TRY(text_buf_append(&mine->made, text + from, start - from));

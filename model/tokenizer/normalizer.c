@@ -225,7 +225,7 @@ static status_t replace(const struct step *step, struct regex_scratch *regex, co
     TRY(regex_start(regex, step->regex, text, len));
     for (;;) {
         bool found;
-        size_t start, end;
+        size_t start = 0, end = 0;
         TRY(regex_next(regex, &found, &start, &end, diag));
         if (!found) { return text_buf_append(out, text + from, len - from); }
         TRY(text_buf_append(out, text + from, start - from));

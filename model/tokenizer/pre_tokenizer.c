@@ -333,7 +333,7 @@ static status_t split_by_regex(const struct run *run, const struct step *step, s
     TRY(regex_start(regex, step->regex, splitter->text, len));
     for (;;) {
         bool found;
-        size_t start, end;
+        size_t start = 0, end = 0;
         TRY(regex_next(regex, &found, &start, &end, run->diag));
         if (!found) { break; }
         if (from != start) { TRY(add_span(splitter, from, start, step->invert)); }

@@ -178,7 +178,7 @@ status_t regex_next(struct regex_scratch *scratch, bool *ret_found, size_t *ret_
                     struct diag *diag)
 {
     while (scratch->at <= scratch->len) {
-        size_t start, end;
+        size_t start = 0, end = 0;
         TRY(search(scratch, scratch->at, ret_found, &start, &end, diag));
         if (!*ret_found) { return STATUS_OK; }
         if (start == end && end == scratch->last_end) {
