@@ -93,7 +93,7 @@ static bool in_set(struct value set, uint32_t code)
 
 struct value text_strip(struct jinja_ctx *ctx, struct value s, const struct value *chars, bool left, bool right)
 {
-    if (!jinja_charge(ctx, 1)) { return value_none(); }
+    if (!jinja_charge(ctx, 1)) { return value_str("", 0); }
     uint32_t begin = 0, end = s.len;
     while (left && begin < end && jinja_charge(ctx, chars ? 1 + chars->len / 16 : 0)) {
         uint32_t code;
@@ -320,7 +320,7 @@ struct value text_replace(struct jinja_ctx *ctx, struct value s, struct value fr
 {
     struct text text = {0};
     uint32_t at = 0;
-    if (!jinja_charge(ctx, 1 + s.len / 64)) { return value_none(); }
+    if (!jinja_charge(ctx, 1 + s.len / 64)) { return value_str("", 0); }
     if (from.len == 0) { /* Python puts `to` before every character and at the end */
         while (count != 0 && jinja_charge(ctx, 1)) {
             text_put(ctx, &text, to.u.text, to.len);

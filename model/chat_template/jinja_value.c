@@ -111,10 +111,10 @@ struct value value_str_copy(struct jinja_ctx *ctx, const char *text, size_t len)
 {
     if (len >= UINT32_MAX) {
         jinja_fail(ctx, ST_RESOURCE_EXHAUSTED, "a string of %zu bytes is too long for a chat template", len);
-        return value_none();
+        return value_str("", 0);
     }
     char *copy = jinja_alloc(ctx, len);
-    if (!copy) { return value_none(); }
+    if (!copy) { return value_str("", 0); }
     if (len) { memcpy(copy, text, len); }
     return value_str(copy, len);
 }
@@ -248,7 +248,8 @@ void text_puts(struct jinja_ctx *ctx, struct text *text, const char *data) { tex
 struct value text_value(struct jinja_ctx *ctx, struct text *text)
 {
     if (text->len >= UINT32_MAX) { jinja_fail(ctx, ST_RESOURCE_EXHAUSTED, "a string of %zu bytes is too long", text->len); }
-    if (jinja_failed(ctx)) { return value_none(); }
+    /* A str even after an error, so that callers need not look before they use it as one. */
+    if (jinja_failed(ctx)) { return value_str("", 0); }
     return value_str(text->data ? text->data : "", text->len);
 }
 
@@ -257,10 +258,10 @@ struct value text_append(struct jinja_ctx *ctx, struct value a, struct value b)
     size_t len = (size_t)a.len + b.len;
     if (len >= UINT32_MAX) {
         jinja_fail(ctx, ST_RESOURCE_EXHAUSTED, "a string of %zu bytes is too long for a chat template", len);
-        return value_none();
+        return value_str("", 0);
     }
     if (b.len == 0) { return a; }
-    if (!jinja_charge(ctx, 1 + b.len / 64)) { return value_none(); }
+    if (!jinja_charge(ctx, 1 + b.len / 64)) { return value_str("", 0); }
     /* In place only if nobody has written behind `a` yet: then the bytes after it are ours,
      * and every shorter string over the same buffer still reads what it read before. */
     if (a.tip && a.tip->used == a.len && a.tip->capacity - a.len >= b.len) {
@@ -269,8 +270,8 @@ struct value text_append(struct jinja_ctx *ctx, struct value a, struct value b)
         a.len = (uint32_t)len;
         return a;
     }
-    if (!jinja_charge(ctx, 1 + a.len / 64)) { return value_none(); }
-    struct value result = value_none();
+    if (!jinja_charge(ctx, 1 + a.len / 64)) { return value_str("", 0); }
+    struct value result = value_str("", 0);
     size_t capacity = len < 128 ? len : 2 * len;
     char *data = jinja_alloc(ctx, capacity);
     if (!data) { return result; }

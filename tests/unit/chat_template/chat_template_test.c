@@ -105,6 +105,7 @@ static void hostile_templates_end_with_an_error(void **state)
     assert_fails("{{ 'x' | center(99999999999) }}", ST_RESOURCE_EXHAUSTED, "");
     assert_fails("{{ messages | tojson(indent=100000) }}", ST_INVALID_ARGUMENT, "indent");
     assert_fails("{% set ns = namespace() %}{% set ns.me = ns %}{{ ns }}", ST_INVALID_ARGUMENT, "nested deeper");
+    assert_fails("{{ messages | map('string') | e }}", ST_INVALID_ARGUMENT, "generator"); /* a failed text, used further */
     assert_fails("{{ strftime_now('%200000000d') }}", ST_UNIMPLEMENTED, "date format");
 }
 
