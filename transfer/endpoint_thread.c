@@ -17,7 +17,21 @@ static void settle(struct kv_endpoint *e);
 
 /* ---- events */
 
-static void emit(struct kv_endpoint *e, const struct kv_event *event) { e->on_event(e->on_event_context, event); }
+static void stats_publish(struct kv_endpoint *e)
+{
+    pthread_mutex_lock(&e->mutex);
+    e->published = *link_core_stats(e->core);
+    e->published.bytes_pushed = e->bytes_pushed;
+    e->published.cables_refused = e->cables_refused;
+    pthread_mutex_unlock(&e->mutex);
+}
+
+static void emit(struct kv_endpoint *e, const struct kv_event *event)
+{
+    /* Who is told of an end finds it counted. */
+    if (event->kind != KV_EVENT_PUSH_DONE) { stats_publish(e); }
+    e->on_event(e->on_event_context, event);
+}
 
 static const char *event_text(const struct kv_endpoint *e, const struct link_wish *wish)
 {
@@ -520,20 +534,10 @@ static void carry(struct kv_endpoint *e, const struct link_wish *wish)
     }
 }
 
-static void stats_publish(struct kv_endpoint *e)
-{
-    pthread_mutex_lock(&e->mutex);
-    e->published = *link_core_stats(e->core);
-    e->published.bytes_pushed = e->bytes_pushed;
-    e->published.cables_refused = e->cables_refused;
-    pthread_mutex_unlock(&e->mutex);
-}
-
 static void settle(struct kv_endpoint *e)
 {
     if (e->settling) { return; }
     e->settling = true;
-    if (e->wishes.count) { stats_publish(e); } /* who is told of an end finds it counted */
     for (uint32_t i = 0; i < e->wishes.count; i++) {
         struct link_wish wish = e->wishes.wishes[i];
         carry(e, &wish);

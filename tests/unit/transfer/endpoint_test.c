@@ -1,0 +1,294 @@
+/* Two endpoints in one process, over real cables and a socket for the link. What processes
+ * do to each other is in tests/conformance. */
+#include "transfer/transfer.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "tests/conformance/socket_stream.h"
+
+enum { BLOCKS = 64, LAYERS = 2, EVENTS_MAX = 4096 };
+
+static const struct kv_layout layout = {.block_tokens = 16, .layer_count = LAYERS, .kv_heads = 1, .head_dim = 64, .dtype = DTYPE_F32};
+
+struct node {
+    struct kv_endpoint *endpoint;
+    struct socket_streams *streams;
+    struct kv_endpoint_pool pool;
+    pthread_mutex_t mutex;
+    struct kv_event events[EVENTS_MAX]; /* without PUSH_DONE */
+    char texts[EVENTS_MAX][128];
+    uint8_t payload[64];
+    size_t payload_bytes;
+    uint32_t count, seen, pushes_done;
+};
+
+static struct node d, p;
+
+static void on_event(void *context, const struct kv_event *event)
+{
+    struct node *node = context;
+    pthread_mutex_lock(&node->mutex);
+    if (event->kind == KV_EVENT_PUSH_DONE) {
+        node->pushes_done++;
+    } else if (node->count < EVENTS_MAX) {
+        strncpy(node->texts[node->count], event->text, 127);
+        node->events[node->count++] = *event;
+        if (event->payload_bytes && event->payload_bytes <= sizeof node->payload) {
+            memcpy(node->payload, event->payload, event->payload_bytes);
+            node->payload_bytes = event->payload_bytes;
+        }
+    }
+    pthread_mutex_unlock(&node->mutex);
+}
+
+static struct kv_event event_wait(struct node *node)
+{
+    for (int i = 0; i < 30000; i++) {
+        pthread_mutex_lock(&node->mutex);
+        bool any = node->seen < node->count;
+        struct kv_event event = node->events[any ? node->seen : 0];
+        node->seen += any;
+        pthread_mutex_unlock(&node->mutex);
+        if (any) { return event; }
+        clock_sleep_ns(NS_PER_MS);
+    }
+    fail_msg("no event came");
+    return node->events[0];
+}
+
+static struct kv_endpoint_config config_of(struct node *node, bool receives)
+{
+    const uint8_t model_hash[32] = {1};
+    struct kv_endpoint_config config = {.node_id = receives ? "d0" : "p0", .boot_epoch = 3, .link_address = "",
+        .pool = node->pool, .cables = "tcp", .on_event = on_event, .on_event_context = node, .stream = socket_stream_ops()};
+    config.limits = (struct kv_endpoint_limits){.grants_max = 4, .sends_max = 4, .pushes_max = 8, .grant_blocks_max = 48};
+    kv_fingerprint_init(&config.fingerprint, model_hash, &layout, "k");
+    return config;
+}
+
+static int nodes_start(void **state)
+{
+    struct node *const nodes[2] = {&d, &p};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct node *node = nodes[i];
+        memset(node, 0, sizeof *node);
+        pthread_mutex_init(&node->mutex, NULL);
+        if (failed(kv_endpoint_pool_alloc(BLOCKS * kv_layout_block_bytes(&layout), NULL, &node->pool))) { return -1; }
+        struct kv_endpoint_config config = config_of(node, node == &d);
+        node->streams = socket_streams_create(node == &d ? "127.0.0.1:0" : NULL);
+        config.stream_context = node->streams;
+        config.link_address = socket_streams_address(node->streams);
+        config.tcp_listen = node == &d ? "127.0.0.1:0" : NULL;
+        if (failed(kv_endpoint_create(&config, NULL, &node->endpoint))) { return -1; }
+        socket_streams_start(node->streams, node->endpoint);
+    }
+    return 0;
+}
+
+static int nodes_stop(void **state)
+{
+    struct node *const nodes[2] = {&p, &d};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        socket_streams_stop(nodes[i]->streams);
+        kv_endpoint_destroy(nodes[i]->endpoint);
+        socket_streams_destroy(nodes[i]->streams);
+        kv_endpoint_pool_free(&nodes[i]->pool);
+        pthread_mutex_destroy(&nodes[i]->mutex);
+    }
+    return 0;
+}
+
+static const kv_xfer_id_t id1 = {{1}}, id2 = {{2}};
+static uint8_t ticket[KV_TICKET_BYTES_MAX];
+static size_t ticket_bytes;
+static const uint32_t run[48] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23,
+                                 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47};
+
+/* A configuration that cannot work is refused by a sentence that names what is wrong. */
+static void bad_configurations_are_refused(void **state)
+{
+    (void)state;
+    for (int field = 0; field < 8; field++) {
+        struct kv_endpoint_config config = config_of(&p, false);
+        struct kv_endpoint *endpoint = NULL;
+        struct diag diag = {.text = ""};
+        const char *want = "";
+        char long_id[80];
+        memset(long_id, 'x', 79);
+        long_id[79] = '\0';
+        switch (field) {
+        case 0: config.node_id = ""; want = "node_id"; break;
+        case 1: config.node_id = long_id; want = "node_id"; break;
+        case 2: config.cables = "carrier-pigeon"; want = "carrier-pigeon"; break;
+        case 3: config.cables = "tcp,tcp"; want = "twice"; break;
+        case 4: config.pool.bytes = 10; want = "pool"; break;
+        case 5: config.tls.cert_file = "/nonexistent.pem"; want = "TLS"; break;
+        case 6: config.tcp_listen = "nowhere"; want = "host:port"; break;
+        default: config.tls = (struct kv_endpoint_tls){"/nonexistent.pem", "/k", "/c"}; want = "/nonexistent.pem"; break;
+        }
+        assert_true(failed(kv_endpoint_create(&config, &diag, &endpoint)));
+        assert_null(endpoint);
+        if (!strstr(diag.text, want)) { fail_msg("case %d: \"%s\" does not name %s", field, diag.text, want); }
+    }
+}
+
+/* A grant is refused, and takes nothing, when blocks are named twice, granted already or out of
+ * the pool, when the id is live, and when the table is full. */
+static void grants_are_checked(void **state)
+{
+    (void)state;
+    const uint32_t twice[3] = {50, 51, 50}, outside[2] = {50, BLOCKS}, shared[2] = {60, 3}, fresh[2] = {50, 51};
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id1, run, 0, 1000, NULL, ticket, &ticket_bytes).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id1, run, 49, 1000, NULL, ticket, &ticket_bytes).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id1, run, 1, 0, NULL, ticket, &ticket_bytes).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id1, run, 48, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id1, fresh, 2, 1000, NULL, ticket, &ticket_bytes).code, ST_ALREADY_EXISTS);
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id2, twice, 3, 1000, NULL, ticket, &ticket_bytes).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id2, outside, 2, 1000, NULL, ticket, &ticket_bytes).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id2, shared, 2, 1000, NULL, ticket, &ticket_bytes).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id2, fresh, 2, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
+    for (uint32_t i = 0; i < 2; i++) {
+        const kv_xfer_id_t id = {{(uint8_t)(10 + i)}};
+        const uint32_t block = 52 + i;
+        assert_int_equal(kv_endpoint_grant(d.endpoint, id, &block, 1, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
+    }
+    const kv_xfer_id_t fifth = {{99}};
+    const uint32_t block = 60;
+    assert_int_equal(kv_endpoint_grant(d.endpoint, fifth, &block, 1, 60000, NULL, ticket, &ticket_bytes).code, ST_RESOURCE_EXHAUSTED);
+    /* After the revoke its slot and its blocks serve again, from inside the event too. */
+    kv_endpoint_revoke(d.endpoint, id1);
+    kv_endpoint_revoke(d.endpoint, id1); /* counted, ignored */
+    struct kv_event event = event_wait(&d);
+    assert_int_equal(event.kind, KV_EVENT_FENCED);
+    assert_true(kv_xfer_id_equal(event.xfer_id, id1));
+    assert_int_equal(kv_endpoint_grant(d.endpoint, fifth, run, 48, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
+    /* P does not grant: it has no address. */
+    assert_int_equal(kv_endpoint_grant(p.endpoint, id1, run, 1, 1000, NULL, ticket, &ticket_bytes).code, ST_INVALID_ARGUMENT);
+}
+
+/* Pushes and commits are bounded by the ticket; a stale handle does nothing. */
+static void pushes_are_checked(void **state)
+{
+    (void)state;
+    kv_send_t send = {0};
+    const uint32_t outside[1] = {BLOCKS};
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id1, run, 4, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
+    assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes - 1, NULL, NULL, &send).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 1).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes, &p, NULL, &send).code, ST_OK);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, LAYERS, 0, run, 1).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 4, run, 1).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, UINT32_MAX, run, 2).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, outside, 1).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 4).code, ST_OK);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 1).code, ST_INVALID_ARGUMENT); /* a fifth of four */
+    assert_int_equal(kv_endpoint_commit(p.endpoint, send, "x", 1).code, ST_INVALID_ARGUMENT);    /* a layer is missing */
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 1, 0, run, 4).code, ST_OK);
+    assert_int_equal(kv_endpoint_commit(p.endpoint, send, "x", KV_PAYLOAD_BYTES_MAX + 1).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_commit(p.endpoint, send, "tokens", 6).code, ST_OK);
+    assert_int_equal(kv_endpoint_commit(p.endpoint, send, "tokens", 6).code, ST_INVALID_ARGUMENT);
+    struct kv_event event = event_wait(&p);
+    assert_int_equal(event.kind, KV_EVENT_ACKED);
+    assert_ptr_equal(event.user, &p);
+    assert_true(event.send.value == send.value);
+    assert_string_equal(event.stats.cable, "tcp");
+    assert_int_equal(event.stats.bytes, 4 * kv_layout_block_bytes(&layout));
+    event = event_wait(&d);
+    assert_int_equal(event.kind, KV_EVENT_LANDED);
+    assert_int_equal(d.payload_bytes, 6);
+    assert_memory_equal(d.payload, "tokens", 6);
+    kv_endpoint_abort(p.endpoint, send); /* stale: counted, ignored */
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 1).code, ST_INVALID_ARGUMENT);
+    struct kv_endpoint_stats stats;
+    kv_endpoint_stats_get(p.endpoint, &stats);
+    assert_int_equal(stats.acked, 1);
+    assert_int_equal(stats.sends_live, 0);
+}
+
+/* When pushes_max are under way a push takes nothing and says so; PUSH_DONE makes room. */
+static void a_full_push_table_refuses(void **state)
+{
+    (void)state;
+    kv_send_t send;
+    const kv_xfer_id_t ghost = {{77}};
+    struct kv_ticket nowhere;
+    assert_int_equal(kv_endpoint_grant(d.endpoint, ghost, run, 16, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
+    assert_int_equal(kv_ticket_decode(ticket, ticket_bytes, NULL, &nowhere).code, ST_OK);
+    strcpy(nowhere.link_address, "127.0.0.1:1"); /* nobody answers there: pushes wait */
+    strcpy(nowhere.node_id, "d9");
+    kv_ticket_encode(&nowhere, ticket, &ticket_bytes);
+    assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes, NULL, NULL, &send).code, ST_OK);
+    uint32_t took = 0;
+    status_t st = STATUS_OK;
+    while (took < 16 && !failed(st)) {
+        st = kv_endpoint_push(p.endpoint, send, 0, took, run, 1);
+        took += !failed(st);
+    }
+    /* Either the table filled, or the refused connection ended the send before it could. */
+    assert_true(st.code == ST_RESOURCE_EXHAUSTED ? took == 8 : st.code == ST_INVALID_ARGUMENT);
+    struct kv_event event = event_wait(&p);
+    assert_int_equal(event.kind, KV_EVENT_SEND_FAILED);
+    assert_int_equal(event.status.code, ST_UNAVAILABLE);
+    /* All eight records came back: a whole transfer through the same table. */
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id2, run + 16, 16, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
+    assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes, NULL, NULL, &send).code, ST_OK);
+    for (uint32_t i = 0; i < 16 * LAYERS;) {
+        st = kv_endpoint_push(p.endpoint, send, i / 16, i % 16, run, 1);
+        if (failed(st)) {
+            assert_int_equal(st.code, ST_RESOURCE_EXHAUSTED);
+            clock_sleep_ns(NS_PER_MS);
+        } else {
+            i++;
+        }
+    }
+    assert_int_equal(kv_endpoint_commit(p.endpoint, send, NULL, 0).code, ST_OK);
+    assert_int_equal(event_wait(&p).kind, KV_EVENT_ACKED);
+    assert_int_equal(event_wait(&d).kind, KV_EVENT_LANDED);
+}
+
+/* An endpoint goes away in the middle of everything without an event and without a leak; its
+ * peer learns at once. */
+static void destroy_in_mid_transfer(void **state)
+{
+    (void)state;
+    kv_send_t send;
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id1, run, 8, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
+    assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes, NULL, NULL, &send).code, ST_OK);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 8).code, ST_OK);
+    for (int i = 0; i < 30000; i++) {
+        struct kv_endpoint_stats stats;
+        kv_endpoint_stats_get(d.endpoint, &stats);
+        if (stats.slices_landed == 8) { break; }
+        clock_sleep_ns(NS_PER_MS);
+    }
+    socket_streams_stop(p.streams);
+    kv_endpoint_destroy(p.endpoint);
+    p.endpoint = NULL;
+    struct kv_event event = event_wait(&d);
+    assert_int_equal(event.kind, KV_EVENT_FAILED);
+    assert_true(event.fenced);
+    assert_int_equal(event.status.code, ST_UNAVAILABLE);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(bad_configurations_are_refused, nodes_start, nodes_stop),
+        cmocka_unit_test_setup_teardown(grants_are_checked, nodes_start, nodes_stop),
+        cmocka_unit_test_setup_teardown(pushes_are_checked, nodes_start, nodes_stop),
+        cmocka_unit_test_setup_teardown(a_full_push_table_refuses, nodes_start, nodes_stop),
+        cmocka_unit_test_setup_teardown(destroy_in_mid_transfer, nodes_start, nodes_stop),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
