@@ -282,8 +282,8 @@ static status_t render_chat(const struct served_model *model, const Baton__V1__C
 static status_t chat_ids(const struct served_model *model, const Baton__V1__ChatRequest *request, const uint8_t *bytes,
                          size_t len, struct token_buf *ids, struct text_buf *rendered, struct diag *diag)
 {
-    char *text;
-    size_t text_len;
+    char *text = NULL;
+    size_t text_len = 0;
     TRY(render_chat(model, request, bytes, len, &text, &text_len, diag));
     /* The template writes the special tokens itself, BOS too. */
     status_t st = encode(model, "messages", text, text_len, false, ids, diag);

@@ -110,13 +110,13 @@ static status_t read_token(struct added_tokens *added, const json_t *entry, cons
     }
     struct json_text text;
     struct added_token token = {0};
-    TRY(json_field_need_text(entry, "content", &text, diag));
+    TRY(tok_json_need_text(entry, "content", &text, diag));
     if (text.len == 0) { return STATUS_OK; }
-    TRY(json_field_bool(entry, "single_word", false, &token.single_word, diag));
-    TRY(json_field_bool(entry, "lstrip", false, &token.lstrip, diag));
-    TRY(json_field_bool(entry, "rstrip", false, &token.rstrip, diag));
-    TRY(json_field_bool(entry, "special", false, &token.special, diag));
-    TRY(json_field_bool(entry, "normalized", !token.special, &token.normalized, diag));
+    TRY(tok_json_bool(entry, "single_word", false, &token.single_word, diag));
+    TRY(tok_json_bool(entry, "lstrip", false, &token.lstrip, diag));
+    TRY(tok_json_bool(entry, "rstrip", false, &token.rstrip, diag));
+    TRY(tok_json_bool(entry, "special", false, &token.special, diag));
+    TRY(tok_json_bool(entry, "normalized", !token.special, &token.normalized, diag));
 
     struct added_token *slot = (struct added_token *)find_token(added, text.data, text.len);
     if (slot) { /* said twice: the later one's properties hold */

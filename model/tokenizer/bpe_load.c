@@ -10,7 +10,7 @@
 static status_t copy_affix(const json_t *model, const char *name, char **ret_affix, struct diag *diag)
 {
     struct json_text text;
-    TRY(json_field_text(model, name, &text, diag));
+    TRY(tok_json_text(model, name, &text, diag));
     if (!text.data || text.len == 0) { return STATUS_OK; }
     *ret_affix = strndup(text.data, text.len);
     return *ret_affix ? STATUS_OK : STATUS_CAUSE(ST_RESOURCE_EXHAUSTED, SCOPE_NODE, ENOMEM);
@@ -29,13 +29,13 @@ static status_t read_options(struct bpe *bpe, const json_t *model, struct diag *
         diag_set(diag, "field \"dropout\" must be null: with dropout the same text gets other ids every time");
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
-    TRY(json_field_bool(model, "fuse_unk", false, &bpe->fuse_unk, diag));
-    TRY(json_field_bool(model, "byte_fallback", false, &bpe->byte_fallback, diag));
-    TRY(json_field_bool(model, "ignore_merges", false, &bpe->ignore_merges, diag));
+    TRY(tok_json_bool(model, "fuse_unk", false, &bpe->fuse_unk, diag));
+    TRY(tok_json_bool(model, "byte_fallback", false, &bpe->byte_fallback, diag));
+    TRY(tok_json_bool(model, "ignore_merges", false, &bpe->ignore_merges, diag));
     TRY(copy_affix(model, "continuing_subword_prefix", &bpe->prefix, diag));
     TRY(copy_affix(model, "end_of_word_suffix", &bpe->suffix, diag));
     struct json_text unk;
-    TRY(json_field_text(model, "unk_token", &unk, diag));
+    TRY(tok_json_text(model, "unk_token", &unk, diag));
     bpe->has_unk = unk.data != NULL;
     bpe->unk_id = unk.data ? vocab_find(bpe->vocab, unk.data, unk.len) : VOCAB_NONE;
     return STATUS_OK;

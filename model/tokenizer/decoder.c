@@ -77,7 +77,7 @@ static status_t copy_text(struct json_text text, char **ret_text, size_t *ret_le
 static status_t read_letter(const json_t *json, const char *field, struct stage *stage, struct diag *diag)
 {
     struct json_text text;
-    TRY(json_field_need_text(json, field, &text, diag));
+    TRY(tok_json_need_text(json, field, &text, diag));
     if (text.len == 0 || text.len > 4 || utf8_char_bytes((unsigned char)text.data[0]) != text.len) {
         diag_set(diag, "field \"%s\" must be one character", field);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
@@ -92,8 +92,8 @@ static status_t read_metaspace(const json_t *json, struct stage *stage, struct d
     struct json_text scheme;
     bool prefix;
     TRY(read_letter(json, "replacement", stage, diag));
-    TRY(json_field_text(json, "prepend_scheme", &scheme, diag));
-    TRY(json_field_bool(json, "add_prefix_space", true, &prefix, diag));
+    TRY(tok_json_text(json, "prepend_scheme", &scheme, diag));
+    TRY(tok_json_bool(json, "add_prefix_space", true, &prefix, diag));
     stage->drop_first = prefix && !(scheme.data && strcmp(scheme.data, "never") == 0);
     return STATUS_OK;
 }
@@ -101,8 +101,8 @@ static status_t read_metaspace(const json_t *json, struct stage *stage, struct d
 static status_t read_strip(const json_t *json, struct stage *stage, struct diag *diag)
 {
     TRY(read_letter(json, "content", stage, diag));
-    TRY(json_field_size(json, "start", 0, &stage->left, diag));
-    return json_field_size(json, "stop", 0, &stage->right, diag);
+    TRY(tok_json_size(json, "start", 0, &stage->left, diag));
+    return tok_json_size(json, "stop", 0, &stage->right, diag);
 }
 
 static status_t read_replace(const json_t *json, struct stage *stage, struct diag *diag)
@@ -110,7 +110,7 @@ static status_t read_replace(const json_t *json, struct stage *stage, struct dia
     struct pattern_json pattern;
     struct json_text content;
     TRY(pattern_read(json_object_get(json, "pattern"), &pattern, diag));
-    TRY(json_field_need_text(json, "content", &content, diag));
+    TRY(tok_json_need_text(json, "content", &content, diag));
     TRY(regex_create(pattern.text.data, pattern.text.len, pattern.literal, &stage->regex, diag));
     stage->literal = pattern.literal && pattern.text.len > 0;
     TRY(copy_text(pattern.text, &stage->text, &stage->text_len));
@@ -121,7 +121,7 @@ static status_t read_affix(const json_t *json, const char *field, const char *ot
                            struct diag *diag)
 {
     struct json_text text;
-    TRY(json_field_text(json, field, &text, diag));
+    TRY(tok_json_text(json, field, &text, diag));
     if (!text.data) { text = (struct json_text){otherwise, strlen(otherwise)}; }
     return copy_text(text, &stage->text, &stage->text_len);
 }
@@ -133,7 +133,7 @@ static status_t read_stage(struct decoder *decoder, const json_t *json, unsigned
         {"Fuse", STAGE_FUSE}, {"Strip", STAGE_STRIP}, {"Replace", STAGE_REPLACE}, {"BPEDecoder", STAGE_BPE},
         {"WordPiece", STAGE_WORD_PIECE},
     };
-    const char *type = json_type_name(json);
+    const char *type = tok_json_type_name(json);
     if (!type) {
         diag_set(diag, "the decoder must be an object with a field \"type\"");
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
@@ -163,7 +163,7 @@ static status_t read_stage(struct decoder *decoder, const json_t *json, unsigned
         case STAGE_REPLACE: return read_replace(json, stage, diag);
         case STAGE_BPE: return read_affix(json, "suffix", "</w>", stage, diag);
         case STAGE_WORD_PIECE:
-            TRY(json_field_bool(json, "cleanup", true, &stage->clean, diag));
+            TRY(tok_json_bool(json, "cleanup", true, &stage->clean, diag));
             return read_affix(json, "prefix", "##", stage, diag);
         default: return STATUS_OK;
         }

@@ -8,7 +8,7 @@ static status_t wrong(const char *name, const char *wanted, struct diag *diag)
     return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
 }
 
-status_t json_field_bool(const json_t *object, const char *name, bool otherwise, bool *ret_value, struct diag *diag)
+status_t tok_json_bool(const json_t *object, const char *name, bool otherwise, bool *ret_value, struct diag *diag)
 {
     const json_t *value = json_object_get(object, name);
     if (is_absent(value)) { *ret_value = otherwise; return STATUS_OK; }
@@ -17,7 +17,7 @@ status_t json_field_bool(const json_t *object, const char *name, bool otherwise,
     return STATUS_OK;
 }
 
-status_t json_field_text(const json_t *object, const char *name, struct json_text *ret_text, struct diag *diag)
+status_t tok_json_text(const json_t *object, const char *name, struct json_text *ret_text, struct diag *diag)
 {
     const json_t *value = json_object_get(object, name);
     *ret_text = (struct json_text){0};
@@ -27,13 +27,13 @@ status_t json_field_text(const json_t *object, const char *name, struct json_tex
     return STATUS_OK;
 }
 
-status_t json_field_need_text(const json_t *object, const char *name, struct json_text *ret_text, struct diag *diag)
+status_t tok_json_need_text(const json_t *object, const char *name, struct json_text *ret_text, struct diag *diag)
 {
-    TRY(json_field_text(object, name, ret_text, diag));
+    TRY(tok_json_text(object, name, ret_text, diag));
     return ret_text->data ? STATUS_OK : wrong(name, "given, as a string", diag);
 }
 
-status_t json_field_size(const json_t *object, const char *name, size_t otherwise, size_t *ret_value,
+status_t tok_json_size(const json_t *object, const char *name, size_t otherwise, size_t *ret_value,
                          struct diag *diag)
 {
     const json_t *value = json_object_get(object, name);
@@ -45,4 +45,4 @@ status_t json_field_size(const json_t *object, const char *name, size_t otherwis
     return STATUS_OK;
 }
 
-const char *json_type_name(const json_t *object) { return json_string_value(json_object_get(object, "type")); }
+const char *tok_json_type_name(const json_t *object) { return json_string_value(json_object_get(object, "type")); }

@@ -20,18 +20,18 @@ struct json_text {
 };
 
 /* All: absent or null gives the default; another type is INVALID_ARGUMENT (node), named. */
-NODISCARD status_t json_field_bool(const json_t *object, const char *name, bool otherwise, bool *ret_value,
+NODISCARD status_t tok_json_bool(const json_t *object, const char *name, bool otherwise, bool *ret_value,
                                    struct diag *diag);
-NODISCARD status_t json_field_text(const json_t *object, const char *name, struct json_text *ret_text,
+NODISCARD status_t tok_json_text(const json_t *object, const char *name, struct json_text *ret_text,
                                    struct diag *diag);
-NODISCARD status_t json_field_size(const json_t *object, const char *name, size_t otherwise, size_t *ret_value,
+NODISCARD status_t tok_json_size(const json_t *object, const char *name, size_t otherwise, size_t *ret_value,
                                    struct diag *diag);
 
 /* The text must be there. */
-NODISCARD status_t json_field_need_text(const json_t *object, const char *name, struct json_text *ret_text,
+NODISCARD status_t tok_json_need_text(const json_t *object, const char *name, struct json_text *ret_text,
                                         struct diag *diag);
 
 /* The field `type` of a component, NULL when it has none. */
-const char *json_type_name(const json_t *object);
+const char *tok_json_type_name(const json_t *object);
 
 #endif

@@ -38,7 +38,7 @@ struct normalizer_scratch {
 static status_t copy_content(struct step *step, const json_t *json, const char *field, struct diag *diag)
 {
     struct json_text text;
-    TRY(json_field_need_text(json, field, &text, diag));
+    TRY(tok_json_need_text(json, field, &text, diag));
     step->content = malloc(text.len + 1);
     if (!step->content) { return STATUS_CAUSE(ST_RESOURCE_EXHAUSTED, SCOPE_NODE, ENOMEM); }
     memcpy(step->content, text.data, text.len + 1);
@@ -65,7 +65,7 @@ static status_t read_step(struct normalizer *normalizer, const json_t *json, uns
         {"Nmt", STEP_NMT, 0}, {"ByteLevel", STEP_BYTES, 0}, {"Strip", STEP_STRIP, 0},
         {"Replace", STEP_REPLACE, 0}, {"Prepend", STEP_PREPEND, 0},
     };
-    const char *type = json_type_name(json);
+    const char *type = tok_json_type_name(json);
     if (!type) {
         diag_set(diag, "the normalizer must be an object with a field \"type\"");
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
@@ -81,8 +81,8 @@ static status_t read_step(struct normalizer *normalizer, const json_t *json, uns
         step->kind = plain[i].kind;
         step->form = plain[i].form;
         if (step->kind == STEP_STRIP) {
-            TRY(json_field_bool(json, "strip_left", true, &step->left, diag));
-            TRY(json_field_bool(json, "strip_right", true, &step->right, diag));
+            TRY(tok_json_bool(json, "strip_left", true, &step->left, diag));
+            TRY(tok_json_bool(json, "strip_right", true, &step->right, diag));
         }
         if (step->kind == STEP_REPLACE) { TRY(read_replace(step, json, diag)); }
         if (step->kind == STEP_PREPEND) { TRY(copy_content(step, json, "prepend", diag)); }

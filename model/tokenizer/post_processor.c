@@ -64,7 +64,7 @@ static status_t read_template(struct post_processor *post, const json_t *json, s
 /* Adds a processor outside of those read before. */
 static status_t read_processor(struct post_processor *post, const json_t *json, unsigned depth, struct diag *diag)
 {
-    const char *type = json_type_name(json);
+    const char *type = tok_json_type_name(json);
     struct token_buf before = {0};
     status_t st = STATUS_OK;
     if (!type) { return invalid(diag, "the post-processor must be an object with a field \"type\""); }

@@ -71,7 +71,7 @@ static status_t read_behavior(const json_t *json, enum split_behavior *ret_behav
 {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     struct json_text text;
-    TRY(json_field_text(json, "behavior", &text, diag));
+    TRY(tok_json_text(json, "behavior", &text, diag));
     if (!text.data) { return STATUS_OK; }
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (strcmp(text.data, names[i]) == 0) { *ret_behavior = (enum split_behavior)i; return STATUS_OK; }
@@ -87,7 +87,7 @@ static status_t read_split(struct pre_tokenizer *pre, const json_t *json, struct
     struct pattern_json pattern;
     TRY(new_step(pre, STEP_REGEX, &step, diag));
     TRY(read_behavior(json, &step->behavior, diag));
-    TRY(json_field_bool(json, "invert", false, &step->invert, diag));
+    TRY(tok_json_bool(json, "invert", false, &step->invert, diag));
     TRY(pattern_read(json_object_get(json, "pattern"), &pattern, diag));
     return regex_create(pattern.text.data, pattern.text.len, pattern.literal, &step->regex, diag);
 }
@@ -96,8 +96,8 @@ static status_t read_byte_level(struct pre_tokenizer *pre, const json_t *json, s
 {
     bool prefix, words;
     struct step *step;
-    TRY(json_field_bool(json, "add_prefix_space", true, &prefix, diag));
-    TRY(json_field_bool(json, "use_regex", true, &words, diag));
+    TRY(tok_json_bool(json, "add_prefix_space", true, &prefix, diag));
+    TRY(tok_json_bool(json, "use_regex", true, &words, diag));
     if (prefix) { TRY(new_step(pre, STEP_PREFIX, &step, diag)); }
     if (words) {
         TRY(new_step(pre, STEP_REGEX, &step, diag));
@@ -109,7 +109,7 @@ static status_t read_byte_level(struct pre_tokenizer *pre, const json_t *json, s
 static status_t read_letter(const json_t *json, const char *field, struct step *step, struct diag *diag)
 {
     struct json_text text;
-    TRY(json_field_need_text(json, field, &text, diag));
+    TRY(tok_json_need_text(json, field, &text, diag));
     if (text.len == 0 || text.len > 4 || utf8_char_bytes((unsigned char)text.data[0]) != text.len) {
         diag_set(diag, "field \"%s\" must be one character", field);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
@@ -126,9 +126,9 @@ static status_t read_metaspace(struct pre_tokenizer *pre, const json_t *json, st
     bool prefix;
     TRY(new_step(pre, STEP_METASPACE, &step, diag));
     TRY(read_letter(json, "replacement", step, diag));
-    TRY(json_field_bool(json, "split", true, &step->split, diag));
-    TRY(json_field_bool(json, "add_prefix_space", true, &prefix, diag)); /* how older files say it */
-    TRY(json_field_text(json, "prepend_scheme", &scheme, diag));
+    TRY(tok_json_bool(json, "split", true, &step->split, diag));
+    TRY(tok_json_bool(json, "add_prefix_space", true, &prefix, diag)); /* how older files say it */
+    TRY(tok_json_text(json, "prepend_scheme", &scheme, diag));
     const char *name = scheme.data ? scheme.data : prefix ? "always" : "never";
     if (strcmp(name, "always") == 0) {
         step->prepend = PREPEND_ALWAYS;
@@ -160,7 +160,7 @@ static status_t read_class(struct pre_tokenizer *pre, bool (*in_class)(uint32_t)
 static status_t read_step(struct pre_tokenizer *pre, const json_t *json, unsigned depth, struct diag *diag)
 {
     struct step *step;
-    const char *type = json_type_name(json);
+    const char *type = tok_json_type_name(json);
     if (!type) {
         diag_set(diag, "the pre-tokenizer must be an object with a field \"type\"");
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
@@ -172,7 +172,7 @@ static status_t read_step(struct pre_tokenizer *pre, const json_t *json, unsigne
     if (strcmp(type, "WhitespaceSplit") == 0) { return read_class(pre, unicode_is_space, SPLIT_REMOVED, diag); }
     if (strcmp(type, "Digits") == 0) {
         bool each;
-        TRY(json_field_bool(json, "individual_digits", false, &each, diag));
+        TRY(tok_json_bool(json, "individual_digits", false, &each, diag));
         return read_class(pre, unicode_is_numeric, each ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS, diag);
     }
     if (strcmp(type, "Punctuation") == 0) {

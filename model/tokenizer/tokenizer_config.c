@@ -73,8 +73,8 @@ static status_t read_templates(struct tokenizer_config *config, const json_t *va
     for (size_t i = 0; i < json_array_size(value); i++) {
         const json_t *entry = json_array_get(value, i);
         struct json_text name, text;
-        TRY(json_field_need_text(entry, "name", &name, diag));
-        TRY(json_field_need_text(entry, "template", &text, diag));
+        TRY(tok_json_need_text(entry, "name", &name, diag));
+        TRY(tok_json_need_text(entry, "template", &text, diag));
         TRY(add_template(config, name.data, name.len, text.data, text.len));
     }
     if (json_is_array(value)) { return STATUS_OK; }
@@ -90,7 +90,7 @@ status_t tokenizer_config_read(struct tokenizer_config *config, const json_t *js
     }
     struct json_text class;
     TRY(read_tokens(config, json, diag));
-    TRY(json_field_text(json, "tokenizer_class", &class, diag));
+    TRY(tok_json_text(json, "tokenizer_class", &class, diag));
     if (class.data && !config->tokenizer_class) {
         config->tokenizer_class = strndup(class.data, class.len);
         if (!config->tokenizer_class) { return out_of_memory(); }

@@ -14,7 +14,7 @@ static status_t check_model(const json_t *model, struct diag *diag)
         diag_set(diag, "field \"model\" must be an object");
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
-    const char *type = json_type_name(model);
+    const char *type = tok_json_type_name(model);
     if (!type && json_object_get(model, "merges")) { return STATUS_OK; } /* files of 2019 have no type */
     if (type && strcmp(type, "BPE") == 0) { return STATUS_OK; }
     diag_set(diag, "the tokenizer model \"%.60s\" is not supported; the one known is BPE", type ? type : "(none)");
@@ -24,7 +24,7 @@ static status_t check_model(const json_t *model, struct diag *diag)
 /* Looks for a decoder or normalizer of this kind, in Sequences too. */
 static const json_t *find_component(const json_t *json, const char *type, const char *list, unsigned depth)
 {
-    const char *own = json_type_name(json);
+    const char *own = tok_json_type_name(json);
     if (own && strcmp(own, type) == 0) { return json; }
     const json_t *parts = json_object_get(json, list);
     for (size_t i = 0; depth < 8 && i < json_array_size(parts); i++) {
