@@ -275,6 +275,30 @@ static void choose_takes_a_family_or_a_file(void **state)
     assert_null(chat_template_builtin_source("chatm"));
 }
 
+/* Content that is null or a list of parts is refused by the families rather than printed. */
+static void families_want_text(void **state)
+{
+    (void)state;
+    char families[] = CHAT_TEMPLATE_FAMILIES;
+    json_t *messages[] = {json_pack("[{s:s, s:n}]", "role", "user", "content"), json_pack("[{s:s, s:[{s:s}]}]", "role", "user", "content", "text", "a")};
+    for (char *name = strtok(families, "|"); name; name = strtok(NULL, "|")) {
+        struct chat_template *chat = NULL;
+        struct chat_options options = {.bos_token = "<s>", .eos_token = "</s>"};
+        assert_int_equal(chat_template_builtin(name, &chat, NULL).code, ST_OK);
+        for (int i = 0; i < 2; i++) {
+            char *text = NULL;
+            size_t len = 0;
+            status_t st = chat_template_render(chat, messages[i], &options, &text, &len, NULL);
+            /* Llama 3's format passes content through the trim filter, which makes text of it. */
+            assert_int_equal(st.code, strcmp(name, "llama3") == 0 ? ST_OK : ST_INVALID_ARGUMENT);
+            free(text);
+        }
+        chat_template_destroy(chat);
+    }
+    json_decref(messages[0]);
+    json_decref(messages[1]);
+}
+
 /* A zero byte in a message is text like any other. */
 static void zero_bytes_are_text(void **state)
 {
@@ -306,6 +330,7 @@ int main(void)
         cmocka_unit_test(options_are_variables),
         cmocka_unit_test(renders_do_not_touch_the_template),
         cmocka_unit_test(choose_takes_a_family_or_a_file),
+        cmocka_unit_test(families_want_text),
         cmocka_unit_test(zero_bytes_are_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
