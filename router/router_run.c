@@ -220,9 +220,12 @@ int router_run(const struct router_config *config)
     struct diag diag = {{0}};
     status_t st = router_open(config, &process, &diag);
     if (failed(st)) {
-        if (st.code == ST_INVALID_ARGUMENT) { fprintf(stderr, "router: %s\n", diag.text); }
+        if (st.code == ST_INVALID_ARGUMENT) {
+            fprintf(stderr, "router: %s\n", diag.text);
+            return 2;
+        }
         LOGF(LOG_ERROR, "start_failed", "code=%s line=%u why=\"%s\"", status_code_name(st.code), st.line, diag.text);
-        return st.code == ST_INVALID_ARGUMENT ? 2 : 1;
+        return 1;
     }
     if (!config->check) {
         LOGF(LOG_INFO, "ready", "role=router listen=%s model=%s prefill=%u decode=%u chat_template=%s ms=%" PRIu64,

@@ -25,14 +25,14 @@ static status_t open_chat(struct served_model *model, const char *choice, struct
     }
     const char *source = tokenizer_chat_template(model->tokenizer, NULL);
     if (!source) {
-        diag_set(&model->chat_problem, "the model \"%s\" has no chat template; start the router with --chat-template=%s or a "
+        diag_set(&model->chat_problem, "model %s has no chat template; start the router with --chat-template=%s or a "
                  "file, or use Generate", model->name, CHAT_TEMPLATE_FAMILIES);
         return STATUS_OK;
     }
     struct diag why = {{0}};
     if (failed(chat_template_compile(source, strlen(source), &model->chat, &why))) {
         model->chat = NULL;
-        diag_set(&model->chat_problem, "the chat template of model \"%s\" is not known here: %s; start the router with "
+        diag_set(&model->chat_problem, "the chat template of model %s is not known here: %s; start the router with "
                  "--chat-template=%s or a file", model->name, why.text, CHAT_TEMPLATE_FAMILIES);
         return STATUS_OK;
     }
