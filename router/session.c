@@ -9,10 +9,11 @@
 #include "router/session_wire.h"
 #include "router/stop_text.h"
 
-/* A message stays far below the 4 MiB that gRPC clients take by default: 20 alternatives with
- * their texts are about half a kilobyte per token. */
-#define TOKENS_PER_MESSAGE 8192u
-#define LOGPROBS_PER_MESSAGE 1024u
+/* A message stays below the 4 MiB that gRPC clients take by default. Logprobs are what grows:
+ * 20 alternatives with their texts are half a kilobyte per token, or several where a
+ * vocabulary has long tokens, so their bytes are counted, and the rest goes into the next. */
+#define TOKENS_PER_MESSAGE 65536u
+#define LOGPROB_BYTES_PER_MESSAGE (1u << 20)
 
 struct pending {
     uint32_t count, capacity;
@@ -257,12 +258,26 @@ static uint32_t news_after(const struct session *session, uint32_t skip)
     return UINT32_MAX;
 }
 
+/* Ids and their logprobs, as many as one message takes; returns how many. */
+static uint32_t put_tokens(struct session *session, const struct sequence *sequence, struct pb_writer *writer)
+{
+    const struct pending *pending = &sequence->pending;
+    uint32_t count = pending->count < TOKENS_PER_MESSAGE ? pending->count : TOKENS_PER_MESSAGE;
+    for (uint32_t i = 0; pending->logprobs && i < count; i++) {
+        session_wire_logprob(writer, GENERATE_LOGPROBS, session->model.tokenizer, pending->ids[i], &pending->logprobs[i],
+                             &session->piece);
+        if (writer->len >= LOGPROB_BYTES_PER_MESSAGE) { count = i + 1; }
+    }
+    pb_put_packed(writer, GENERATE_TOKEN_IDS, pending->ids, count);
+    return count;
+}
+
 static void put_prompt_logprobs(struct session *session, struct pb_writer *writer)
 {
     uint32_t left = session->prompt_logprob_count - session->prompt_logprob_sent;
-    uint32_t count = left < LOGPROBS_PER_MESSAGE ? left : LOGPROBS_PER_MESSAGE;
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t at = session->prompt_logprob_sent + i;
+    uint32_t count = 0;
+    for (; count < left && writer->len < 2 * LOGPROB_BYTES_PER_MESSAGE; count++) {
+        uint32_t at = session->prompt_logprob_sent + count;
         session_wire_logprob(writer, GENERATE_PROMPT_LOGPROBS, session->model.tokenizer, session->spec.prompt[at + 1],
                              &session->prompt_logprobs[at], &session->piece);
     }
@@ -304,22 +319,15 @@ bool session_pack(struct session *session, struct pb_writer *writer)
     if (index == UINT32_MAX && !prompt_news && !tail_is_due) { return false; }
     if (index == UINT32_MAX) { index = session->next; }
     struct sequence *sequence = &session->sequences[index];
-    bool with_logprobs = sequence->pending.logprobs != NULL;
-    uint32_t most = with_logprobs ? LOGPROBS_PER_MESSAGE : TOKENS_PER_MESSAGE;
     memset(&session->packed, 0, sizeof session->packed);
     session->packed.sequence = index;
     session->packed.head = !session->head_is_sent;
-    session->packed.tokens = sequence->pending.count < most ? sequence->pending.count : most;
+    session->packed.tokens = put_tokens(session, sequence, writer);
     bool is_rest = session->packed.tokens == sequence->pending.count;
     session->packed.end = sequence->finish != FINISH_NONE && !sequence->end_is_sent && is_rest;
 
     pb_put_uint(writer, GENERATE_INDEX, index);
     pb_put_bytes(writer, GENERATE_TEXT, sequence->text.buffer, sequence->text.final_len);
-    pb_put_packed(writer, GENERATE_TOKEN_IDS, sequence->pending.ids, session->packed.tokens);
-    for (uint32_t i = 0; with_logprobs && i < session->packed.tokens; i++) {
-        session_wire_logprob(writer, GENERATE_LOGPROBS, session->model.tokenizer, sequence->pending.ids[i],
-                             &sequence->pending.logprobs[i], &session->piece);
-    }
     if (session->packed.end) {
         pb_put_uint(writer, GENERATE_FINISH_REASON, sequence->finish);
         if (sequence->is_stop_string) {

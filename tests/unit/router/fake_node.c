@@ -91,7 +91,7 @@ static bool emit(struct fake_node *node, const struct leg_id id, struct rpc_call
                                        .finish = last ? FINISH_LENGTH : FINISH_NONE,
                                        .has_logprob = logprobs >= 0};
         for (int32_t i = 0; i < logprobs; i++) {
-            tokens[s].logprob.alternatives[i] = (struct token_alternative){.token = (uint32_t)i + 40, .logprob = -1.0f};
+            tokens[s].logprob.alternatives[i] = (struct token_alternative){.token = TOKEN_LONG, .logprob = -1.0f};
             tokens[s].logprob.alternative_count++;
         }
     }

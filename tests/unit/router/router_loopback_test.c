@@ -483,7 +483,7 @@ static void a_slow_client_holds_up_nobody(void **state)
     assert_int_equal(slow->code, ST_OK);
     assert_alphabet(slow->text[0], 3000);
     assert_int_equal(slow->logprobs, 3000);
-    /* About a megabyte: far more than the stream's window and queue take, so most of it waited
+    /* About twelve megabytes: far more than the stream's window and queue take, so most of it waited
      * in the session, and left in few messages. */
     assert_in_range(slow->messages, 2, 1500);
 }

@@ -18,7 +18,7 @@ static void add(char **text, size_t *len, const char *more)
 
 static void add_entry(char **text, size_t *len, const char *bytes, uint32_t id)
 {
-    char entry[128] = ", \"";
+    char entry[512] = ", \"";
     size_t at = strlen(entry);
     for (const char *c = bytes; *c; c++) {
         uint32_t code = byte_alphabet_code((uint8_t)*c);
@@ -56,6 +56,10 @@ char *testing_tokenizer_json(size_t *ret_len)
     add_entry(&text, &len, "sto", TOKEN_STO);
     add_entry(&text, &len, "p!", TOKEN_P);
     add_entry(&text, &len, "\xe2\x98\x83", TOKEN_SNOW);
+    char longest[201];
+    memset(longest, 'x', 200);
+    longest[200] = '\0';
+    add_entry(&text, &len, longest, TOKEN_LONG);
     add(&text, &len, "}}}");
     *ret_len = len;
     return text;

@@ -20,7 +20,8 @@
 #define TOKEN_STO 258u  /* "sto" */
 #define TOKEN_P 259u    /* "p!" */
 #define TOKEN_SNOW 260u /* U+2603, three bytes */
-#define TESTING_VOCAB 261u
+#define TOKEN_LONG 261u /* 200 times "x" */
+#define TESTING_VOCAB 262u
 #define TESTING_CONTEXT 4096u
 
 /* tokenizer.json; Returns owned, free() it. */

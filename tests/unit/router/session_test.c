@@ -327,6 +327,40 @@ static void logprobs_are_one_per_token(void **state)
     assert_int_equal(bench->last->prompt_logprobs[0]->rank, 3);
 }
 
+/* Logprobs of many tokens go into several messages, each below what clients take. */
+static void logprobs_are_split_by_bytes(void **state)
+{
+    struct bench *bench = *state;
+    struct sampling_params params = params_of(1000);
+    params.logprobs = 20;
+    start(bench, &params, NULL, false);
+    struct ctl_token token = {.token = TOKEN_LONG, .has_logprob = true, .logprob = {.alternative_count = 20}};
+    for (unsigned i = 0; i < 20; i++) { token.logprob.alternatives[i].token = TOKEN_LONG; }
+    bool stopped;
+    for (unsigned i = 0; i < 1000; i++) {
+        assert_false(failed(session_token(bench->session, &token, 2000000 + i, &stopped)));
+    }
+    end(bench, 0, TOKEN_LONG, FINISH_LENGTH);
+    finish(bench);
+    size_t logprobs = 0, tails = 0;
+    bench->writer.len = 0;
+    while (session_pack(bench->session, &bench->writer)) {
+        session_sent(bench->session);
+        assert_in_range(bench->writer.len, 1, 3u << 20);
+        Baton__V1__GenerateResponse *response =
+            baton__v1__generate_response__unpack(NULL, bench->writer.len, bench->writer.bytes);
+        assert_non_null(response);
+        assert_int_equal(response->n_logprobs, response->n_token_ids);
+        logprobs += response->n_logprobs;
+        tails += response->usage != NULL;
+        assert_int_equal(response->finish_reason != 0, logprobs == 1000);
+        baton__v1__generate_response__free_unpacked(response, NULL);
+        bench->writer.len = 0;
+    }
+    assert_int_equal(logprobs, 1000);
+    assert_int_equal(tails, 1);
+}
+
 /* A NUL in the output is a character like any other. */
 static void a_nul_does_not_cut_the_text(void **state)
 {
@@ -350,7 +384,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_stop_across_tokens_is_not_shown), T(include_stop_shows_it), T(the_end_token_is_hidden),
         T(a_stop_token_is_named), T(min_tokens_holds_stops_off), T(half_characters_are_held), T(pending_tokens_merge),
-        T(an_unsent_message_is_packed_again), T(two_sequences_have_one_tail), T(logprobs_are_one_per_token),
+        T(an_unsent_message_is_packed_again), T(two_sequences_have_one_tail), T(logprobs_are_one_per_token), T(logprobs_are_split_by_bytes),
         T(a_nul_does_not_cut_the_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
