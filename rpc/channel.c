@@ -10,6 +10,7 @@
 
 #define BACKOFF_MIN_MS_DEFAULT 100u
 #define BACKOFF_MAX_MS_DEFAULT 1000u
+#define CONNECT_TIMEOUT_MS 5000
 
 struct rpc_channel {
     struct rpc_owner owner;
@@ -95,7 +96,9 @@ status_t rpc_channel_create(struct rpc_runtime *runtime, const struct rpc_channe
     struct arg_list args = {.count = 0};
     TRY(arg_common(&args, &config->keepalive, config->message_bytes_max, diag));
     arg_int(&args, GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, (int)backoff_min);
-    arg_int(&args, GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, (int)backoff_min);
+    /* Despite its name this is how long one attempt may take: gRPC's subchannel uses it as its
+     * connect deadline. A loaded machine needs more than the backoff for TCP, TLS and SETTINGS. */
+    arg_int(&args, GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, CONNECT_TIMEOUT_MS);
     arg_int(&args, GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, (int)backoff_max);
     arg_int(&args, GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, (int)backoff_max);
     arg_int(&args, GRPC_ARG_ENABLE_RETRIES, 0);

@@ -159,7 +159,7 @@ class Cluster:
         """The parsed --json answer; an AssertionError with the message when it failed."""
         got = self.run("generate", "--json", *flags, timeout=timeout)
         if got.returncode != 0:
-            raise AssertionError("generate %s: exit %d: %s" % (" ".join(flags), got.returncode, got.stderr.strip()))
+            raise AssertionError("generate %s: exit %d: %s" % (" ".join(flags)[-200:], got.returncode, got.stderr.strip()))
         return json.loads(got.stdout)
 
     def generate_many(self, flag_lists, timeout=180):

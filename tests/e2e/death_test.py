@@ -11,7 +11,7 @@ from cluster import Cluster  # noqa: E402
 
 PROMPT = "Once upon a time the team of four runners"
 LONG = " ".join(["The old coach told them to run and to pass the baton with care."] * 40)
-TOKENS = 600
+TOKENS = 1800
 
 
 def flags(seed=None, prompt=PROMPT, tokens=TOKENS):
@@ -109,7 +109,7 @@ class Cancel(unittest.TestCase):
     def test_a_client_that_leaves_frees_everything(self):
         with Cluster(1, 1) as cluster:
             for _ in range(5):
-                stream = cluster.stream("--quiet", *flags(prompt=LONG, tokens=1000))
+                stream = cluster.stream("--quiet", *flags(prompt=LONG, tokens=1400))
                 stream.stdout.read(16)
                 self.assertGreater(sum(n["blocks_held"] for n in cluster.status()["nodes"]), 0)
                 stream.kill()
