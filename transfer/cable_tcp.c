@@ -722,7 +722,9 @@ static void tcp_push(struct kv_cable *cable, uint32_t link, struct kv_cable_push
     if (conn->queue_first) { conn->queue_last->next = push; } else { conn->queue_first = push; }
     conn->queue_last = push;
     /* Not sent from here: the loop does it in turns, and a failure has one place to show. */
-    if (was_idle) { (void)!failed(kv_loop_watch(cable->host->loop, &conn->watch, EPOLLIN | EPOLLOUT)); }
+    if (was_idle && failed(kv_loop_watch(cable->host->loop, &conn->watch, EPOLLIN | EPOLLOUT))) {
+        shutdown(conn->watch.fd, SHUT_RDWR);
+    }
 }
 
 static void tcp_abort(struct kv_cable *cable, uint32_t link, uint32_t send_slot)

@@ -644,7 +644,7 @@ static void on_hello(struct link_core *core, uint32_t link_slot, const struct li
     for (uint32_t i = 0; i < core->config.links_max; i++) {
         const struct core_link *other = &core->links[i];
         if (i == link_slot || other->state == LS_FREE || other->is_sender ||
-            strcmp(other->peer_id, link->peer_id) != 0 || other->peer_epoch == link->peer_epoch) {
+            strcmp(other->peer_id, link->peer_id) != 0 || other->peer_epoch >= link->peer_epoch) {
             continue;
         }
         link_close(core, i, STATUS(ST_UNAVAILABLE, SCOPE_PEER), "the peer was restarted", false, now_ns, ret);

@@ -66,7 +66,8 @@ enum kv_event_kind {
     KV_EVENT_ACKED,       /* D has it all, checked */
     KV_EVENT_SEND_FAILED, /* status: ABORTED after kv_endpoint_abort or when D revoked,
                            * UNAVAILABLE, DATA_LOSS, FAILED_PRECONDITION (layout, epoch),
-                           * PERMISSION_DENIED (secret), DEADLINE_EXCEEDED */
+                           * NOT_FOUND (the grant is over), PERMISSION_DENIED (secret),
+                           * RESOURCE_EXHAUSTED (links_max), DEADLINE_EXCEEDED */
 };
 
 /* What one transfer did; valid in its final event. */
@@ -133,7 +134,7 @@ struct kv_endpoint_tls { /* all empty: plain TCP. All three: mutual TLS. */
 
 struct kv_endpoint_config {
     const char *node_id;      /* <= KV_NODE_ID_CHARS_MAX */
-    uint64_t boot_epoch;      /* differs between two starts of one node_id; clock_wall_ns() does */
+    uint64_t boot_epoch;      /* grows with each start of one node_id; clock_wall_ns() does */
     const char *link_address; /* D: host:port that tickets name. P: "" */
     struct kv_fingerprint fingerprint; /* its layout is the pool's */
     struct kv_endpoint_pool pool;      /* borrows base and memfd until destroy; bytes is a

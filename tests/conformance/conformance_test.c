@@ -66,8 +66,10 @@ static void transfers_side_by_side_do_not_mix(void **state)
     (void)state;
     proc_start(&d, NULL, "role=d layers=4 blocks=640");
     proc_start(&p, NULL, "role=p layers=4 blocks=640");
-    for (unsigned i = 1; i <= 32; i++) { tell(&p, "send %016x %x %s full", i, i * 3, grant(&d, i, i % 20 + 1, 20000)); }
-    for (unsigned i = 1; i <= 32; i++) { assert_int_equal(strncmp(expect(&d, "landed "), "0000", 4), 0); }
+    static char tickets[33][LINE_MAX_CHARS];
+    for (unsigned i = 1; i <= 32; i++) { snprintf(tickets[i], sizeof tickets[i], "%s", grant(&d, i, i % 20 + 1, 30000)); }
+    for (unsigned i = 1; i <= 32; i++) { tell(&p, "send %016x %x %s full", i, i * 3, tickets[i]); }
+    for (unsigned i = 1; i <= 32; i++) { assert_int_equal(strncmp(expect(&d, "landed ") + 17, "good", 4), 0); }
     stat_wait(&p, "acked", 32);
     assert_int_equal(stat_of(&d, "landed"), 32);
     pair_quit();
