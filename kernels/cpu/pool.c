@@ -26,8 +26,8 @@ struct worker {
 /* Atomics and not messages: a decode step starts some hundred jobs of a few microseconds each.
  * `ticket` holds the job's number in its high half and the next piece in its low half. A worker
  * takes a piece by compare-and-swap, which fails once the job is another one; so a worker that
- * wakes late can neither take a piece of a job that it did not read, nor keep stale fields:
- * fn, job and piece_count change only when all pieces of the job before are done. */
+ * wakes late cannot take a piece of a job that it did not read. fn, job and piece_count change
+ * only when all pieces of the job before are done and its ticket is used up. */
 struct pool {
     _Alignas(64) _Atomic uint64_t ticket;
     _Alignas(64) _Atomic uint32_t done; /* pieces of this job that have returned; the caller sleeps on it */
@@ -63,9 +63,9 @@ static void relax(void)
 /* Works through job `number` until no piece is left. */
 static void work(struct pool *pool, uint32_t number, uint32_t worker)
 {
-    pool_piece_fn fn = atomic_load_explicit(&pool->fn, memory_order_relaxed);
-    const void *job = atomic_load_explicit(&pool->job, memory_order_relaxed);
-    uint32_t count = atomic_load_explicit(&pool->piece_count, memory_order_relaxed);
+    pool_piece_fn fn = atomic_load_explicit(&pool->fn, memory_order_acquire);
+    const void *job = atomic_load_explicit(&pool->job, memory_order_acquire);
+    uint32_t count = atomic_load_explicit(&pool->piece_count, memory_order_acquire);
     uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
     for (;;) {
         uint32_t piece = (uint32_t)ticket;
@@ -122,10 +122,14 @@ void pool_run(struct pool *pool, uint32_t piece_count, pool_piece_fn fn, const v
         for (uint32_t piece = 0; piece < piece_count; piece++) { fn(job, 0, piece); }
         return;
     }
+    /* A worker may still be on its way out of the job before: it must not find that job's ticket
+     * beside the new job's fields, or it would take a piece before there is one. So the old
+     * ticket is used up first; whoever reads a new field (acquire) sees that (release). */
+    atomic_store(&pool->ticket, (uint64_t)atomic_load(&pool->generation) << 32 | UINT32_MAX);
     atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->fn, fn, memory_order_relaxed);
-    atomic_store_explicit(&pool->job, job, memory_order_relaxed);
-    atomic_store_explicit(&pool->piece_count, piece_count, memory_order_relaxed);
+    atomic_store_explicit(&pool->fn, fn, memory_order_release);
+    atomic_store_explicit(&pool->job, job, memory_order_release);
+    atomic_store_explicit(&pool->piece_count, piece_count, memory_order_release);
     work(pool, publish(pool), 0);
     uint32_t done = atomic_load(&pool->done);
     for (uint32_t turn = 0; done != piece_count && turn < SPIN_TURNS; turn++) {

@@ -39,6 +39,27 @@ static struct pool *pool_for(uint32_t threads)
     return pool;
 }
 
+/* Small jobs of changing size back to back, on more threads than cores: a worker on its way out
+ * of one job must not take a piece of the next before there is one. (It could, when the ticket
+ * of the job before was still open while the new fields were written; then a piece ran twice,
+ * or the caller slept for ever.) */
+static void late_workers_take_nothing(void **state)
+{
+    (void)state;
+    struct pool *pool = pool_for(4);
+    uint32_t plain[PIECES_MAX] = {0}, want[PIECES_MAX] = {0};
+    _Atomic uint32_t bad = 0;
+    for (uint32_t turn = 1; turn <= 300000; turn++) {
+        uint32_t count = 2 + turn * 7 % 13;
+        struct job job = {plain, 4, 1, &bad, turn % 1000 == 0};
+        pool_run(pool, count, piece, &job);
+        for (uint32_t i = 0; i < count; i++) { want[i]++; }
+        assert_memory_equal(plain, want, count * sizeof(uint32_t));
+    }
+    assert_int_equal(atomic_load(&bad), 0);
+    pool_destroy(pool);
+}
+
 static void every_piece_once(void **state)
 {
     (void)state;
@@ -82,6 +103,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_piece_once),
+        cmocka_unit_test(late_workers_take_nothing),
         cmocka_unit_test(sleepers_wake),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
