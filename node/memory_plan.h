@@ -17,7 +17,7 @@ struct memory_plan {
 };
 
 /* What may still be taken: the smaller of the machine's available memory and what the cgroup
- * has left. 0: could not be read. */
+ * (v2) has left, its page cache counted as free. 0: could not be read. */
 uint64_t memory_plan_available(void);
 
 /* Errors  RESOURCE_EXHAUSTED (node): diag names the parts, the sum and what there is. */

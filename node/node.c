@@ -577,3 +577,26 @@ int node_run(const struct node_config *config, const struct node_role_ops *ops)
     LOGF(LOG_INFO, "stopped", "role=%s", ops->name);
     return was_failed ? 1 : 0;
 }
+
+int node_main(int argc, char **argv, const struct node_role_ops *ops)
+{
+    struct node_config config;
+    struct diag diag = {{0}};
+    bool wants_help;
+    status_t st = flags_parse(node_flags, node_flag_count, &config, argc, argv, NULL, NULL, &wants_help, &diag);
+    if (failed(st)) {
+        fprintf(stderr, "%s_node: %s\n", ops->name, diag.text);
+        return 2;
+    }
+    if (wants_help) {
+        char usage[96];
+        snprintf(usage, sizeof usage, "%s_node --listen=H:P --model=DIR [--flag=value ...]", ops->name);
+        flags_print_help(node_flags, node_flag_count, usage, stdout);
+        return 0;
+    }
+    if (config.print_config) {
+        flags_print_config(node_flags, node_flag_count, &config, stdout);
+        return 0;
+    }
+    return node_run(&config, ops);
+}

@@ -73,6 +73,9 @@ struct node_role_ops {
     bool (*on_xfer)(void *role, const struct kv_event *event);
 };
 
+/* main() of a node: flags, --help and --print-config, then node_run. */
+int node_main(int argc, char **argv, const struct node_role_ops *ops);
+
 /* Runs a node until SIGTERM or SIGINT has drained it, or something of SCOPE_NODE failed.
  * Returns the process's exit status; what went wrong is on standard error. */
 int node_run(const struct node_config *config, const struct node_role_ops *ops);

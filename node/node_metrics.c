@@ -74,6 +74,7 @@ static const struct row counter_rows[COUNTER_COUNT] = {
 
 static void take_counter(struct node_metrics *metrics, unsigned index, uint64_t now)
 {
+    if (now <= metrics->seen[index]) { return; }
     counter_add(metrics->counters[index], now - metrics->seen[index]);
     metrics->seen[index] = now;
 }
@@ -111,7 +112,7 @@ static void refresh(void *user)
     kv_endpoint_stats_get(metrics->endpoint, &stats);
     gauge_set(metrics->gauges[GRANTS_LIVE], (double)stats.live);
     gauge_set(metrics->gauges[GRANTS_QUARANTINED], (double)stats.quarantined);
-    gauge_set(metrics->gauges[LINKS], (double)(stats.links_up - stats.links_lost));
+    gauge_set(metrics->gauges[LINKS], stats.links_up > stats.links_lost ? (double)(stats.links_up - stats.links_lost) : 0);
     take_counter(metrics, BYTES_LANDED, stats.bytes_landed);
     take_counter(metrics, BYTES_PUSHED, stats.bytes_pushed);
     take_counter(metrics, LANDED, stats.landed);
