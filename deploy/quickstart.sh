@@ -94,14 +94,15 @@ start_up() {
     sleep 0.2
   done
   [[ ! -t 2 ]] || printf '\r\033[K' >&2
-  router=$(sed -n 's/^  router  *//p' "$up_log")
+  router=$(sed -n 's/^  router  *\([^ ]*\)$/\1/p' "$up_log")
 }
 # A free port may be taken by somebody else before it is bound: then once more.
 if ! start_up && ! { grep -qi 'address.*in use\|could not.*bind\|cannot listen' "$up_log" && start_up; }; then
   cat "$up_log" >&2
   fail "the processes did not come up; what they said is above"
 fi
-sed '/^Talk to it/,$d' "$up_log"
+# While the nodes load, the router says that it cannot reach them yet: that is no news here.
+sed -e '/^ts=/d' -e '/^Talk to it/,$d' "$up_log"
 
 step "4/4 ask"
 echo "\$ baton generate --router=$router --prompt=\"$prompt\" --max-tokens=64 --seed=1"
