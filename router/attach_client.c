@@ -261,7 +261,7 @@ static void dial(struct entry *entry, uint64_t now_ns)
 /* The stream ends by our wish; what was attached stays known as up until its end came. */
 static void hang_up(struct entry *entry, const char *problem)
 {
-    set_problem(entry, problem);
+    if (!entry->client->is_closing) { set_problem(entry, problem); }
     entry->was_up = entry->state == ENTRY_UP;
     entry->state = ENTRY_CLOSING;
     rpc_call_cancel(entry->call);

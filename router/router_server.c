@@ -266,7 +266,7 @@ static void on_emit(struct router_server *server, const struct router_action *ac
     struct session_times times = session_times(client->session);
     if (times.completion_tokens > before) {
         router_metrics_tokens(server->config.metrics, 0, 1);
-        if (times.last_gap_ns > 0) { router_metrics_token_gap(server->config.metrics, times.last_gap_ns); }
+        if (times.last_gap_ns != UINT64_MAX) { router_metrics_token_gap(server->config.metrics, times.last_gap_ns); }
     }
     if (!client->has_token) {
         client->has_token = true;

@@ -172,7 +172,7 @@ status_t session_token(struct session *session, const struct ctl_token *token, u
     }
     TRY(remember(session, sequence, token));
     if (session->first_token_ns == 0) { session->first_token_ns = now_ns; }
-    session->last_gap_ns = sequence->token_count > 0 ? now_ns - sequence->last_token_ns : 0;
+    session->last_gap_ns = sequence->token_count > 0 ? now_ns - sequence->last_token_ns : UINT64_MAX;
     sequence->last_token_ns = now_ns;
     sequence->token_count++;
     session->completion_tokens++;

@@ -80,7 +80,7 @@ bool session_is_flushed(const struct session *session);
 
 struct session_times {
     uint64_t arrival_ns, placed_ns, first_token_ns, end_ns; /* 0: not yet */
-    uint64_t last_gap_ns;                                   /* of the last token before it, in its sequence; 0: first */
+    uint64_t last_gap_ns; /* from the token before it in its sequence to the newest; UINT64_MAX: it is the first */
     uint32_t completion_tokens;
     bool any_stop; /* a sequence ended by itself or by a stop; else by length */
 };

@@ -316,7 +316,69 @@ static void wait_legs(struct fake_node *node, uint32_t legs)
     }
 }
 
+/* The standard health check of a service: 1 is SERVING, 2 is NOT_SERVING. */
+static int health(struct rig *rig, const char *service)
+{
+    struct client *client = &rig->clients[2];
+    struct rpc_call_options options = {.method = "/grpc.health.v1.Health/Check", .wait_for_ready = true, .user = client,
+                                       .callbacks = &unary_callbacks};
+    struct diag diag = {{0}};
+    rpc_call_unref(client->call);
+    client->call = NULL;
+    client->is_done = false;
+    assert_false(failed(rpc_channel_call(rig->channel, &options, &client->call, &diag)));
+    uint8_t bytes[64] = {0x0a, (uint8_t)strlen(service)};
+    memcpy(bytes + 2, service, strlen(service));
+    assert_false(failed(rpc_call_send(client->call, bytes, strlen(service) > 0 ? 2 + strlen(service) : 0)));
+    rpc_call_half_close(client->call);
+    wait_done(client);
+    assert_int_equal(client->code, ST_OK);
+    assert_int_equal(client->answer_len, 2);
+    assert_int_equal(client->answer[0], 0x08);
+    return client->answer[1];
+}
+
+/* The core thread says so at the end of the turn in which it learns it. */
+static void wait_health(struct rig *rig, const char *service, int wanted)
+{
+    uint64_t give_up_ns = clock_now_ns() + PATIENCE_NS;
+    while (health(rig, service) != wanted) {
+        if (clock_now_ns() > give_up_ns) { fail_msg("the health of \"%s\" is not %d", service, wanted); }
+        clock_sleep_ns(NS_PER_MS);
+    }
+}
+
 /* ---- the tests ---- */
+
+/* The router serves while a decode node is attached: not with a prefill node alone. */
+static void health_follows_the_decode_nodes(void **state)
+{
+    struct rig *rig = *state;
+    start(rig, 1, 1);
+    wait_health(rig, "", 1);
+    wait_health(rig, "baton.v1.Inference", 1);
+    fake_node_stop(rig->decodes[0]);
+    rig->decodes[0] = NULL;
+    fake_node_feeds(rig->prefill, NULL, 0);
+    wait_attached(rig, 1);
+    wait_health(rig, "", 2);
+    wait_health(rig, "baton.v1.Inference", 2);
+}
+
+/* A name stands for its addresses: they are found, dialled and shown. */
+static void a_name_is_resolved(void **state)
+{
+    struct rig *rig = *state;
+    rig->decodes[0] = node_of(NODE_ROLE_DECODE, "d0", 0);
+    snprintf(rig->decode_flag, sizeof rig->decode_flag, "localhost:%u", (unsigned)fake_node_port(rig->decodes[0]));
+    rig->config.decode.values[rig->config.decode.count++] = rig->decode_flag;
+    start_router(rig);
+    wait_attached(rig, 1);
+    struct client *client = generate(rig, 0, (struct ask){.max_tokens = 3});
+    wait_done(client);
+    assert_int_equal(client->code, ST_OK);
+    assert_string_equal(client->decode, "d0");
+}
 
 /* A request through both pools: every token once, and the last message says where it ran. */
 static void generate_streams_through_both_pools(void **state)
@@ -501,6 +563,7 @@ static void a_drain_finishes_what_is_there(void **state)
     wait_done(late);
     assert_int_equal(late->code, ST_UNAVAILABLE);
     assert_non_null(strstr(late->why, "draining"));
+    wait_health(rig, "", 2);
     assert_false(router_is_idle(rig->router));
     fake_node_hold(rig->decodes[0], UINT32_MAX);
     wait_done(running);
@@ -590,7 +653,7 @@ int main(void)
         T(generate_streams_through_both_pools), T(local_prefill_serves_two_sequences), T(a_stop_string_frees_the_node),
         T(a_cancel_frees_the_nodes), T(a_death_is_resumed_elsewhere), T(a_restarted_node_is_attached_again),
         T(a_misfit_is_kept_off_with_words), T(a_slow_client_holds_up_nobody), T(a_drain_finishes_what_is_there),
-        T(refusals_say_what_to_do), T(the_unary_calls_answer),
+        T(health_follows_the_decode_nodes), T(a_name_is_resolved), T(refusals_say_what_to_do), T(the_unary_calls_answer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
