@@ -9,7 +9,8 @@
  *
  * Run:  transfer_bench [--rounds=5] [--cables=shm,tcp] [--slices=65536,4096] [--mib=256]
  * One JSON line per figure: the median of the rounds, in GB/s (1e9), and the ratio to its
- * yardstick. Rounds are interleaved, so that all see the same machine. */
+ * yardstick. Rounds are interleaved, so that all see the same machine. The cpu_gbps figures
+ * divide by CPU time instead: on a machine with other work they still compare. */
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -248,7 +249,7 @@ static void pair_measure(struct pair *pair, uint32_t round)
 
 /* ---- yardsticks */
 
-static double memcpy_measure(uint32_t slice_bytes, uint32_t mib)
+static struct answer memcpy_measure(uint32_t slice_bytes, uint32_t mib)
 {
     static uint8_t *from, *to;
     static size_t mapped;
@@ -268,30 +269,38 @@ static double memcpy_measure(uint32_t slice_bytes, uint32_t mib)
         order[i] = order[at];
         order[at] = i;
     }
+    double cpu_start_ns = cpu_ns();
     uint64_t start_ns = clock_now_ns();
     for (uint32_t i = 0; i < slices; i++) {
         memcpy(to + (size_t)order[i] * slice_bytes, from + (size_t)order[slices - 1 - i] * slice_bytes, slice_bytes);
     }
     uint64_t duration_ns = clock_now_ns() - start_ns;
     free(order);
-    return (double)bytes / (double)duration_ns;
+    return (struct answer){.gbps = (double)bytes / (double)duration_ns, .cpu_gbps = (double)bytes / (cpu_ns() - cpu_start_ns)};
 }
 
-/* One stream over loopback for a second; 0 when iperf3 is not installed. */
-static double iperf3_measure(void)
+static double number_after(const char *line, const char *key)
+{
+    const char *at = strstr(line, key);
+    return at ? atof(at + strlen(key)) : 0;
+}
+
+/* One stream over loopback for a second; 0 when iperf3 is not installed. cpu_gbps is by the CPU
+ * time of both ends together. */
+static struct answer iperf3_measure(void)
 {
     FILE *pipe_file = popen("iperf3 -s -1 -p 5271 >/dev/null 2>&1 & sleep 0.3; iperf3 -c 127.0.0.1 -p 5271 -t 1 -J 2>/dev/null", "r");
-    if (!pipe_file) { return 0; }
+    if (!pipe_file) { return (struct answer){0, 0}; }
     char line[512];
-    double bits = 0;
+    double bits = 0, cpu_percent = 0;
     bool received = false;
     while (fgets(line, sizeof line, pipe_file)) {
         received |= strstr(line, "\"sum_received\"") != NULL;
-        const char *at = strstr(line, "\"bits_per_second\":");
-        if (received && at && bits == 0) { bits = atof(at + strlen("\"bits_per_second\":")); }
+        if (received && bits == 0) { bits = number_after(line, "\"bits_per_second\":"); }
+        cpu_percent += number_after(line, "\"host_total\":") + number_after(line, "\"remote_total\":");
     }
     pclose(pipe_file);
-    return bits / 8e9;
+    return (struct answer){.gbps = bits / 8e9, .cpu_gbps = cpu_percent > 0 ? bits / 8e9 / (cpu_percent / 100) : 0};
 }
 
 static int compare(const void *a, const void *b)
@@ -335,18 +344,25 @@ int main(int argc, char **argv)
         }
         slice_count++;
     }
-    double copies[8][ROUNDS_MAX], iperf[ROUNDS_MAX];
+    double copies[8][ROUNDS_MAX], copies_cpu[8][ROUNDS_MAX], iperf[ROUNDS_MAX], iperf_cpu[ROUNDS_MAX];
     for (uint32_t i = 0; i < pair_count; i++) { pair_measure(&pairs[i], 0); } /* warm-up, and the check of every byte */
     for (uint32_t round = 0; round < rounds; round++) {
-        for (uint32_t i = 0; i < slice_count; i++) { copies[i][round] = memcpy_measure(slice_sizes[i], mib); }
-        iperf[round] = iperf3_measure();
+        for (uint32_t i = 0; i < slice_count; i++) {
+            struct answer copy = memcpy_measure(slice_sizes[i], mib);
+            copies[i][round] = copy.gbps;
+            copies_cpu[i][round] = copy.cpu_gbps;
+        }
+        struct answer stream = iperf3_measure();
+        iperf[round] = stream.gbps;
+        iperf_cpu[round] = stream.cpu_gbps;
         for (uint32_t i = 0; i < pair_count; i++) { pair_measure(&pairs[i], round); }
     }
     double iperf_median = median(iperf, rounds);
-    printf("{\"bench\":\"iperf3_loopback\",\"gbps\":%.2f,\"rounds\":%u}\n", iperf_median, rounds);
+    printf("{\"bench\":\"iperf3_loopback\",\"gbps\":%.2f,\"both_cpu_gbps\":%.2f,\"rounds\":%u}\n", iperf_median, median(iperf_cpu, rounds), rounds);
     for (uint32_t s = 0; s < slice_count; s++) {
         double copy = median(copies[s], rounds);
-        printf("{\"bench\":\"memcpy_scattered\",\"slice_bytes\":%u,\"gbps\":%.2f,\"rounds\":%u}\n", slice_sizes[s], copy, rounds);
+        printf("{\"bench\":\"memcpy_scattered\",\"slice_bytes\":%u,\"gbps\":%.2f,\"cpu_gbps\":%.2f,\"rounds\":%u}\n", slice_sizes[s], copy,
+               median(copies_cpu[s], rounds), rounds);
         for (uint32_t i = 0; i < pair_count; i++) {
             if (pairs[i].slice_bytes != slice_sizes[s]) { continue; }
             double gbps = median(pairs[i].gbps, rounds);
