@@ -1,0 +1,255 @@
+/* sim_plan: the cluster, the requests and the faults of one seed, or of a named scenario.
+ * Flow:    seed -> [sim_plan] -> nodes, routers, submissions and faults in the queue */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "model/sampling_params.h"
+#include "sim/sim_world.h"
+
+static uint32_t pick(struct sim_world *world, uint32_t low, uint32_t high)
+{
+    return low + (uint32_t)rng_below(&world->rng, high - low + 1);
+}
+
+/* ---- cluster ---- */
+
+static void plan_nodes(struct sim_world *world, uint32_t prefill_count, uint32_t decode_count, uint32_t block_tokens)
+{
+    world->prefill_count = prefill_count;
+    world->node_count = prefill_count + decode_count;
+    CHECK(world->node_count <= NODES_MAX);
+    for (uint32_t i = 0; i < world->node_count; i++) {
+        struct sim_node *node = &world->nodes[i];
+        node->index = i;
+        node->is_prefill = i < prefill_count;
+        node->block_tokens = block_tokens;
+        /* One sequence of the whole context, with three spares for those that share its
+         * prompt; most often little more than that, so that sequences are in each other's way. */
+        uint32_t least = (CONTEXT + block_tokens - 1) / block_tokens + 3;
+        node->block_count = least + (sim_chance(world, 700) ? pick(world, 0, 8) : pick(world, 0, 3 * least));
+    }
+}
+
+static void start_cluster(struct sim_world *world)
+{
+    for (uint32_t i = 0; i < world->node_count; i++) { sim_node_start(world, &world->nodes[i]); }
+    for (uint32_t r = 0; r < world->router_count; r++) { sim_router_start(world, r); }
+}
+
+/* ---- requests ---- */
+
+static void submit_at(struct sim_world *world, uint32_t index)
+{
+    struct sim_request *request = &world->requests[index];
+    struct diag diag = {{0}};
+    status_t st = sampling_params_validate(&request->params, VOCAB, CONTEXT, request->prompt_count, &diag);
+    if (failed(st)) { sim_fail(world, "the simulator made a request that is not valid: %s", diag.text); }
+    sim_expect(request);
+    sim_at(world, request->arrival_ns, SIM_SUBMIT)->a = index;
+    if (request->cancel_ns != UINT64_MAX) { sim_at(world, request->cancel_ns, SIM_CANCEL)->a = index; }
+}
+
+static void plan_request(struct sim_world *world, uint32_t index, uint64_t window_ns)
+{
+    struct sim_request *request = &world->requests[index];
+    struct sampling_params *params = &request->params;
+    request->router = pick(world, 0, world->router_count - 1);
+    request->arrival_ns = 10 * NS_PER_MS + rng_below(&world->rng, window_ns);
+    request->cancel_ns = sim_chance(world, 120) ? request->arrival_ns + rng_below(&world->rng, window_ns) : UINT64_MAX;
+    request->deadline_ns = sim_chance(world, 80) ? request->arrival_ns + rng_below(&world->rng, 2 * window_ns) : UINT64_MAX;
+    request->prompt_count = sim_chance(world, 300) ? pick(world, 1, 6) : pick(world, 1, 70);
+    for (uint32_t i = 0; i < request->prompt_count; i++) { request->prompt[i] = pick(world, 0, VOCAB - 1); }
+    *params = sampling_params_default();
+    /* Names the request (sim_node.c finds its parameters by it), so it differs from all. */
+    params->seed = (rng_next(&world->rng) & ~UINT64_C(0xff)) | index;
+    uint32_t room = CONTEXT - request->prompt_count;
+    params->max_tokens = sim_chance(world, 250) ? pick(world, 1, 3) : pick(world, 1, room);
+    if (params->max_tokens > room) { params->max_tokens = room; }
+    params->min_tokens = sim_chance(world, 200) ? pick(world, 0, params->max_tokens) : 0;
+    params->ignore_eos = sim_chance(world, 300);
+    params->n = sim_chance(world, 300) ? pick(world, 2, 4) : 1;
+    params->logprobs = sim_chance(world, 300) ? 0 : -1;
+    params->prompt_logprobs = sim_chance(world, 200) ? 0 : -1;
+    if (sim_chance(world, 300)) {
+        request->stop_tokens[0] = pick(world, 2, 30);
+        request->stop_tokens[1] = pick(world, 31, VOCAB - 1);
+        params->stop_tokens = request->stop_tokens;
+        params->stop_token_count = pick(world, 1, 2);
+    }
+    for (uint32_t s = 0; s < 4; s++) {
+        request->stop_after[s] = sim_chance(world, 150) ? pick(world, 1, 20) : UINT32_MAX;
+    }
+}
+
+/* ---- faults ---- */
+
+static int by_event(const void *a, const void *b)
+{
+    const struct sim_fault *left = a, *right = b;
+    return (left->at_event > right->at_event) - (left->at_event < right->at_event);
+}
+
+static void plan_faults(struct sim_world *world, uint64_t window_ns)
+{
+    /* Fewer than the legs without progress after which the router calls a request poison. */
+    world->fault_count = pick(world, 1, 10);
+    world->poison_per_mille = sim_chance(world, 400) ? pick(world, 0, 300) : 0;
+    world->repeat_per_mille = sim_chance(world, 400) ? pick(world, 0, 300) : 0;
+    for (uint32_t i = 0; i < world->fault_count; i++) {
+        struct sim_fault *fault = &world->faults[i];
+        /* Deaths and cuts are what most of the code is for. */
+        fault->kind = sim_chance(world, 550) ? pick(world, FAULT_DIE, FAULT_PARTITION) : pick(world, 0, FAULT_KIND_COUNT - 1);
+        if (sim_chance(world, 500)) {
+            fault->at_event = pick(world, 50, 3000);
+        } else {
+            fault->at_ns = rng_below(&world->rng, window_ns * 2);
+        }
+        fault->node = pick(world, 0, world->node_count - 1);
+        fault->router = pick(world, 0, world->router_count - 1);
+        fault->for_ns = sim_chance(world, 150) ? UINT64_MAX : rng_below(&world->rng, 300) * NS_PER_MS;
+        if (fault->kind == FAULT_PARTITION) {
+            if (world->prefill_count == 0) { fault->kind = FAULT_DIE; continue; }
+            fault->prefill_node = pick(world, 0, world->prefill_count - 1);
+            fault->node = pick(world, world->prefill_count, world->node_count - 1);
+        }
+    }
+    qsort(world->faults, world->fault_count, sizeof *world->faults, by_event);
+}
+
+static void queue_faults(struct sim_world *world)
+{
+    for (uint32_t i = 0; i < world->fault_count; i++) {
+        if (world->faults[i].at_event == 0) { sim_at(world, world->faults[i].at_ns, SIM_FAULT)->a = i; }
+    }
+}
+
+static uint64_t until(const struct sim_world *world, const struct sim_fault *fault)
+{
+    return fault->for_ns > world->quiet_at_ns ? world->quiet_at_ns : world->now_ns + fault->for_ns;
+}
+
+void sim_fault(struct sim_world *world, const struct sim_fault *fault)
+{
+    struct sim_node *node = &world->nodes[fault->node];
+    if (world->is_quiet) { return; }
+    switch (fault->kind) {
+    case FAULT_DIE:
+        if (node->is_alive) { sim_node_die(world, node, fault->for_ns); }
+        return;
+    case FAULT_CUT: {
+        uint32_t conn = world->routers[fault->router].conns[fault->node];
+        if (conn != NO_CONN) { sim_conn_cut(world, conn); }
+        return;
+    }
+    case FAULT_PARTITION:
+        sim_trace(world, "no KV passes from %s to %s", sim_node_name(world, fault->prefill_node), sim_node_name(world, fault->node));
+        world->cut_until_ns[fault->prefill_node][fault->node] = until(world, fault);
+        world->result.partitions++;
+        return;
+    case FAULT_DRAIN:
+        if (!node->is_alive || node->is_draining) { return; }
+        world->result.drains++;
+        sim_node_drain(world, node);
+        return;
+    case FAULT_STEP: node->next_step_fails = node->is_alive; return;
+    case FAULT_SLOW: world->slow_until_ns = until(world, fault); return;
+    case FAULT_ROUTER_DIE: sim_router_die(world, fault->router); return;
+    case FAULT_ROUTER_DRAIN: {
+        world->result.router_drains++;
+        sim_trace(world, "r%u drains", fault->router);
+        struct router_event event = {.kind = ROUTER_EV_DRAIN};
+        sim_router_event(world, fault->router, &event);
+        return;
+    }
+    case FAULT_KIND_COUNT: break;
+    }
+    CHECK(fault->kind < FAULT_KIND_COUNT);
+}
+
+/* From now on nothing breaks, and everybody comes back. */
+void sim_go_quiet(struct sim_world *world)
+{
+    sim_trace(world, "quiet");
+    world->is_quiet = true;
+    world->slow_until_ns = 0;
+    memset(world->cut_until_ns, 0, sizeof world->cut_until_ns);
+    for (uint32_t i = 0; i < world->node_count; i++) {
+        struct sim_node *node = &world->nodes[i];
+        node->next_step_fails = false;
+        if (node->is_alive && node->is_draining) { sim_node_die(world, node, UINT64_MAX); }
+        if (!node->is_alive) { sim_node_start(world, node); }
+    }
+}
+
+/* ---- the whole ---- */
+
+void sim_plan_from_seed(struct sim_world *world)
+{
+    static const uint32_t block_tokens[] = {1, 4, 8, 8, 16};
+    static const uint32_t local_tokens[] = {0, 0, 8, 30, 1000};
+    uint64_t window_ns = (uint64_t)pick(world, 20, 600) * NS_PER_MS;
+    uint32_t prefill_count = pick(world, 0, 3), decode_count = pick(world, 1, 3);
+    plan_nodes(world, prefill_count, decode_count, block_tokens[pick(world, 0, 4)]);
+    world->router_count = sim_chance(world, 250) ? 2 : 1;
+    for (uint32_t r = 0; r < world->router_count; r++) {
+        world->routers[r].config = (struct router_core_config){
+            .requests_max = sim_chance(world, 200) ? pick(world, 1, 6) : 64,
+            .sequences_max = SAMPLING_N_MAX,
+            .nodes_max = NODES_MAX,
+            .local_prefill_tokens = local_tokens[pick(world, 0, 4)],
+            .reserve_wait_ns = sim_chance(world, 300) ? rng_below(&world->rng, 100) * NS_PER_MS : 20 * NS_PER_S,
+            .resume_wait_ns = 10000 * NS_PER_S,
+            .suspect_ttl_ns = 500 * NS_PER_MS,
+        };
+    }
+    world->request_count = pick(world, 4, REQUESTS_MAX);
+    for (uint32_t i = 0; i < world->request_count; i++) { plan_request(world, i, window_ns); }
+    /* Drawn in any case, so that a calm run has the cluster and the requests of the other. */
+    bool is_stormy = sim_chance(world, 800);
+    plan_faults(world, window_ns);
+    if (world->options.calm || !is_stormy) { world->fault_count = world->poison_per_mille = world->repeat_per_mille = 0; }
+    world->quiet_at_ns = 10 * NS_PER_MS + 3 * window_ns;
+    start_cluster(world);
+    for (uint32_t i = 0; i < world->request_count; i++) { submit_at(world, i); }
+    queue_faults(world);
+    sim_at(world, world->quiet_at_ns, SIM_QUIET);
+}
+
+void sim_plan_from_scenario(struct sim_world *world, const struct sim_scenario *scenario)
+{
+    plan_nodes(world, scenario->prefill_count, scenario->decode_count, scenario->block_tokens);
+    for (uint32_t i = 0; i < world->node_count; i++) { world->nodes[i].block_count = scenario->block_count; }
+    world->router_count = 1;
+    world->routers[0].config = (struct router_core_config){
+        .requests_max = 64,
+        .sequences_max = SAMPLING_N_MAX,
+        .nodes_max = NODES_MAX,
+        .local_prefill_tokens = scenario->local_prefill_tokens,
+        .reserve_wait_ns = NS_PER_S,
+        .resume_wait_ns = 10 * NS_PER_S,
+        .suspect_ttl_ns = NS_PER_S,
+    };
+    world->request_count = scenario->request_count;
+    for (uint32_t i = 0; i < world->request_count; i++) {
+        struct sim_request *request = &world->requests[i];
+        request->arrival_ns = scenario->requests[i].at_ns;
+        request->cancel_ns = scenario->requests[i].cancel_ns > 0 ? scenario->requests[i].cancel_ns : UINT64_MAX;
+        request->deadline_ns = UINT64_MAX;
+        request->prompt_count = scenario->requests[i].prompt_count;
+        for (uint32_t t = 0; t < request->prompt_count; t++) { request->prompt[t] = (t + i) % VOCAB; }
+        request->params = sampling_params_default();
+        request->params.seed = i + 1;
+        request->params.ignore_eos = true;
+        request->params.max_tokens = scenario->requests[i].max_tokens;
+        request->params.n = scenario->requests[i].n;
+        for (uint32_t s = 0; s < 4; s++) { request->stop_after[s] = UINT32_MAX; }
+    }
+    world->fault_count = scenario->fault_count;
+    for (uint32_t i = 0; i < scenario->fault_count; i++) { world->faults[i] = scenario->faults[i]; }
+    world->quiet_at_ns = 10 * NS_PER_S;
+    start_cluster(world);
+    for (uint32_t i = 0; i < world->request_count; i++) { submit_at(world, i); }
+    queue_faults(world);
+    sim_at(world, world->quiet_at_ns, SIM_QUIET);
+}
