@@ -60,16 +60,24 @@ bool router_set_wants_load(struct router_set *set, uint64_t now_ns)
 bool router_set_next_load(struct router_set *set, const struct ctl_load *load, uint64_t now_ns,
                           uint32_t *ret_router)
 {
-    set->is_pending = set->count > 0 && !load_equal(&set->last, load);
+    bool is_changed = !load_equal(&set->last, load);
+    set->is_pending = set->count > 0 && (is_changed || set->is_mixed);
     if (set->is_pending && now_ns >= later_ns(set->last_ns, LOAD_INTERVAL_NS)) {
         set->last = *load;
         set->last_ns = now_ns;
         set->is_pending = false;
+        set->is_mixed = false;
+        is_changed = false;
         for (uint32_t i = 0; i < set->count; i++) { set->routers[i].was_told = false; }
     }
     for (uint32_t i = 0; i < set->count; i++) {
         if (set->routers[i].was_told) { continue; }
         set->routers[i].was_told = true;
+        /* Between two broadcasts: if the load goes back to `last`, this one must hear of it. */
+        if (is_changed) {
+            set->is_mixed = true;
+            set->is_pending = true;
+        }
         *ret_router = set->routers[i].handle;
         return true;
     }

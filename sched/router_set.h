@@ -25,6 +25,7 @@ struct router_set {
     struct ctl_load last;         /* what was sent last */
     uint64_t last_ns;
     bool is_pending;              /* changed since, and not sent yet */
+    bool is_mixed;                /* a router that just came was told something newer than last */
 };
 
 void router_set_fini(struct router_set *set); /* a zeroed set is an empty one */
