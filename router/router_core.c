@@ -40,13 +40,20 @@ status_t router_core_create(const struct router_core_config *config, struct rout
     return STATUS_OK;
 }
 
+static void free_requests(struct request *request)
+{
+    while (request) {
+        struct request *next = request->next;
+        free(request->held);
+        free(request);
+        request = next;
+    }
+}
+
 static void bury(struct router_core *core)
 {
-    while (core->graveyard) {
-        struct request *next = core->graveyard->next;
-        free(core->graveyard);
-        core->graveyard = next;
-    }
+    free_requests(core->graveyard);
+    core->graveyard = NULL;
     for (uint32_t i = 0; i < core->dead_leg_count; i++) { core->legs[core->dead_legs[i]].phase = LEG_FREE; }
     core->dead_leg_count = 0;
 }
@@ -55,11 +62,7 @@ void router_core_destroy(struct router_core *core)
 {
     if (!core) { return; }
     bury(core);
-    while (core->head) {
-        struct request *next = core->head->next;
-        free(core->head);
-        core->head = next;
-    }
+    free_requests(core->head);
     free(core->nodes);
     free(core->legs);
     free(core->dead_legs);
@@ -164,7 +167,7 @@ static struct request *request_create(const struct router_event *event)
     request->arrival_ns = event->now_ns;
     request->deadline_ns = event->deadline_ns;
     request->prompt_count = event->prompt_count;
-    request->has_prompt_logprobs = params->prompt_logprobs < 0;
+    request->has_prompt_logprobs = params->prompt_logprobs < 0 || event->prompt_count < 2;
     request->prompt_logprobs_next = 1;
     request->first_leg = NO_LEG;
     request->sequences_left = params->n;
@@ -284,6 +287,22 @@ static void take_leg_back(struct router_core *core, struct leg *leg, const char 
     router_leg_replace(core, leg, ST_INTERNAL, why);
 }
 
+/* Prompt log-probabilities come from the prefill node and tokens from both, on two streams:
+ * the decode node's may be first. A client reads the prompt before the output, so they wait.
+ * False: no memory. */
+static bool hold_token(struct request *request, const struct ctl_token *token)
+{
+    if (request->held_count == request->held_capacity) {
+        uint32_t capacity = request->held_capacity > 0 ? request->held_capacity * 2 : 16;
+        struct ctl_token *grown = realloc(request->held, capacity * sizeof *grown);
+        if (!grown) { return false; }
+        request->held = grown;
+        request->held_capacity = capacity;
+    }
+    request->held[request->held_count++] = *token;
+    return true;
+}
+
 static void on_token(struct router_core *core, uint32_t node, const struct ctl_token *token)
 {
     struct leg *leg = find_leg(core, token->leg);
@@ -296,6 +315,12 @@ static void on_token(struct router_core *core, uint32_t node, const struct ctl_t
         return;
     }
     if (node == leg->decode_node) { leg->phase = LEG_DECODING; }
+    if (!request->has_prompt_logprobs) {
+        /* Whoever has them is gone: the prompt must be computed again. */
+        bool may_come = leg->prefill_is_open && hold_token(request, token);
+        if (!may_come) { take_leg_back(core, leg, "the prompt's log-probabilities were lost"); }
+        return;
+    }
     struct sequence *sequence = &request->sequences[index];
     bool is_new = token->position == sequence->output_count && sequence->output_count < request->params.max_tokens;
     if (is_new) {
@@ -313,12 +338,13 @@ static void on_token(struct router_core *core, uint32_t node, const struct ctl_t
         take_leg_back(core, leg, "a node skipped a token");
         return;
     }
-    /* Only the decode node ends a sequence; it repeats the prefill node's token to do so. */
-    if (token->finish != FINISH_NONE && node == leg->decode_node) {
+    /* A first token may be the last one, and the word of either node will do: were the decode
+     * node to die before it has repeated it, there would be nothing left to resume. */
+    if (token->finish != FINISH_NONE) {
         struct router_action *action = router_action_add(core, ROUTER_ACT_SEQUENCE_END);
         action->request = request->handle;
         action->token = *token;
-        sequence_done(core, request, index, leg, true);
+        sequence_done(core, request, index, leg, node == leg->decode_node);
     }
 }
 
@@ -356,17 +382,12 @@ static void on_refused(struct router_core *core, uint32_t node, const struct ctl
     }
     if (node != leg->decode_node || leg->phase != LEG_RESERVING) { core->stats.late_messages++; return; }
     leg->tried[node / 64] |= UINT64_C(1) << (node % 64);
-    struct node_entry *entry = &core->nodes[node];
-    if (entry->own_legs > 0) { entry->own_legs--; }
+    router_leg_uncount_decode(core, leg);
     leg->decode_node = NO_NODE;
     leg->phase = LEG_WAITING;
     core->waiting_legs++;
     if (!leg->resumed && !router_leg_has_choice(core, leg)) {
         router_finish(core, leg->request, failure->code, failure->retry_after_ms, keep_message(core, failure->message));
-        return;
-    }
-    if (leg->resumed && failure->code == ST_INVALID_ARGUMENT && !router_leg_has_choice(core, leg)) {
-        router_finish(core, leg->request, failure->code, 0, keep_message(core, failure->message));
         return;
     }
     /* A fresh id: the refused one is spent. */
@@ -375,11 +396,20 @@ static void on_refused(struct router_core *core, uint32_t node, const struct ctl
     router_leg_place(core, leg);
 }
 
+/* The leg's prefill node will say no more. If it never told the prompt's log-probabilities,
+ * then what the decode node generates is held in vain. */
+static void want_prompt_logprobs(struct router_core *core, struct leg *leg)
+{
+    if (leg->request->has_prompt_logprobs) { return; }
+    take_leg_back(core, leg, "the prompt's log-probabilities were lost with its prefill node");
+}
+
 static void on_prefill_failed(struct router_core *core, uint32_t node, const struct ctl_failure *failure)
 {
     struct leg *leg = find_leg(core, failure->leg);
-    if (!leg || leg->prefill_node != node) { core->stats.late_messages++; return; }
+    if (!leg || leg->prefill_node != node || !leg->prefill_is_open) { core->stats.late_messages++; return; }
     close_prefill(core, leg);
+    if (leg->phase == LEG_DECODING) { want_prompt_logprobs(core, leg); }
     if (leg->phase != LEG_PREFILLING) { return; }
     leg->transfer_failures++;
     router_suspect(core, node, leg->decode_node);
@@ -406,7 +436,7 @@ static void on_leg_failed(struct router_core *core, uint32_t node, const struct 
 static void on_prefill_done(struct router_core *core, uint32_t node, const struct ctl_prefill_done *done)
 {
     struct leg *leg = find_leg(core, done->leg);
-    if (!leg || leg->prefill_node != node) { core->stats.late_messages++; return; }
+    if (!leg || leg->prefill_node != node || !leg->prefill_is_open) { core->stats.late_messages++; return; }
     close_prefill(core, leg);
     struct request *request = leg->request;
     request->route.kv_bytes += done->bytes;
@@ -414,6 +444,7 @@ static void on_prefill_done(struct router_core *core, uint32_t node, const struc
     request->route.prefill_compute_ns = done->compute_ns;
     request->route.transfer_ns = done->transfer_ns;
     snprintf(request->cable, sizeof request->cable, "%s", done->cable);
+    if (leg->phase == LEG_DECODING) { want_prompt_logprobs(core, leg); }
 }
 
 static void on_prompt_logprobs(struct router_core *core, uint32_t node, const struct ctl_prompt_logprobs *logprobs)
@@ -433,6 +464,14 @@ static void on_prompt_logprobs(struct router_core *core, uint32_t node, const st
     action->logprobs.entries += known;
     request->prompt_logprobs_next += action->logprobs.count;
     request->has_prompt_logprobs = request->prompt_logprobs_next >= request->prompt_count;
+    if (!request->has_prompt_logprobs) { return; }
+    /* A held token may end its leg, and the last of them the request: it is in the graveyard
+     * then, whole until the next step. */
+    for (uint32_t i = 0; i < request->held_count; i++) {
+        struct leg *holder = find_leg(core, request->held[i].leg);
+        if (holder) { on_token(core, holder->decode_node, &request->held[i]); }
+    }
+    request->held_count = 0;
 }
 
 static void place_waiting(struct router_core *core, bool only_due)
@@ -488,7 +527,11 @@ static void on_node_down(struct router_core *core, uint32_t index)
                 router_leg_replace(core, leg, ST_UNAVAILABLE, "its decode node died, and no other could take it up");
             } else if (leg->prefill_node == index && leg->prefill_is_open) {
                 close_prefill(core, leg);
-                if (leg->phase == LEG_PREFILLING) { tell_decode_prefill_lost(core, leg); }
+                if (leg->phase == LEG_PREFILLING) {
+                    tell_decode_prefill_lost(core, leg);
+                } else if (leg->phase == LEG_DECODING) {
+                    want_prompt_logprobs(core, leg);
+                }
             }
             /* Replacing put new legs at the front of the list, where this walk has been; a
              * request that ended has none. */
@@ -503,6 +546,7 @@ static void on_load(struct router_core *core, uint32_t index, const struct ctl_l
     bool was_draining = node->load.draining;
     node->load = *load;
     node->has_load = true;
+    node->loads++;
     node->pending_blocks = 0;
     if (core->waiting_legs > 0 && was_draining && !load->draining) { place_waiting(core, false); }
 }
@@ -587,6 +631,7 @@ void router_core_audit(const struct router_core *core)
     const struct router_core_stats *stats = &core->stats;
     CHECK(stats->accepted == stats->finished + stats->failed + stats->cancelled + stats->live);
     uint32_t live = 0, sequences = 0, legs = 0, waiting = 0;
+    struct { uint32_t legs, blocks, tokens; } books[ROUTER_NODES_MAX] = {{0, 0, 0}};
     for (const struct request *request = core->head; request; request = request->next) {
         live++;
         sequences += request->params.n;
@@ -602,12 +647,28 @@ void router_core_audit(const struct router_core *core)
             CHECK((leg->lo & 0xffffffu) == slot);
             legs++;
             waiting += leg->phase == LEG_WAITING;
-            if (leg->phase != LEG_WAITING) { CHECK(core->nodes[leg->decode_node].up); }
+            if (leg->phase == LEG_WAITING) {
+                CHECK(leg->decode_node == NO_NODE);
+            } else {
+                const struct node_entry *node = &core->nodes[leg->decode_node];
+                CHECK(node->up);
+                books[leg->decode_node].legs++;
+                if (leg->loads_seen == node->loads) { books[leg->decode_node].blocks += leg->blocks; }
+            }
+            if (leg->prefill_is_open) {
+                CHECK(core->nodes[leg->prefill_node].up);
+                books[leg->prefill_node].tokens += leg->tokens;
+            }
             for (uint32_t s = leg->sequence_first; s < leg->sequence_first + leg->sequence_count; s++) {
                 covered += !request->sequences[s].done;
             }
         }
         CHECK(covered == left); /* every unfinished sequence is in exactly one leg */
+    }
+    for (uint32_t i = 0; i < core->config.nodes_max; i++) {
+        CHECK(core->nodes[i].own_legs == books[i].legs);
+        CHECK(core->nodes[i].pending_blocks == books[i].blocks);
+        CHECK(core->nodes[i].own_tokens == books[i].tokens);
     }
     CHECK(live == stats->live);
     CHECK(sequences == core->sequences_live);

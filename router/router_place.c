@@ -76,11 +76,15 @@ static void uncount_prefill(struct router_core *core, struct leg *leg)
     leg->tokens = 0;
 }
 
-static void uncount_decode(struct router_core *core, struct leg *leg)
+void router_leg_uncount_decode(struct router_core *core, struct leg *leg)
 {
     if (leg->decode_node == NO_NODE) { return; }
     struct node_entry *node = &core->nodes[leg->decode_node];
-    if (node->own_legs > 0) { node->own_legs--; }
+    CHECK(node->own_legs > 0);
+    node->own_legs--;
+    /* A report that came since has it already. One need not come: a leg that was refused may
+     * have changed nothing. */
+    if (leg->loads_seen == node->loads) { node->pending_blocks -= leg->blocks; }
 }
 
 void router_leg_end(struct router_core *core, struct leg *leg)
@@ -88,7 +92,7 @@ void router_leg_end(struct router_core *core, struct leg *leg)
     CHECK(leg->phase != LEG_FREE);
     CHECK(leg->phase != LEG_DEAD);
     uncount_prefill(core, leg);
-    uncount_decode(core, leg);
+    router_leg_uncount_decode(core, leg);
     if (leg->phase == LEG_WAITING) { core->waiting_legs--; }
     uint32_t slot = (uint32_t)(leg - core->legs);
     for (uint32_t *link = &leg->request->first_leg; *link != NO_LEG; link = &core->legs[*link].next_of_request) {
@@ -213,9 +217,7 @@ static struct ctl_work work_of(const struct router_core *core, const struct leg 
         .age_ns = core->now_ns - request->arrival_ns,
         .resumed = leg->resumed,
     };
-    if (request->has_prompt_logprobs || leg->sequence_first > 0 || sequence->output_count > 0) {
-        work.params.prompt_logprobs = -1;
-    }
+    if (request->has_prompt_logprobs || sequence->output_count > 0) { work.params.prompt_logprobs = -1; }
     return work;
 }
 
@@ -247,6 +249,7 @@ void router_leg_place(struct router_core *core, struct leg *leg)
     leg->decode_node = decode;
     node->own_legs++;
     leg->blocks = blocks_of(leg, node);
+    leg->loads_seen = node->loads;
     node->pending_blocks += leg->blocks;
     leg->local = tokens_of(leg) <= core->config.local_prefill_tokens ||
                  leg->transfer_failures >= TRANSFER_FAILURES_MAX || choose_prefill(core, leg, false) == NO_NODE;
@@ -296,6 +299,16 @@ void router_leg_prefill(struct router_core *core, struct leg *leg)
     leg->request->route.prefill_node = prefill;
 }
 
+/* What the leg sent too early is of no use once it is gone. */
+static void forget_held(struct request *request, struct leg_id id)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < request->held_count; i++) {
+        if (!leg_id_equal(request->held[i].leg, id)) { request->held[kept++] = request->held[i]; }
+    }
+    request->held_count = kept;
+}
+
 static struct leg *successor(struct router_core *core, const struct leg *old, uint32_t first, uint32_t count)
 {
     struct leg *leg = router_leg_create(core, old->request, first, count);
@@ -312,6 +325,7 @@ static struct leg *successor(struct router_core *core, const struct leg *old, ui
 void router_leg_replace(struct router_core *core, struct leg *leg, uint8_t code, const char *why)
 {
     struct request *request = leg->request;
+    forget_held(request, leg_id_of(core, leg));
     if (leg->without_progress + 1 >= LEGS_WITHOUT_PROGRESS_MAX) {
         router_leg_end(core, leg);
         router_finish(core, request, code, 1000, why);

@@ -45,7 +45,8 @@ struct leg {
     uint32_t backoff_ms;
     uint64_t retry_ns;      /* WAITING: not before */
     uint64_t give_up_ns;    /* WAITING, RESERVING: then the request fails */
-    uint32_t blocks;        /* counted against the decode node until its next load report */
+    uint32_t blocks;        /* counted against the decode node until its next load report, */
+    uint64_t loads_seen;    /* which is the one after so many */
     uint32_t tokens;        /* counted against the prefill node while it computes */
     uint64_t tried[ROUTER_NODES_MAX / 64]; /* nodes that refused it */
     uint32_t ticket_bytes;
@@ -67,6 +68,8 @@ struct request {
     struct sampling_params params; /* arrays point into this allocation */
     bool has_prompt_logprobs;      /* they were passed on, or not asked for */
     uint32_t prompt_logprobs_next;
+    uint32_t held_count, held_capacity;
+    struct ctl_token *held;        /* tokens that came before the prompt's log-probabilities */
     uint32_t first_leg;            /* list through next_of_request */
     uint32_t sequences_left;
     struct router_route route;
@@ -80,6 +83,7 @@ struct node_entry {
     uint32_t block_tokens, block_count, sequences_max;
     struct ctl_load load;
     bool has_load;
+    uint64_t loads;          /* reports since the handle came into use */
     uint32_t pending_blocks; /* of legs placed since its last report */
     uint32_t own_tokens;     /* prompt tokens of our legs that it computes */
     uint32_t own_legs;
@@ -129,6 +133,9 @@ static inline struct leg_id leg_id_of(const struct router_core *core, const stru
 
 /* Cuts a leg for sequences first .. first+count-1 of the request; it waits to be placed. */
 struct leg *router_leg_create(struct router_core *core, struct request *request, uint32_t first, uint32_t count);
+
+/* The leg leaves its decode node's books. */
+void router_leg_uncount_decode(struct router_core *core, struct leg *leg);
 
 /* Takes the leg off the books. Its nodes are told by the caller, where they must be. */
 void router_leg_end(struct router_core *core, struct leg *leg);
