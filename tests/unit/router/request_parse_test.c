@@ -1,0 +1,179 @@
+/* Claim: a client's bytes become exactly the tokens that were meant, or a sentence that names
+ * what is wrong. */
+#include "tests/unit/router/router_testing.h"
+
+#include <string.h>
+
+#include "router/request_parse.h"
+
+static struct served_model model;
+
+static int set_up(void **state)
+{
+    (void)state;
+    struct diag diag = {{0}};
+    memset(&model, 0, sizeof model);
+    model.config.vocab_size = TESTING_VOCAB;
+    model.config.context_tokens = TESTING_CONTEXT;
+    model.tokenizer = testing_tokenizer();
+    return failed(chat_template_builtin("chatml", &model.chat, &diag));
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    served_model_close(&model);
+    return 0;
+}
+
+static size_t pack(const ProtobufCMessage *message, uint8_t bytes[4096])
+{
+    size_t len = protobuf_c_message_get_packed_size(message);
+    assert_in_range(len, 0, 4096);
+    return protobuf_c_message_pack(message, bytes);
+}
+
+/* Bytes that are no message, and a message without a prompt. */
+static void nonsense_is_refused(void **state)
+{
+    (void)state;
+    struct request_spec spec;
+    struct diag diag = {{0}};
+    assert_int_equal(request_parse_generate(&model, (const uint8_t *)"\xff\xff", 2, 1, &spec, &diag).code,
+                     ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "GenerateRequest"));
+    assert_int_equal(request_parse_generate(&model, NULL, 0, 1, &spec, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "set text or tokens"));
+}
+
+/* A NUL is a character of the prompt; in a stop text, which could not be seen, it is refused. */
+static void a_nul_is_not_lost(void **state)
+{
+    (void)state;
+    struct request_spec spec;
+    struct diag diag = {{0}};
+    const uint8_t text[] = {0x0a, 3, 'a', 0, 'b'};
+    assert_false(failed(request_parse_generate(&model, text, sizeof text, 1, &spec, &diag)));
+    assert_int_equal(spec.prompt_count, 3);
+    assert_int_equal(spec.prompt[1], TOKEN_BYTE(0));
+    assert_int_equal(spec.prompt[2], TOKEN_BYTE('b'));
+    request_spec_fini(&spec);
+    const uint8_t stop[] = {0x0a, 1, 'a', 0x1a, 5, 0x6a, 3, 'x', 0, 'y'};
+    assert_int_equal(request_parse_generate(&model, stop, sizeof stop, 1, &spec, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "stop"));
+    const uint8_t chat[] = {0x0a, 9, 0x0a, 4, 'u', 's', 'e', 'r', 0x12, 1, 0};
+    assert_int_equal(request_parse_chat(&model, chat, sizeof chat, 1, &spec, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "NUL"));
+}
+
+struct chat {
+    Baton__V1__ChatRequest request;
+    Baton__V1__ChatMessage messages[2], *list[2];
+};
+
+static void chat_init(struct chat *chat, const char *user, const char *assistant)
+{
+    baton__v1__chat_request__init(&chat->request);
+    for (unsigned i = 0; i < 2; i++) {
+        baton__v1__chat_message__init(&chat->messages[i]);
+        chat->list[i] = &chat->messages[i];
+    }
+    chat->messages[0].role = (char *)"user";
+    chat->messages[0].content = (char *)user;
+    chat->messages[1].role = (char *)"assistant";
+    chat->messages[1].content = (char *)assistant;
+    chat->request.messages = chat->list;
+    chat->request.n_messages = assistant ? 2 : 1;
+}
+
+static status_t tokenize(struct chat *chat, struct text_buf *rendered, size_t *ret_count, struct diag *diag)
+{
+    Baton__V1__TokenizeRequest request = BATON__V1__TOKENIZE_REQUEST__INIT;
+    request.input_case = BATON__V1__TOKENIZE_REQUEST__INPUT_CHAT;
+    request.chat = &chat->request;
+    uint8_t bytes[4096];
+    size_t len = pack(&request.base, bytes);
+    struct token_buf ids = {0};
+    rendered->len = 0;
+    status_t st = request_parse_tokenize(&model, bytes, len, &ids, rendered, diag);
+    *ret_count = ids.count;
+    token_buf_fini(&ids);
+    return st;
+}
+
+/* A chat is rendered by its template, and Tokenize shows the very tokens that Chat takes. */
+static void a_chat_is_rendered(void **state)
+{
+    (void)state;
+    struct chat chat;
+    struct text_buf rendered = {0};
+    struct diag diag = {{0}};
+    size_t count;
+    chat_init(&chat, "hi", NULL);
+    assert_false(failed(tokenize(&chat, &rendered, &count, &diag)));
+    static const char expected[] = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
+    assert_int_equal(rendered.len, sizeof expected - 1);
+    assert_memory_equal(rendered.data, expected, sizeof expected - 1);
+    uint8_t bytes[4096];
+    size_t len = pack(&chat.request.base, bytes);
+    struct request_spec spec;
+    assert_false(failed(request_parse_chat(&model, bytes, len, 1, &spec, &diag)));
+    assert_int_equal(spec.prompt_count, count);
+    request_spec_fini(&spec);
+    text_buf_fini(&rendered);
+}
+
+/* continue_last_message ends the prompt right behind the last message. */
+static void the_last_message_is_continued(void **state)
+{
+    (void)state;
+    struct chat chat;
+    struct text_buf rendered = {0};
+    struct diag diag = {{0}};
+    size_t count;
+    chat_init(&chat, "hi", "Once upon");
+    chat.request.continue_last_message = 1;
+    assert_false(failed(tokenize(&chat, &rendered, &count, &diag)));
+    assert_true(rendered.len > 9);
+    assert_memory_equal(rendered.data + rendered.len - 9, "Once upon", 9);
+    chat_init(&chat, "hi", "");
+    chat.request.continue_last_message = 1;
+    assert_int_equal(tokenize(&chat, &rendered, &count, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "continue_last_message"));
+    text_buf_fini(&rendered);
+}
+
+/* Each part of a chat that is wrong is named. */
+static void bad_chats_are_named(void **state)
+{
+    (void)state;
+    struct chat chat;
+    struct text_buf rendered = {0};
+    struct diag diag = {{0}};
+    size_t count;
+    chat_init(&chat, "hi", NULL);
+    chat.messages[0].extra_json = (char *)"[1]";
+    assert_int_equal(tokenize(&chat, &rendered, &count, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "messages[0].extra_json"));
+    chat_init(&chat, "hi", NULL);
+    chat.request.tools_json = (char *)"{";
+    assert_int_equal(tokenize(&chat, &rendered, &count, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "tools_json"));
+    chat_init(&chat, "\xff", NULL);
+    assert_int_equal(tokenize(&chat, &rendered, &count, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "messages[0].content"));
+    chat_init(&chat, "hi", NULL);
+    chat.messages[0].role = (char *)"";
+    assert_int_equal(tokenize(&chat, &rendered, &count, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "messages[0].role"));
+    text_buf_fini(&rendered);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(nonsense_is_refused), cmocka_unit_test(a_nul_is_not_lost), cmocka_unit_test(a_chat_is_rendered),
+        cmocka_unit_test(the_last_message_is_continued), cmocka_unit_test(bad_chats_are_named),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
