@@ -1,3 +1,4 @@
+#include "proto/baton/v1/inference_descriptor.h"
 #include "router/router_run.h"
 
 #include <inttypes.h>
@@ -13,7 +14,6 @@
 #include "base/log.h"
 #include "base/net_address.h"
 #include "router/inference_api.h"
-#include "router/inference_descriptor.h"
 #include "router/node_address.h"
 #include "router/router_metrics.h"
 #include "router/router_server.h"
