@@ -35,6 +35,7 @@ void arena_fini(struct arena *arena)
 
 static struct arena_chunk *chunk_create(size_t capacity)
 {
+    if (capacity > SIZE_MAX - sizeof(struct arena_chunk)) { return NULL; }
     struct arena_chunk *chunk = malloc(sizeof *chunk + capacity);
     if (!chunk) { return NULL; }
     chunk->older = NULL;
@@ -69,7 +70,9 @@ void *arena_take(struct arena *arena, size_t bytes)
     if (padded > arena->limit_bytes - arena->taken_bytes) { return NULL; }
     struct arena_chunk *chunk = arena->chunks;
     if (!chunk || chunk->capacity - arena->used < padded) {
-        size_t capacity = chunk ? chunk->capacity * 2 : FIRST_CHUNK_BYTES;
+        size_t capacity = !chunk ? FIRST_CHUNK_BYTES : chunk->capacity <= SIZE_MAX / 2 ? chunk->capacity * 2 : SIZE_MAX;
+        /* More than the limit is never handed out, so it need not be there. */
+        if (capacity > arena->limit_bytes - arena->taken_bytes) { capacity = arena->limit_bytes - arena->taken_bytes; }
         if (capacity < padded) { capacity = padded; }
         struct arena_chunk *fresh = chunk_create(capacity);
         if (!fresh) { return NULL; }

@@ -7,7 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/check.h"
+
 #define FLAGS_MAX 128u
+#define ENVIRONMENT_NAME_MAX 96u
 
 struct unit {
     const char *name;
@@ -38,21 +41,39 @@ static bool parse_u64(const char *text, uint64_t *ret_value)
     return true;
 }
 
+/* Digits, perhaps a point and more digits, then a unit. By hand: strtod would take "0x10" and
+ * "1e3", and a double cannot hold every 64-bit size that --print-config may have printed. */
 static bool parse_with_unit(const char *text, const struct unit *units, uint64_t *ret_value)
 {
     if (!isdigit((unsigned char)text[0])) { return false; }
     char *end;
     errno = 0;
-    double number = strtod(text, &end);
-    if (errno != 0 || !isfinite(number)) { return false; }
+    uint64_t whole = strtoull(text, &end, 10);
+    if (errno != 0) { return false; }
+    double fraction = 0, place = 0.1;
+    if (*end == '.') {
+        end++;
+        if (!isdigit((unsigned char)*end)) { return false; }
+        for (; isdigit((unsigned char)*end); end++, place /= 10) { fraction += (*end - '0') * place; }
+    }
     for (; units->name; units++) {
         if (strcmp(end, units->name) != 0) { continue; }
-        double value = number * (double)units->factor;
-        if (value < 0 || value > 9e18) { return false; }
-        *ret_value = (uint64_t)value;
-        return true;
+        uint64_t part = (uint64_t)(fraction * (double)units->factor + 0.5), value;
+        if (__builtin_mul_overflow(whole, units->factor, &value)) { return false; }
+        return !__builtin_add_overflow(value, part, ret_value);
     }
     return false;
+}
+
+/* A bound of a flag's range in the largest unit that divides it: "1ms", "3600s", "1MiB". */
+static void bound_text(const struct flag *flag, uint64_t bound, char ret_text[32])
+{
+    static const struct unit bytes[] = {{"GiB", UINT64_C(1) << 30}, {"MiB", UINT64_C(1) << 20}, {"KiB", UINT64_C(1) << 10}, {"", 1}};
+    static const struct unit times[] = {{"s", 1000000000}, {"ms", 1000000}, {"us", 1000}, {"ns", 1}};
+    static const struct unit plain[] = {{"", 1}};
+    const struct unit *unit = flag->type == FLAG_BYTES ? bytes : flag->type == FLAG_DURATION ? times : plain;
+    while (unit->factor > 1 && (bound == 0 || bound % unit->factor != 0)) { unit++; }
+    snprintf(ret_text, 32, "%" PRIu64 "%s", bound / unit->factor, unit->name);
 }
 
 static status_t bad_value(const struct flag *flag, const char *text, struct diag *diag)
@@ -67,8 +88,10 @@ static status_t bad_value(const struct flag *flag, const char *text, struct diag
             diag_set(diag, "--%s=%s: takes %s from %" PRId32 " to %" PRId32, flag->name, text, kinds[flag->type],
                      (int32_t)flag->min, (int32_t)flag->max);
         } else {
-            diag_set(diag, "--%s=%s: takes %s from %" PRIu64 " to %" PRIu64, flag->name, text, kinds[flag->type],
-                     flag->min, flag->max);
+            char low[32], high[32];
+            bound_text(flag, flag->min, low);
+            bound_text(flag, flag->max, high);
+            diag_set(diag, "--%s=%s: takes %s from %s to %s", flag->name, text, kinds[flag->type], low, high);
         }
     } else {
         diag_set(diag, "--%s=%s: takes %s", flag->name, text, kinds[flag->type]);
@@ -147,11 +170,11 @@ static void clear_value(const struct flag *flag, void *config)
     memset((char *)config + flag->offset, 0, sizes[flag->type]);
 }
 
-static const char *environment_value(const struct flag *flag)
+/* What BATON_<KEY> says, and how it is spelled. */
+static const char *environment_value(const struct flag *flag, char name[ENVIRONMENT_NAME_MAX])
 {
-    char name[96] = "BATON_";
-    size_t len = strlen(name);
-    for (const char *c = flag->name; *c && len + 1 < sizeof name; c++) {
+    size_t len = (size_t)snprintf(name, ENVIRONMENT_NAME_MAX, "BATON_");
+    for (const char *c = flag->name; *c && len + 1 < ENVIRONMENT_NAME_MAX; c++) {
         name[len++] = *c == '-' ? '_' : (char)toupper((unsigned char)*c);
     }
     name[len] = '\0';
@@ -184,17 +207,21 @@ status_t flags_parse(const struct flag *flags, size_t flag_count, void *config, 
 {
     bool seen[FLAGS_MAX] = {false};
     uint32_t words_max = positional ? *positional_count : 0, words = 0;
+    CHECK(flag_count <= FLAGS_MAX);
     *ret_wants_help = false;
     for (size_t i = 0; i < flag_count; i++) {
         clear_value(&flags[i], config);
         if (flags[i].default_text) { TRY(set_value(&flags[i], config, flags[i].default_text, diag)); }
     }
-    for (int i = 1; i < argc; i++) {
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (strcmp(argv[i], "--help") == 0) { *ret_wants_help = true; return STATUS_OK; }
     }
     for (size_t i = 0; i < flag_count; i++) {
-        const char *text = environment_value(&flags[i]);
-        if (text && flags[i].type != FLAG_LIST) { TRY(set_value(&flags[i], config, text, diag)); }
+        char name[ENVIRONMENT_NAME_MAX];
+        const char *text = environment_value(&flags[i], name);
+        if (!text || flags[i].type == FLAG_LIST) { continue; }
+        status_t st = set_value(&flags[i], config, text, diag);
+        if (failed(st)) { diag_prefix(diag, "environment variable %s", name); return st; }
     }
     bool only_words = false;
     for (int i = 1; i < argc; i++) {
@@ -220,19 +247,19 @@ status_t flags_parse(const struct flag *flags, size_t flag_count, void *config, 
         }
         const char *value = equals ? equals + 1 : NULL;
         if (!value && flag->type == FLAG_BOOL) { value = "true"; }
-        /* "--key value" is what other tools take: allow it, since nothing else it could mean. */
-        if (!value && i + 1 < argc) { value = argv[++i]; }
+        /* "--key value" is what other tools take. But "--listen --model=DIR" is a value forgotten. */
+        if (!value && i + 1 < argc && strncmp(argv[i + 1], "--", 2) != 0) { value = argv[++i]; }
         if (!value) {
             diag_set(diag, "--%s: needs a value, --%s=%s", flag->name, flag->name,
                      flag->value_name ? flag->value_name : "VALUE");
             return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
         }
         size_t index = (size_t)(flag - flags);
-        if (index < FLAGS_MAX && seen[index] && flag->type != FLAG_LIST) {
+        if (seen[index] && flag->type != FLAG_LIST) {
             diag_set(diag, "--%s: given twice", flag->name);
             return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
         }
-        if (index < FLAGS_MAX) { seen[index] = true; }
+        seen[index] = true;
         TRY(set_value(flag, config, value, diag));
     }
     if (positional_count) { *positional_count = words; }
@@ -272,7 +299,7 @@ void flags_print_config(const struct flag *flags, size_t flag_count, const void 
         }
         case FLAG_U32: fprintf(out, "--%s=%" PRIu32 "\n", flag->name, *(const uint32_t *)value); break;
         case FLAG_I32: fprintf(out, "--%s=%" PRId32 "\n", flag->name, *(const int32_t *)value); break;
-        case FLAG_F32: fprintf(out, "--%s=%g\n", flag->name, (double)*(const float *)value); break;
+        case FLAG_F32: fprintf(out, "--%s=%.9g\n", flag->name, (double)*(const float *)value); break;
         case FLAG_U64:
         case FLAG_BYTES: fprintf(out, "--%s=%" PRIu64 "\n", flag->name, *(const uint64_t *)value); break;
         case FLAG_DURATION: fprintf(out, "--%s=%" PRIu64 "ns\n", flag->name, *(const uint64_t *)value); break;

@@ -3,8 +3,9 @@
  * Thread:  start-up only.
  * Memory:  string values point into argv or the environment.
  *
- * --key=value only. An unknown, repeated or out-of-range flag is an error that names it and
- * its range. BATON_<KEY> with '-' as '_' sets the same flag; the command line wins. */
+ * --key=value or --key value; a value that itself begins with -- needs the first form. An
+ * unknown, repeated or out-of-range flag is an error that names it and its range. BATON_<KEY>
+ * with '-' as '_' sets the same flag, lists excepted; the command line wins. */
 #ifndef BATON_BASE_FLAGS_H
 #define BATON_BASE_FLAGS_H
 
@@ -21,9 +22,9 @@ enum flag_type {
     FLAG_U32,      /* uint32_t, min .. max */
     FLAG_U64,      /* uint64_t, min .. max */
     FLAG_I32,      /* int32_t; min and max are cast */
-    FLAG_F32,      /* float */
-    FLAG_BYTES,    /* uint64_t; 1024, 64KiB, 512MiB, 2GiB, 100MB */
-    FLAG_DURATION, /* uint64_t nanoseconds; 250ms, 10s, 5m, 1h */
+    FLAG_F32,      /* float; no range */
+    FLAG_BYTES,    /* uint64_t; 1024, 64KiB, 1.5GiB, 100MB; min .. max in bytes */
+    FLAG_DURATION, /* uint64_t nanoseconds; 250ms, 1.5s, 5m, 1h; min .. max in nanoseconds */
     FLAG_BOOL,     /* bool; --key alone is true, --key=false */
     FLAG_LIST,     /* struct flag_list: the flag may be repeated */
 };
@@ -45,8 +46,8 @@ struct flag {
 
 /* Fills `config` with defaults, then environment, then argv[1..].
  * positional      [*count] in: room; out: how many words without -- there were. NULL: none allowed.
- * ret_wants_help  --help was given; nothing else was checked
- * Errors  INVALID_ARGUMENT (request), diag names flag, value and range. */
+ * ret_wants_help  --help was given before any "--"; nothing else was checked
+ * Errors  INVALID_ARGUMENT (request), diag names flag or variable, value and range. */
 NODISCARD status_t flags_parse(const struct flag *flags, size_t flag_count, void *config, int argc, char **argv,
                                const char **positional, uint32_t *positional_count, bool *ret_wants_help,
                                struct diag *diag);

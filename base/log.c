@@ -1,5 +1,6 @@
 #include "base/log.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -29,12 +30,13 @@ bool log_enabled(enum log_level level)
 void log_write(enum log_level level, const char *file, int line, const char *event, const char *format, ...)
 {
     char text[2048];
+    int saved_errno = errno; /* a caller may log before it reads it */
     struct timespec now;
     struct tm utc;
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &utc);
     size_t len = strftime(text, sizeof text, "ts=%Y-%m-%dT%H:%M:%S", &utc);
-    len += (size_t)snprintf(text + len, sizeof text - len, ".%03ldZ level=%s event=%s ", now.tv_nsec / 1000000,
+    len += (size_t)snprintf(text + len, sizeof text - len, ".%03ldZ level=%s event=%.200s ", now.tv_nsec / 1000000,
                             level_names[level], event);
     va_list args;
     va_start(args, format);
@@ -49,4 +51,5 @@ void log_write(enum log_level level, const char *file, int line, const char *eve
     /* One write, so that lines of several threads and processes do not mix. */
     ssize_t ignored = write(STDERR_FILENO, text, len);
     (void)ignored;
+    errno = saved_errno;
 }

@@ -6,6 +6,7 @@
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,11 +26,18 @@ status_t net_address_split(const char *text, char ret_host[NET_HOST_CHARS_MAX + 
     if (!colon) { return bad_address(diag, text, "has no port"); }
     const char *host = text;
     size_t host_len = (size_t)(colon - text);
-    if (host_len >= 2 && host[0] == '[' && host[host_len - 1] == ']') {
+    bool in_brackets = host_len >= 2 && host[0] == '[' && host[host_len - 1] == ']';
+    if (in_brackets) {
         host++;
         host_len -= 2;
-    } else if (memchr(host, ':', host_len)) {
+    } else if (text[0] != '[' && memchr(host, ':', host_len)) {
         return bad_address(diag, text, "has more than one colon outside brackets");
+    }
+    if (memchr(host, '[', host_len) || memchr(host, ']', host_len)) {
+        return bad_address(diag, text, "has brackets that do not enclose the host");
+    }
+    if (in_brackets && host_len > 0 && !memchr(host, ':', host_len)) {
+        return bad_address(diag, text, "has a host in brackets that is no IPv6 address");
     }
     if (host_len == 0) { return bad_address(diag, text, "has no host"); }
     if (host_len > NET_HOST_CHARS_MAX) { return bad_address(diag, text, "has a host over 255 characters"); }
@@ -43,9 +51,11 @@ status_t net_address_split(const char *text, char ret_host[NET_HOST_CHARS_MAX + 
     return STATUS_OK;
 }
 
-static void join(char *ret_text, size_t capacity, const char *host, unsigned port)
+static status_t join(char *ret_text, size_t capacity, const char *host, unsigned port, struct diag *diag)
 {
-    snprintf(ret_text, capacity, strchr(host, ':') ? "[%s]:%u" : "%s:%u", host, port);
+    int len = snprintf(ret_text, capacity, strchr(host, ':') ? "[%s]:%u" : "%s:%u", host, port);
+    if (len < 0 || (size_t)len >= capacity) { return bad_address(diag, host, "is too long"); }
+    return STATUS_OK;
 }
 
 /* Binds to port 0 and reads what the kernel chose. Another process could take it before the
@@ -82,8 +92,19 @@ status_t net_address_listen(const char *text, char *ret_text, size_t capacity, s
     uint16_t port;
     TRY(net_address_split(text, host, &port, diag));
     if (port == 0) { TRY(free_port(host, &port, diag)); }
-    join(ret_text, capacity, host, port);
-    return STATUS_OK;
+    return join(ret_text, capacity, host, port, diag);
+}
+
+/* An address that other machines may dial, or NULL. Link-local IPv6 needs an interface beside it. */
+static const char *dialable(const struct ifaddrs *each, int family, char *text, socklen_t capacity)
+{
+    if (!each->ifa_addr || each->ifa_addr->sa_family != family) { return NULL; }
+    if ((each->ifa_flags & IFF_LOOPBACK) != 0 || (each->ifa_flags & IFF_UP) == 0) { return NULL; }
+    if (family == AF_INET) {
+        return inet_ntop(family, &((struct sockaddr_in *)each->ifa_addr)->sin_addr, text, capacity);
+    }
+    const struct in6_addr *v6 = &((struct sockaddr_in6 *)each->ifa_addr)->sin6_addr;
+    return IN6_IS_ADDR_LINKLOCAL(v6) ? NULL : inet_ntop(family, v6, text, capacity);
 }
 
 status_t net_address_advertise(const char *listen, char *ret_text, size_t capacity, struct diag *diag)
@@ -91,21 +112,20 @@ status_t net_address_advertise(const char *listen, char *ret_text, size_t capaci
     char host[NET_HOST_CHARS_MAX + 1];
     uint16_t port;
     TRY(net_address_split(listen, host, &port, diag));
-    if (strcmp(host, "0.0.0.0") != 0 && strcmp(host, "::") != 0 && strcmp(host, "*") != 0) {
-        join(ret_text, capacity, host, port);
-        return STATUS_OK;
-    }
+    bool is_v6 = strcmp(host, "::") == 0;
+    if (strcmp(host, "0.0.0.0") != 0 && !is_v6) { return join(ret_text, capacity, host, port, diag); }
     char best[INET6_ADDRSTRLEN] = "127.0.0.1";
     struct ifaddrs *list = NULL;
     if (getifaddrs(&list) == 0) {
-        for (struct ifaddrs *each = list; each; each = each->ifa_next) {
-            if (!each->ifa_addr || each->ifa_addr->sa_family != AF_INET) { continue; }
-            if ((each->ifa_flags & IFF_LOOPBACK) != 0 || (each->ifa_flags & IFF_UP) == 0) { continue; }
-            inet_ntop(AF_INET, &((struct sockaddr_in *)each->ifa_addr)->sin_addr, best, sizeof best);
-            break;
+        const char *found = NULL;
+        for (struct ifaddrs *each = list; each && !found; each = each->ifa_next) {
+            found = dialable(each, AF_INET, best, sizeof best);
+        }
+        /* A cluster may have IPv6 only; then the listener is on it. */
+        for (struct ifaddrs *each = list; each && !found && is_v6; each = each->ifa_next) {
+            found = dialable(each, AF_INET6, best, sizeof best);
         }
         freeifaddrs(list);
     }
-    join(ret_text, capacity, best, port);
-    return STATUS_OK;
+    return join(ret_text, capacity, best, port, diag);
 }

@@ -18,11 +18,14 @@ NODISCARD status_t net_address_split(const char *text, char ret_host[NET_HOST_CH
                                      struct diag *diag);
 
 /* Copies `text`; a port of 0 is replaced by one that is free now.
- * Errors  INVALID_ARGUMENT as above; UNAVAILABLE (node): the host is not an address of this machine. */
+ * Errors  INVALID_ARGUMENT as above, and where ret_text is too small; UNAVAILABLE (node): the
+ *         port is 0 and the host is not an address of this machine. */
 NODISCARD status_t net_address_listen(const char *text, char *ret_text, size_t capacity, struct diag *diag);
 
 /* What others can dial: `listen` itself, or for a wildcard host this machine's first address
- * that is not loopback (127.0.0.1 where there is none). */
+ * that is not loopback: IPv4 first, then IPv6 where the wildcard is [::] (127.0.0.1 where there
+ * is none).
+ * Errors  as net_address_listen. */
 NODISCARD status_t net_address_advertise(const char *listen, char *ret_text, size_t capacity, struct diag *diag);
 
 #endif
