@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "base/check.h"
-#include "base/log.h"
 
 struct open_leg {
     bool open;
@@ -99,11 +98,19 @@ static bool wait_for_room(struct layer_push *push, struct open_leg *leg, uint32_
     if (!entry) { return false; }
     *entry = (struct waiting){.owner = (uint32_t)(leg - push->legs), .send = leg->send, .layer = layer,
                               .first = first, .count = count, .payload_bytes = byte_count};
-    memcpy(entry->blocks, bytes, byte_count);
+    if (byte_count > 0) { memcpy(entry->blocks, bytes, byte_count); }
     *push->tail = entry;
     push->tail = &entry->next;
     leg->waiting++;
     return true;
+}
+
+/* A send that has ended meanwhile is known as stale, its final event is on its way, and this
+ * abort is counted and ignored. Any other refusal is for good: without the abort the leg would
+ * wait for an event that never comes. */
+static void refused(struct layer_push *push, kv_send_t send)
+{
+    kv_endpoint_abort(push->endpoint, send);
 }
 
 static void push_slices(struct layer_push *push, struct open_leg *leg, uint32_t layer, uint32_t first,
@@ -116,13 +123,38 @@ static void push_slices(struct layer_push *push, struct open_leg *leg, uint32_t 
         wait_for_room(push, leg, layer, first, count, blocks, count * sizeof *blocks)) {
         return;
     }
-    /* A send that has failed meanwhile is known as stale: its final event is on its way. */
-    if (st.code == ST_RESOURCE_EXHAUSTED) { kv_endpoint_abort(push->endpoint, leg->send); }
+    refused(push, leg->send);
+}
+
+/* Under the mutex. */
+static void drain_waiting(struct layer_push *push)
+{
+    while (push->head) {
+        struct waiting *entry = push->head;
+        struct open_leg *leg = &push->legs[entry->owner];
+        bool is_live = leg->open && leg->send.value == entry->send.value;
+        if (is_live) {
+            status_t st = entry->layer == COMMIT
+                              ? kv_endpoint_commit(push->endpoint, entry->send, entry->blocks, entry->payload_bytes)
+                              : kv_endpoint_push(push->endpoint, entry->send, entry->layer, entry->first,
+                                                 entry->blocks, entry->count);
+            if (st.code == ST_RESOURCE_EXHAUSTED && entry->layer != COMMIT) { break; }
+            CHECK(leg->waiting > 0);
+            leg->waiting--;
+            if (failed(st)) { refused(push, entry->send); }
+        }
+        push->head = entry->next;
+        if (!push->head) { push->tail = &push->head; }
+        free(entry);
+    }
 }
 
 void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uint32_t layer)
 {
     pthread_mutex_lock(&push->mutex);
+    /* Room may come back without a PUSH_DONE: a full ring drains, an aborted send's pushes do
+     * not report. */
+    drain_waiting(push);
     for (uint32_t i = 0; i < plan->span_count; i++) {
         const struct step_span *span = &plan->spans[i];
         if (span->push_count == 0) { continue; }
@@ -135,6 +167,7 @@ void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uin
 
 status_t layer_push_commit(struct layer_push *push, struct leg_id id, const uint8_t *payload, size_t payload_bytes)
 {
+    if (payload_bytes > KV_PAYLOAD_BYTES_MAX) { return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST); }
     status_t st = STATUS_OK;
     pthread_mutex_lock(&push->mutex);
     struct open_leg *leg = find(push, id);
@@ -144,8 +177,9 @@ status_t layer_push_commit(struct layer_push *push, struct leg_id id, const uint
         }
     } else if (leg) {
         st = kv_endpoint_commit(push->endpoint, leg->send, payload, payload_bytes);
-        if (st.code == ST_INVALID_ARGUMENT && payload_bytes <= KV_PAYLOAD_BYTES_MAX) {
-            st = STATUS_OK; /* stale: its final event is on its way */
+        if (st.code == ST_INVALID_ARGUMENT) {
+            refused(push, leg->send);
+            st = STATUS_OK;
         }
     }
     pthread_mutex_unlock(&push->mutex);
@@ -164,23 +198,7 @@ bool layer_push_abort(struct layer_push *push, struct leg_id id)
 void layer_push_room(struct layer_push *push)
 {
     pthread_mutex_lock(&push->mutex);
-    while (push->head) {
-        struct waiting *entry = push->head;
-        struct open_leg *leg = &push->legs[entry->owner];
-        bool is_live = leg->open && leg->send.value == entry->send.value;
-        if (is_live) {
-            status_t st = entry->layer == COMMIT
-                              ? kv_endpoint_commit(push->endpoint, entry->send, entry->blocks, entry->payload_bytes)
-                              : kv_endpoint_push(push->endpoint, entry->send, entry->layer, entry->first,
-                                                 entry->blocks, entry->count);
-            if (st.code == ST_RESOURCE_EXHAUSTED) { break; }
-            CHECK(leg->waiting > 0);
-            leg->waiting--;
-        }
-        push->head = entry->next;
-        if (!push->head) { push->tail = &push->head; }
-        free(entry);
-    }
+    drain_waiting(push);
     pthread_mutex_unlock(&push->mutex);
 }
 
@@ -189,7 +207,7 @@ bool layer_push_end(struct layer_push *push, struct leg_id id)
     pthread_mutex_lock(&push->mutex);
     struct open_leg *leg = find(push, id);
     if (leg) { leg->open = false; } /* what waits for it is dropped when its turn comes */
+    drain_waiting(push);
     pthread_mutex_unlock(&push->mutex);
-    layer_push_room(push);
     return leg != NULL;
 }

@@ -3,7 +3,8 @@
  * Thread:  begin, commit, abort, end on the core thread; layer on the engine thread; room on
  *          the transfer thread. One mutex: the engine and the transfer thread meet here once a
  *          layer, and a message each way would cost a copy of every block list.
- * Memory:  one table of jobs_max, and one ring of pushes that wait for room.
+ * Memory:  one table of jobs_max; one allocation for each push that waits for room, so at most
+ *          layers * chunks of the open legs.
  *
  * The endpoint takes a bounded number of pushes at a time. What it refuses waits here in
  * order; a commit waits behind its own pushes. */
@@ -35,14 +36,16 @@ NODISCARD status_t layer_push_begin(struct layer_push *push, struct leg_id leg, 
 void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uint32_t layer);
 
 /* All layers of all chunks were given to layer_push_layer; payload is copied.
- * Errors  RESOURCE_EXHAUSTED (request): no memory, or the payload is too large; abort the leg. */
+ * Errors  INVALID_ARGUMENT (request): over KV_PAYLOAD_BYTES_MAX; RESOURCE_EXHAUSTED (request): no
+ *         memory, or the endpoint's ring is full. Abort the leg then. */
 NODISCARD status_t layer_push_commit(struct layer_push *push, struct leg_id leg, const uint8_t *payload,
                                      size_t payload_bytes);
 
 /* Gives up; a final event follows from the endpoint. False: the leg is not open here. */
 bool layer_push_abort(struct layer_push *push, struct leg_id leg);
 
-/* The endpoint has taken a push: what waits may go. */
+/* The endpoint has taken a push: what waits may go. A commit that cannot go even now is turned
+ * into an abort, so that a final event comes. */
 void layer_push_room(struct layer_push *push);
 
 /* The transfer's final event has come: forget the leg. True: it was open. */
