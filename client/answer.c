@@ -1,10 +1,12 @@
 #include "client/answer.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
+/* The API takes n up to 64; a newer router may allow more. */
+#define SEQUENCES_MAX 1024u
 
 static const char *finish_name(Baton__V1__FinishReason reason)
 {
@@ -18,7 +20,7 @@ static const char *finish_name(Baton__V1__FinishReason reason)
 static struct answer_sequence *sequence_of(struct answer *answer, uint32_t index)
 {
     if (index >= answer->sequence_count) {
-        struct answer_sequence *grown = realloc(answer->sequences, (index + 1) * sizeof *grown);
+        struct answer_sequence *grown = realloc(answer->sequences, ((size_t)index + 1) * sizeof *grown);
         if (!grown) { return NULL; }
         memset(grown + answer->sequence_count, 0, (index + 1 - answer->sequence_count) * sizeof *grown);
         for (uint32_t i = answer->sequence_count; i <= index && answer->wants_json; i++) {
@@ -45,12 +47,17 @@ static bool append_text(struct answer_sequence *sequence, const char *text)
     return true;
 }
 
+/* JSON has no infinity: a token that a bias rules out has a log-probability of null. */
+static json_t *number_json(double value) { return isfinite(value) ? json_real(value) : json_null(); }
+
 static json_t *logprob_json(const Baton__V1__TokenLogprob *logprob, bool with_alternatives)
 {
     /* A token may be part of a character: its text is then not UTF-8 by itself. */
     json_t *text = json_string(logprob->text);
-    json_t *object = json_pack("{s:i, s:o, s:f}", "token", (int)logprob->token, "text", text ? text : json_null(),
-                               "logprob", (double)logprob->logprob);
+    json_t *object = json_object();
+    json_object_set_new(object, "token", json_integer(logprob->token));
+    json_object_set_new(object, "text", text ? text : json_null());
+    json_object_set_new(object, "logprob", number_json((double)logprob->logprob));
     if (with_alternatives) {
         json_object_set_new(object, "rank", json_integer(logprob->rank));
         json_t *list = json_array();
@@ -89,7 +96,7 @@ static bool take(struct answer *answer, const Baton__V1__GenerateResponse *part,
     if (part->seed != 0) { answer->seed = part->seed; }
     if (part->finish_reason != BATON__V1__FINISH_REASON__FINISH_REASON_UNSPECIFIED) {
         sequence->finish_reason = part->finish_reason;
-        if (part->stop_text[0] != '\0') { sequence->stop_text = strdup(part->stop_text); }
+        if (part->stop_text[0] != '\0' && !sequence->stop_text) { sequence->stop_text = strdup(part->stop_text); }
         if (part->stop_token) {
             sequence->has_stop_token = true;
             sequence->stop_token = part->stop_token->value;
@@ -117,8 +124,14 @@ status_t answer_read(struct answer *answer, struct api_call *call, struct diag *
         TRY(api_call_next(call, &baton__v1__generate_response__descriptor, &message, &at_ns, diag));
         if (!message) { return STATUS_OK; }
         Baton__V1__GenerateResponse *part = (Baton__V1__GenerateResponse *)message;
+        if (part->index >= SEQUENCES_MAX) { /* from the network: it sizes our tables */
+            diag_set(diag, "the router sent sequence %u; a request has at most %u", part->index, SEQUENCES_MAX);
+            protobuf_c_message_free_unpacked(message, NULL);
+            return STATUS(ST_DATA_LOSS, SCOPE_PEER);
+        }
         bool ok = take(answer, part, at_ns);
         if (ok && part->usage) {
+            if (answer->last) { protobuf_c_message_free_unpacked(&answer->last->base, NULL); }
             answer->last = part;
         } else {
             protobuf_c_message_free_unpacked(message, NULL);
@@ -166,19 +179,19 @@ json_t *answer_json(const struct answer *answer)
     }
     if (answer->last && answer->last->usage) {
         const Baton__V1__Usage *usage = answer->last->usage;
-        json_object_set_new(object, "usage", json_pack("{s:i, s:i, s:i}", "prompt_tokens", (int)usage->prompt_tokens,
-                                                       "completion_tokens", (int)usage->completion_tokens, "total_tokens",
-                                                       (int)(usage->prompt_tokens + usage->completion_tokens)));
+        json_object_set_new(object, "usage", json_pack("{s:I, s:I, s:I}", "prompt_tokens", (json_int_t)usage->prompt_tokens,
+                                                       "completion_tokens", (json_int_t)usage->completion_tokens, "total_tokens",
+                                                       (json_int_t)usage->prompt_tokens + usage->completion_tokens));
     }
     if (answer->last && answer->last->route) {
         const Baton__V1__Route *route = answer->last->route;
-        json_object_set_new(timing, "ttft_ms", json_real(route->ttft_ms));
-        json_object_set_new(timing, "tpot_ms", json_real(route->tpot_ms));
-        json_object_set_new(timing, "total_ms", json_real(route->total_ms));
-        json_object_set_new(timing, "queue_ms", json_real(route->queue_ms));
-        json_object_set_new(timing, "prefill_queue_ms", json_real(route->prefill_queue_ms));
-        json_object_set_new(timing, "prefill_ms", json_real(route->prefill_ms));
-        json_object_set_new(timing, "transfer_ms", json_real(route->transfer_ms));
+        json_object_set_new(timing, "ttft_ms", number_json(route->ttft_ms));
+        json_object_set_new(timing, "tpot_ms", number_json(route->tpot_ms));
+        json_object_set_new(timing, "total_ms", number_json(route->total_ms));
+        json_object_set_new(timing, "queue_ms", number_json(route->queue_ms));
+        json_object_set_new(timing, "prefill_queue_ms", number_json(route->prefill_queue_ms));
+        json_object_set_new(timing, "prefill_ms", number_json(route->prefill_ms));
+        json_object_set_new(timing, "transfer_ms", number_json(route->transfer_ms));
         json_object_set_new(object, "route",
                             json_pack("{s:s, s:s, s:s, s:I, s:i}", "prefill_node", route->prefill_node, "decode_node",
                                       route->decode_node, "transport", route->transport, "kv_bytes",

@@ -41,7 +41,8 @@ struct answer {
 };
 
 /* Reads the call to its end.
- * Errors  the call's; what came before stays in the answer. */
+ * Errors  the call's, DATA_LOSS (peer) for a part that makes no sense; what came before stays in
+ *         the answer. */
 NODISCARD status_t answer_read(struct answer *answer, struct api_call *call, struct diag *diag);
 
 /* text, token_ids, prompt_token_ids, finish_reason, logprobs of sequence 0, all sequences,

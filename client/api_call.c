@@ -107,6 +107,18 @@ static void on_done(void *user, struct rpc_call *rpc, const struct rpc_outcome *
 
 static const struct rpc_callbacks callbacks = {.on_message = on_message, .on_done = on_done};
 
+static void free_call(struct api_call *call)
+{
+    while (call->head) {
+        struct received *next = call->head->next;
+        free(call->head);
+        call->head = next;
+    }
+    pthread_cond_destroy(&call->changed);
+    pthread_mutex_destroy(&call->mutex);
+    free(call);
+}
+
 status_t api_call_start(struct api *api, const char *method, const ProtobufCMessage *request, uint64_t deadline_ns,
                         bool wait_for_ready, struct api_call **ret_call, struct diag *diag)
 {
@@ -126,13 +138,14 @@ status_t api_call_start(struct api *api, const char *method, const ProtobufCMess
                                        .callbacks = &callbacks, .user = call};
     status_t st = rpc_channel_call(api->channel, &options, &call->call, diag);
     if (failed(st)) {
-        free(call);
         free(bytes);
+        free_call(call);
         return st;
     }
+    /* An empty queue takes a message of any size, so this fails only where the call is over;
+     * then on_done says why. */
     st = rpc_call_send(call->call, bytes, len);
     free(bytes);
-    /* A call that is over already says so through on_done. */
     if (!failed(st)) { rpc_call_half_close(call->call); }
     *ret_call = call;
     return STATUS_OK;
@@ -184,14 +197,7 @@ void api_call_end(struct api_call *call)
     }
     pthread_mutex_unlock(&call->mutex);
     rpc_call_unref(call->call);
-    while (call->head) {
-        struct received *next = call->head->next;
-        free(call->head);
-        call->head = next;
-    }
-    pthread_cond_destroy(&call->changed);
-    pthread_mutex_destroy(&call->mutex);
-    free(call);
+    free_call(call);
 }
 
 status_t api_unary(struct api *api, const char *method, const ProtobufCMessage *request,
@@ -199,7 +205,9 @@ status_t api_unary(struct api *api, const char *method, const ProtobufCMessage *
                    struct diag *diag)
 {
     struct api_call *call;
-    TRY(api_call_start(api, method, request, clock_now_ns() + timeout_ns, false, &call, diag));
+    uint64_t now_ns = clock_now_ns();
+    uint64_t deadline_ns = timeout_ns < UINT64_MAX - now_ns ? now_ns + timeout_ns : UINT64_MAX;
+    TRY(api_call_start(api, method, request, deadline_ns, false, &call, diag));
     status_t st = api_call_next(call, descriptor, ret_message, NULL, diag);
     if (!failed(st) && !*ret_message) {
         diag_set(diag, "the router ended the call without an answer");

@@ -5,6 +5,7 @@
 
 void samples_add(struct samples *samples, double value)
 {
+    if (isnan(value)) { return; } /* has no place in an order */
     if (samples->count == samples->capacity) {
         size_t capacity = samples->capacity ? samples->capacity * 2 : 1024;
         float *grown = realloc(samples->values, capacity * sizeof *grown);
@@ -25,7 +26,7 @@ double samples_quantile(struct samples *samples, double fraction)
 {
     if (samples->count == 0) { return NAN; }
     qsort(samples->values, samples->count, sizeof *samples->values, by_value);
-    double rank = fraction * (double)(samples->count - 1);
+    double rank = fmin(fmax(fraction, 0), 1) * (double)(samples->count - 1);
     size_t low = (size_t)rank;
     size_t high = low + 1 < samples->count ? low + 1 : low;
     double weight = rank - (double)low;

@@ -21,13 +21,13 @@ struct samples {
     float *values;
 };
 
-/* Drops the value where there is no memory: the count says so. */
+/* Drops a NaN, and the value where there is no memory: the count says so. */
 void samples_add(struct samples *samples, double value);
 
 /* Sorts. Linear interpolation between ranks; NaN when empty. fraction 0 .. 1 */
 double samples_quantile(struct samples *samples, double fraction);
 
-/* {"p50": ..., "p90": ..., "p99": ..., "mean": ..., "count": ...} */
+/* {"count", "mean", "p50", "p90", "p99", "max"}; without samples only "count". */
 json_t *samples_json(struct samples *samples);
 
 void samples_fini(struct samples *samples);

@@ -3,6 +3,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,7 +19,9 @@ static status_t parse_unsigned(const char *text, const char *flag, uint64_t max,
     errno = 0;
     unsigned long long value = isdigit((unsigned char)text[0]) ? strtoull(text, &end, 10) : 0;
     if (!isdigit((unsigned char)text[0]) || errno != 0 || *end != '\0' || value > max) {
-        return bad_number(diag, flag, text, "a whole number");
+        char kind[64];
+        snprintf(kind, sizeof kind, "a whole number from 0 to %llu", (unsigned long long)max);
+        return bad_number(diag, flag, text, kind);
     }
     *ret_value = value;
     return STATUS_OK;

@@ -29,7 +29,7 @@ status_t text_file_read(const char *path, char **ret_text, size_t *ret_len, stru
     if (file != stdin) { fclose(file); }
     if (failed_read) {
         free(text);
-        diag_set(diag, "%s: cannot be read", path);
+        diag_set(diag, "%s: cannot be read: %s", path, strerror(errno));
         return STATUS(ST_NOT_FOUND, SCOPE_REQUEST);
     }
     text[len] = '\0';

@@ -12,6 +12,9 @@
 
 #define TRACE_HASH_TOKENS 512.0
 
+/* A number of nanoseconds, cut at a hundred years. */
+static uint64_t to_ns(double value) { return value < 3e18 ? (uint64_t)value : UINT64_C(3000000000000000000); }
+
 status_t workload_uniform(uint32_t count, uint32_t input_tokens, uint32_t output_tokens, double rate, uint64_t seed,
                           struct workload *ret_workload)
 {
@@ -20,7 +23,7 @@ status_t workload_uniform(uint32_t count, uint32_t input_tokens, uint32_t output
     struct rng rng = rng_init(seed);
     double at_s = 0;
     for (uint32_t i = 0; i < count; i++) {
-        requests[i] = (struct workload_request){.at_ns = (uint64_t)(at_s * 1e9), .input_tokens = input_tokens,
+        requests[i] = (struct workload_request){.at_ns = to_ns(at_s * 1e9), .input_tokens = input_tokens,
                                                 .output_tokens = output_tokens};
         if (rate > 0) { at_s += -log(1.0 - rng_unit(&rng)) / rate; }
     }
@@ -34,11 +37,13 @@ static status_t bad_line(struct diag *diag, const char *path, uint32_t line, con
     return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
 }
 
+/* At least 1; at most max (0: UINT32_MAX). A double past the type's end must not be converted. */
 static uint32_t scaled(double value, double scale, uint32_t max)
 {
     double result = value * scale;
-    if (result < 1) { return 1; }
-    return max > 0 && result > max ? max : (uint32_t)result;
+    if (max == 0) { max = UINT32_MAX; }
+    if (!(result >= 1)) { return 1; }
+    return result >= max ? max : (uint32_t)result;
 }
 
 static status_t read_line(const char *path, uint32_t line, const json_t *object, double length_scale, double time_scale,
@@ -51,21 +56,30 @@ static status_t read_line(const char *path, uint32_t line, const json_t *object,
     if (!json_is_number(timestamp) || json_number_value(timestamp) < 0) { return bad_line(diag, path, line, "\"timestamp\" must be a number of milliseconds"); }
     if (!json_is_number(input) || json_number_value(input) < 0) { return bad_line(diag, path, line, "\"input_length\" must be a number of tokens"); }
     if (!json_is_number(output) || json_number_value(output) < 0) { return bad_line(diag, path, line, "\"output_length\" must be a number of tokens"); }
-    ret->at_ns = (uint64_t)(json_number_value(timestamp) * 1e6 / time_scale);
+    ret->at_ns = to_ns(json_number_value(timestamp) * 1e6 / time_scale);
     ret->input_tokens = scaled(json_number_value(input), length_scale, input_max);
     ret->output_tokens = scaled(json_number_value(output), length_scale, 0);
+    if (hashes && !json_is_array(hashes)) { return bad_line(diag, path, line, "\"hash_ids\" must be a list of whole numbers"); }
     size_t count = json_array_size(hashes);
     if (count == 0) { return STATUS_OK; }
     ret->hashes = calloc(count, sizeof *ret->hashes);
     if (!ret->hashes) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
-    for (size_t i = 0; i < count; i++) { ret->hashes[i] = (uint64_t)json_integer_value(json_array_get(hashes, i)); }
     ret->hash_count = (uint32_t)count;
+    for (size_t i = 0; i < count; i++) {
+        const json_t *hash = json_array_get(hashes, i);
+        if (!json_is_integer(hash)) { return bad_line(diag, path, line, "\"hash_ids\" must be a list of whole numbers"); }
+        ret->hashes[i] = (uint64_t)json_integer_value(hash);
+    }
     return STATUS_OK;
 }
 
 status_t workload_read_trace(const char *path, double length_scale, double time_scale, uint32_t count_max,
                              uint32_t input_max, uint64_t seed, struct workload *ret_workload, struct diag *diag)
 {
+    if (!(length_scale > 0) || !(time_scale > 0) || isinf(length_scale) || isinf(time_scale)) {
+        diag_set(diag, "--length-scale and --time-scale must be above 0");
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
+    }
     FILE *file = fopen(path, "r");
     if (!file) {
         diag_set(diag, "--trace=%s: %s", path, strerror(errno));
@@ -75,8 +89,9 @@ status_t workload_read_trace(const char *path, double length_scale, double time_
     uint32_t capacity = 0, line = 0;
     char *text = NULL;
     size_t text_capacity = 0;
+    ssize_t len;
     status_t st = STATUS_OK;
-    while ((count_max == 0 || workload.count < count_max) && getline(&text, &text_capacity, file) >= 0) {
+    while ((count_max == 0 || workload.count < count_max) && (len = getline(&text, &text_capacity, file)) >= 0) {
         line++;
         if (text[strspn(text, " \t\r\n")] == '\0') { continue; }
         if (workload.count == capacity) {
@@ -86,7 +101,7 @@ status_t workload_read_trace(const char *path, double length_scale, double time_
             workload.requests = grown;
         }
         json_error_t error;
-        json_t *object = json_loads(text, JSON_REJECT_DUPLICATES, &error);
+        json_t *object = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &error);
         if (!object) { st = bad_line(diag, path, line, error.text); break; }
         struct workload_request *request = &workload.requests[workload.count];
         memset(request, 0, sizeof *request);
@@ -96,6 +111,10 @@ status_t workload_read_trace(const char *path, double length_scale, double time_
         if (failed(st)) { break; }
     }
     free(text);
+    if (!failed(st) && ferror(file)) {
+        diag_set(diag, "--trace=%s: %s", path, strerror(errno));
+        st = STATUS_CAUSE(ST_NOT_FOUND, SCOPE_REQUEST, errno);
+    }
     fclose(file);
     if (!failed(st) && workload.count == 0) { st = bad_line(diag, path, line, "the trace is empty"); }
     if (failed(st)) { workload_fini(&workload); return st; }

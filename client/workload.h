@@ -34,12 +34,13 @@ NODISCARD status_t workload_uniform(uint32_t count, uint32_t input_tokens, uint3
  * length_scale   multiplies all lengths and the 512
  * time_scale     divides the time between arrivals: 2 is twice the rate
  * count_max      0: all lines
- * Errors  NOT_FOUND, INVALID_ARGUMENT (request): diag names file, line and field. */
+ * Errors  NOT_FOUND, INVALID_ARGUMENT (request): diag names file, line and field, or the scale. */
 NODISCARD status_t workload_read_trace(const char *path, double length_scale, double time_scale, uint32_t count_max,
                                        uint32_t input_max, uint64_t seed, struct workload *ret_workload,
                                        struct diag *diag);
 
-/* Fills tokens [input_tokens] of one request: the same bytes for the same seed and hashes. */
+/* Fills tokens [input_tokens] of one request: the same bytes for the same seed and hashes.
+ * vocab_size at least 1. */
 void workload_prompt(const struct workload *workload, uint32_t index, uint32_t vocab_size, uint32_t *ret_tokens);
 
 void workload_fini(struct workload *workload);
