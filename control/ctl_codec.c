@@ -32,15 +32,19 @@ const char *ctl_kind_name(enum ctl_kind kind)
     return (unsigned)kind < CTL_KIND_COUNT ? names[kind] : "?";
 }
 
+/* Saturates: where size_t has 32 bits, the product may not fit. */
+static size_t times(size_t bytes, size_t factor) { return bytes > SIZE_MAX / factor ? SIZE_MAX : bytes * factor; }
+
 status_t ctl_codec_create(size_t message_bytes_max, struct ctl_codec **ret_codec)
 {
+    CHECK(message_bytes_max <= CTL_MESSAGE_BYTES_MAX); /* lengths of fields become uint32_t */
     struct ctl_codec *codec = calloc(1, sizeof *codec);
     if (!codec) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
     codec->message_bytes_max = message_bytes_max;
     /* A token entry of about 20 wire bytes becomes 200 of structs; a bare submessage of two
      * wire bytes becomes one struct and one pointer, which is the worst ratio there is. */
-    arena_init(&codec->encode_arena, 64 * message_bytes_max);
-    arena_init(&codec->decode_arena, 128 * message_bytes_max);
+    arena_init(&codec->encode_arena, times(message_bytes_max, 64));
+    arena_init(&codec->decode_arena, times(message_bytes_max, 128));
     *ret_codec = codec;
     return STATUS_OK;
 }

@@ -15,8 +15,12 @@
 
 struct ctl_codec;
 
-/* message_bytes_max bounds one encoded message and the memory a hostile one can take
- * (about 24 times its bytes, for a message of nothing but empty submessages). */
+#define CTL_MESSAGE_BYTES_MAX (1u << 30)
+
+/* message_bytes_max bounds one encoded message, 1 .. CTL_MESSAGE_BYTES_MAX, and the memory a
+ * hostile one can take: at most 128 times as much while decoding, where a message of nothing
+ * but empty submessages is refused. An honest one takes about 40 times its bytes at worst
+ * (log-probabilities without alternatives). */
 NODISCARD status_t ctl_codec_create(size_t message_bytes_max, struct ctl_codec **ret_codec);
 void ctl_codec_destroy(struct ctl_codec *codec); /* takes NULL */
 

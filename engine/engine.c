@@ -67,22 +67,30 @@ uint64_t engine_memory_bytes(const struct engine_config *config)
     uint64_t vocab = model_get_config(config->model)->vocab_size;
     return forward_scratch_bytes(config->model, &limits) + 4 * vocab * logits_rows_of(config) +
            sampler_scratch_bytes((uint32_t)vocab) + (uint64_t)config->slot_count * sizeof(struct slot) +
-           (uint64_t)config->rows_max * (sizeof(struct token_logprob) + sizeof(struct forward_span)) +
+           (uint64_t)config->rows_max * sizeof(struct token_logprob) +
+           (uint64_t)config->spans_max * sizeof(struct forward_span) +
            (uint64_t)(config->slot_count + config->rows_max) * sizeof(struct step_sample);
 }
 
 /* ---- one step ---- */
 
+static status_t no_slot_memory(uint32_t slot, struct diag *diag)
+{
+    diag_set(diag, "engine: no memory for the sampler of slot %u; lower --batch-max", slot);
+    return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+}
+
 /* Makes the slot's state what the tokens so far say. Only here may a step allocate: when a
  * sequence is new to its slot and needs larger tables than any before it. */
-static status_t slot_open(struct engine *engine, const struct step_open *open)
+static status_t slot_open(struct engine *engine, const struct step_open *open, struct diag *diag)
 {
     CHECK(open->slot < engine->config.slot_count);
+    CHECK(open->params->stop_token_count <= SAMPLING_STOP_TOKENS_MAX);
     struct slot *slot = &engine->slots[open->slot];
     slot->params = *open->params;
     if (slot->params.logit_bias_count > slot->logit_bias_capacity) {
         struct logit_bias *grown = realloc(slot->logit_bias, slot->params.logit_bias_count * sizeof *grown);
-        if (!grown) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
+        if (!grown) { return no_slot_memory(open->slot, diag); }
         slot->logit_bias = grown;
         slot->logit_bias_capacity = slot->params.logit_bias_count;
     }
@@ -99,7 +107,7 @@ static status_t slot_open(struct engine *engine, const struct step_open *open)
         free(slot->memory);
         slot->memory = malloc(bytes);
         slot->memory_bytes = slot->memory ? bytes : 0;
-        if (!slot->memory) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
+        if (!slot->memory) { return no_slot_memory(open->slot, diag); }
     }
     sampler_state_init(&slot->state, &slot->params, engine->eos, engine->vocab_size, open->sequence,
                        open->prompt_count, slot->memory);
@@ -192,7 +200,7 @@ static void layer_done(uint32_t layer, void *user)
 
 static status_t run_step(struct engine *engine, const struct step_plan *plan, struct diag *diag)
 {
-    for (uint32_t i = 0; i < plan->open_count; i++) { TRY(slot_open(engine, &plan->opens[i])); }
+    for (uint32_t i = 0; i < plan->open_count; i++) { TRY(slot_open(engine, &plan->opens[i], diag)); }
     for (uint32_t i = 0; i < plan->copy_count; i++) { copy_block(engine, &plan->copies[i]); }
     if (plan->span_count == 0) { return STATUS_OK; }
     CHECK(plan->span_count <= engine->config.spans_max);
