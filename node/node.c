@@ -421,8 +421,13 @@ static status_t open_wire(struct node *node, struct diag *diag)
     TRY(attach_server_create(config->routers_max, hello, hello_bytes, on_attach_post, node, &node->attach));
     TRY(attach_server_register(node->attach, node->server, diag));
     TRY(link_grpc_create(node->runtime, config->tls_cert ? &node->tls : NULL, &node->link));
+    /* As many grants or sends as the core has legs, so that its own bounds are what refuses. */
+    uint64_t legs = (uint64_t)config->batch_max * 2 + config->waiting_max;
+    uint32_t transfers_max = legs < 256 ? 256 : legs > 65536 ? 65536 : (uint32_t)legs;
     struct kv_endpoint_config endpoint = {
         .node_id = node->name,
+        .limits = {.grants_max = node->ops->role == NODE_ROLE_DECODE ? transfers_max : 1,
+                   .sends_max = node->ops->role == NODE_ROLE_DECODE ? 1 : transfers_max},
         .boot_epoch = node->boot_epoch,
         .link_address = node->ops->role == NODE_ROLE_DECODE ? node->advertise : "",
         .fingerprint = fingerprint,

@@ -29,8 +29,8 @@ struct node_config {
     uint32_t block_tokens;
     uint32_t step_tokens;
     uint32_t chunk_tokens;
-    uint32_t batch_max;   /* decode: sequences in one step; prefill: jobs held */
-    uint32_t waiting_max; /* decode only */
+    uint32_t batch_max;   /* decode: sequences in one step; prefill: first tokens of one step */
+    uint32_t waiting_max; /* legs beyond batch_max */
     uint32_t routers_max;
     uint64_t kv_memory;
     uint64_t lease_ns;

@@ -47,7 +47,8 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         .vocab_size = shape->model->vocab_size,
         .step_rows_max = config->step_tokens,
         .chunk_tokens = config->chunk_tokens,
-        .jobs_max = config->batch_max,
+        /* Jobs that wait hold tokens, not blocks: a burst is queued as it is on the decode node. */
+        .jobs_max = config->batch_max + config->waiting_max,
         .slot_count = config->batch_max,
         .transfer_stall_ns = config->lease_ns,
         .eos_count = shape->model->eos_count,
