@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 
 def find_root():
@@ -82,7 +83,7 @@ class Cluster:
         self.root, self.model = find_root(), model or find_model()
         self.dir = tempfile.TemporaryDirectory(prefix="baton-e2e-")
         self.baton = os.path.join(self.root, "client", "baton")
-        self.nodes = {}
+        self.nodes, self.metrics_addresses = {}, {}
         base = ["--model=" + self.model, "--log-level=" + log_level]
         addresses = {"prefill": [], "decode": []}
         for role, count, flags in (("prefill", prefill, prefill_flags), ("decode", decode, decode_flags)):
@@ -93,10 +94,12 @@ class Cluster:
                         "--threads=%d" % threads, "--tcp-listen=127.0.0.1:0", "--uds-dir=" + self.dir.name]
                 if not any(flag.startswith("--kv-memory") for flag in (*common, *flags)):
                     argv.append("--kv-memory=32MiB")
+                self.metrics_addresses[name] = "127.0.0.1:%d" % free_port()
+                argv.append("--metrics-listen=" + self.metrics_addresses[name])
                 self.nodes[name] = Process(name, argv + base + list(common) + list(flags), self.dir.name)
                 addresses[role].append(address)
         self.router_address = "127.0.0.1:%d" % free_port()
-        self.router_metrics = "127.0.0.1:%d" % free_port()
+        self.router_metrics = self.metrics_addresses["router"] = "127.0.0.1:%d" % free_port()
         argv = [os.path.join(self.root, "router", "router"), "--listen=" + self.router_address,
                 "--metrics-listen=" + self.router_metrics]
         for role in addresses:
@@ -140,6 +143,9 @@ class Cluster:
             status = self.status()
             if status and test(status):
                 return status
+            if not status and self.router.popen.poll() is not None:
+                raise AssertionError("%s: the router ended with %d: %s" % (what, self.router.popen.returncode,
+                                                                           self.router.log()[-2000:]))
             time.sleep(0.02)
         raise AssertionError("%s: not within %d s; status %s" % (what, timeout, json.dumps(self.status())))
 
@@ -154,6 +160,12 @@ class Cluster:
             lambda s: s["requests_live"] == 0 and all(
                 node["blocks_free"] == node["blocks_total"] and node["blocks_total"] > 0
                 for node in s["nodes"] if node["attached"]), timeout)
+
+    def metrics(self, name):
+        """{"name{labels}": value} of one process: a node's name, or "router"."""
+        with urllib.request.urlopen("http://%s/metrics" % self.metrics_addresses[name], timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and line[0] != "#"}
 
     def generate(self, *flags, timeout=120):
         """The parsed --json answer; an AssertionError with the message when it failed."""
