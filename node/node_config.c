@@ -21,7 +21,10 @@ const struct flag node_flags[] = {
     {"batch-max", FLAG_U32, AT(batch_max), "64", "N", "Sequences that run at once; prefill: first tokens of one step.", 1, 4096},
     {"waiting-max", FLAG_U32, AT(waiting_max), "256", "N", "Legs beyond --batch-max that may wait; one more is refused.", 0, 65536},
     {"routers-max", FLAG_U32, AT(routers_max), "16", "N", "Routers attached at once.", 1, 256},
-    {"lease", FLAG_DURATION, AT(lease_ns), "30s", "TIME", "A grant without progress for this long is taken back.", 1000000, UINT64_C(3600000000000)},
+    /* Not a liveness check: a dead link is seen within seconds, a dead node or router at once, and
+     * each takes its grants back. A prompt may wait in a prefill node's queue for longer than any
+     * short lease, and then a busy cluster would throw its own work away. */
+    {"lease", FLAG_DURATION, AT(lease_ns), "10m", "TIME", "Last resort: a grant without a byte for this long is taken back.", 1000000, UINT64_C(3600000000000)},
     {"cables", FLAG_STRING, AT(cables), "auto", "auto|shm|tcp", "How KV blocks may travel.", 0, 0},
     {"tcp-listen", FLAG_STRING, AT(tcp_listen), "0.0.0.0:0", "H:P", "decode: where the tcp cable listens.", 0, 0},
     {"uds-dir", FLAG_STRING, AT(uds_dir), "/tmp", "DIR", "decode: folder of the shm cable's socket.", 0, 0},

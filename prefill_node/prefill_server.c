@@ -8,6 +8,9 @@
 #include "prefill_node/layer_push.h"
 #include "prefill_node/prefill_core.h"
 
+/* Longer than the endpoint's own limit for an acknowledgement, which ends most of them. */
+#define TRANSFER_STALL_NS (30 * NS_PER_S)
+
 /* A transfer that ended before it began: what the core is told after its actions are done. */
 struct stillborn {
     struct leg_id leg;
@@ -50,7 +53,7 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         /* Jobs that wait hold tokens, not blocks: a burst is queued as it is on the decode node. */
         .jobs_max = config->batch_max + config->waiting_max,
         .slot_count = config->batch_max,
-        .transfer_stall_ns = config->lease_ns,
+        .transfer_stall_ns = TRANSFER_STALL_NS,
         .eos_count = shape->model->eos_count,
         .eos_tokens = shape->model->eos_tokens,
     };
