@@ -84,11 +84,19 @@ static struct request_limits limits_of(const struct served_model *model)
                                    .defaults = &model->defaults};
 }
 
+static status_t need_tokenizer(const struct served_model *model, const char *field, struct diag *diag)
+{
+    if (model->tokenizer) { return STATUS_OK; }
+    diag_set(diag, "%s: %s", field, model->text_problem.text);
+    return STATUS(ST_FAILED_PRECONDITION, SCOPE_REQUEST);
+}
+
 /* Ids into a request, whatever they came from. */
 static status_t finish_spec(const struct served_model *model, const Baton__V1__SamplingParams *sampling,
                             struct token_buf *ids, uint64_t drawn_seed, struct request_spec *ret_spec, struct diag *diag)
 {
     struct request_limits limits = limits_of(model);
+    if (sampling && sampling->n_stop > 0) { TRY(need_tokenizer(model, "stop", diag)); }
     TRY(request_spec_check_ids("prompt token", ids->ids, ids->count, limits.vocab_size, diag));
     TRY(request_spec_init(ret_spec, sampling, &limits, ids->ids, ids->count, drawn_seed, diag));
     *ids = (struct token_buf){0}; /* taken */
@@ -98,6 +106,7 @@ static status_t finish_spec(const struct served_model *model, const Baton__V1__S
 static status_t encode(const struct served_model *model, const char *field, const void *text, size_t len, bool add_special,
                        struct token_buf *ids, struct diag *diag)
 {
+    TRY(need_tokenizer(model, field, diag));
     struct encode_options options = {.add_special = add_special, .parse_special = true};
     status_t st = tokenizer_encode(model->tokenizer, text, len, options, ids, diag);
     if (failed(st)) { diag_prefix(diag, "%s", field); }
@@ -112,11 +121,13 @@ static status_t generate_ids(const struct served_model *model, const Baton__V1__
     switch (request->prompt_case) {
     case BATON__V1__GENERATE_REQUEST__PROMPT_TEXT:
         (void)pb_find_bytes(bytes, len, 1, &text, &text_len);
-        if (text_len == 0) {
-            diag_set(diag, "text is empty; send at least one character, or token ids");
+        TRY(encode(model, "text", text, text_len, !request->no_special_tokens, ids, diag));
+        if (ids->count == 0) {
+            /* A BOS alone is prompt enough, as in the reference implementations. */
+            diag_set(diag, "text is empty and nothing is put around it; send at least one character, or token ids");
             return REFUSE;
         }
-        return encode(model, "text", text, text_len, !request->no_special_tokens, ids, diag);
+        return STATUS_OK;
     case BATON__V1__GENERATE_REQUEST__PROMPT_TOKENS:
         TRY(request_spec_check_ids("tokens.ids", request->tokens->ids, request->tokens->n_ids, model->config.vocab_size, diag));
         TRY(token_buf_reserve(ids, request->tokens->n_ids));
@@ -344,7 +355,8 @@ status_t request_parse_detokenize(const struct served_model *model, const uint8_
     struct arena arena;
     status_t st = REFUSE;
     Baton__V1__DetokenizeRequest *request = unpack(&arena, &baton__v1__detokenize_request__descriptor, bytes, len, diag);
-    if (request) { st = request_spec_check_ids("ids", request->ids, request->n_ids, model->config.vocab_size, diag); }
+    if (request) { st = need_tokenizer(model, "ids", diag); }
+    if (request && !failed(st)) { st = request_spec_check_ids("ids", request->ids, request->n_ids, model->config.vocab_size, diag); }
     if (!failed(st)) {
         st = tokenizer_decode(model->tokenizer, request->ids, request->n_ids, !request->show_special_tokens, text);
     }

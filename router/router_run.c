@@ -131,7 +131,8 @@ static status_t open_parts(struct router_process *process, struct diag *diag)
         diag_prefix(diag, "--model=%s", config->model);
         return st;
     }
-    if (!process->model.chat) { LOGF(LOG_WARN, "no_chat", "why=\"%s\"", process->model.chat_problem.text); }
+    if (!process->model.tokenizer) { LOGF(LOG_WARN, "no_tokenizer", "why=\"%s\"", process->model.text_problem.text); }
+    if (!process->model.chat && process->model.tokenizer) { LOGF(LOG_WARN, "no_chat", "why=\"%s\"", process->model.chat_problem.text); }
     if (config->check) { return STATUS_OK; }
     struct router_metrics_config metrics = {.listen = config->metrics_listen, .model_name = process->model.name};
     TRY(router_metrics_create(&metrics, &process->metrics, diag));

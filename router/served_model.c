@@ -12,8 +12,22 @@ static void last_part(const char *path, char *ret_part, size_t capacity)
     snprintf(ret_part, capacity, "%.*s", (int)(len - start), path + start);
 }
 
+static status_t open_tokenizer(struct served_model *model, const char *directory, struct diag *diag)
+{
+    status_t st = tokenizer_create(directory, &model->tokenizer, diag);
+    if (st.code != ST_NOT_FOUND) { return st; }
+    diag_set(&model->text_problem, "model %s has no tokenizer.json, so text can be neither read nor shown; send token ids, "
+             "or put the model's tokenizer.json into the router's model directory", model->name);
+    *diag = (struct diag){{0}};
+    return STATUS_OK;
+}
+
 static status_t open_chat(struct served_model *model, const char *choice, struct diag *diag)
 {
+    if (!model->tokenizer) {
+        model->chat_problem = model->text_problem;
+        return STATUS_OK;
+    }
     if (choice) {
         status_t st = chat_template_choose(choice, &model->chat, diag);
         if (failed(st)) {
@@ -48,7 +62,7 @@ status_t served_model_open(const char *directory, const char *name, const char *
     if (name) { snprintf(model->name, sizeof model->name, "%s", name); } else { last_part(directory, model->name, sizeof model->name); }
     status_t st = model_config_load(directory, diag, &model->config, &model->defaults);
     if (failed(st)) { goto fail; }
-    st = tokenizer_create(directory, &model->tokenizer, diag);
+    st = open_tokenizer(model, directory, diag);
     if (failed(st)) { goto fail; }
     st = open_chat(model, chat_template, diag);
     if (failed(st)) { goto fail; }

@@ -167,7 +167,7 @@ status_t session_token(struct session *session, const struct ctl_token *token, u
     if (token->sequence >= session->spec.params.n) { return STATUS_OK; }
     struct sequence *sequence = &session->sequences[token->sequence];
     if (sequence->finish != FINISH_NONE) { return STATUS_OK; }
-    if (!sequence->detokenizer) {
+    if (!sequence->detokenizer && session->model.tokenizer) {
         TRY(detokenizer_create(session->model.tokenizer, !session->spec.show_special_tokens, &sequence->detokenizer));
     }
     TRY(remember(session, sequence, token));
@@ -176,7 +176,7 @@ status_t session_token(struct session *session, const struct ctl_token *token, u
     sequence->last_token_ns = now_ns;
     sequence->token_count++;
     session->completion_tokens++;
-    if (token_is_hidden(session, sequence, token->token)) { return STATUS_OK; }
+    if (token_is_hidden(session, sequence, token->token) || !sequence->detokenizer) { return STATUS_OK; }
     session->piece.len = 0;
     TRY(detokenizer_push(sequence->detokenizer, token->token, &session->piece));
     TRY(stop_text_push(&sequence->text, session->piece.data, session->piece.len, may_stop(session, sequence)));

@@ -16,7 +16,7 @@ static void put_token_text(struct pb_writer *writer, uint32_t field, const struc
 {
     static const char replacement[] = "\xef\xbf\xbd";
     scratch->len = 0;
-    if (failed(tokenizer_token_text(tokenizer, token, scratch)) || scratch->len == 0) { return; }
+    if (!tokenizer || failed(tokenizer_token_text(tokenizer, token, scratch)) || scratch->len == 0) { return; }
     size_t raw = scratch->len, valid = utf8_valid_prefix(scratch->data, raw);
     if (valid == raw) {
         pb_put_bytes(writer, field, scratch->data, raw);

@@ -66,6 +66,39 @@ static void a_nul_is_not_lost(void **state)
     assert_non_null(strstr(diag.text, "NUL"));
 }
 
+/* Text that is empty is a prompt where the tokenizer puts something around it, and named otherwise. */
+static void empty_text_needs_a_bos(void **state)
+{
+    (void)state;
+    struct request_spec spec;
+    struct diag diag = {{0}};
+    const uint8_t plain[] = {0x0a, 0, 0x20, 1};
+    assert_int_equal(request_parse_generate(&model, plain, sizeof plain, 1, &spec, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "text is empty"));
+}
+
+/* A model without a tokenizer takes ids, and says what text would need. */
+static void without_a_tokenizer_ids_are_served(void **state)
+{
+    (void)state;
+    struct request_spec spec;
+    struct diag diag = {{0}};
+    struct served_model bare = {.config = model.config, .text_problem = {.text = "no tokenizer.json"}};
+    const uint8_t ids[] = {0x12, 4, 0x0a, 2, 5, 6};
+    assert_false(failed(request_parse_generate(&bare, ids, sizeof ids, 1, &spec, &diag)));
+    assert_int_equal(spec.prompt_count, 2);
+    request_spec_fini(&spec);
+    const uint8_t text[] = {0x0a, 1, 'a'}, stop[] = {0x12, 3, 0x0a, 1, 5, 0x1a, 3, 0x6a, 1, 'x'}, answer[] = {0x0a, 1, 5};
+    assert_int_equal(request_parse_generate(&bare, text, sizeof text, 1, &spec, &diag).code, ST_FAILED_PRECONDITION);
+    assert_non_null(strstr(diag.text, "tokenizer.json"));
+    assert_int_equal(request_parse_generate(&bare, stop, sizeof stop, 1, &spec, &diag).code, ST_FAILED_PRECONDITION);
+    assert_non_null(strstr(diag.text, "stop"));
+    struct text_buf out = {0};
+    assert_int_equal(request_parse_detokenize(&bare, answer, sizeof answer, &out, &diag).code, ST_FAILED_PRECONDITION);
+    struct token_buf tokens = {0};
+    assert_int_equal(request_parse_tokenize(&bare, text, sizeof text, &tokens, &out, &diag).code, ST_FAILED_PRECONDITION);
+}
+
 struct chat {
     Baton__V1__ChatRequest request;
     Baton__V1__ChatMessage messages[2], *list[2];
@@ -172,7 +205,8 @@ static void bad_chats_are_named(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(nonsense_is_refused), cmocka_unit_test(a_nul_is_not_lost), cmocka_unit_test(a_chat_is_rendered),
+        cmocka_unit_test(nonsense_is_refused), cmocka_unit_test(empty_text_needs_a_bos),
+        cmocka_unit_test(without_a_tokenizer_ids_are_served), cmocka_unit_test(a_nul_is_not_lost), cmocka_unit_test(a_chat_is_rendered),
         cmocka_unit_test(the_last_message_is_continued), cmocka_unit_test(bad_chats_are_named),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
