@@ -60,7 +60,9 @@ static bool parse_with_unit(const char *text, const struct unit *units, uint64_t
         if (strcmp(end, units->name) != 0) { continue; }
         uint64_t part = (uint64_t)(fraction * (double)units->factor + 0.5), value;
         if (__builtin_mul_overflow(whole, units->factor, &value)) { return false; }
-        return !__builtin_add_overflow(value, part, ret_value);
+        if (__builtin_add_overflow(value, part, &value) || value > INT64_MAX) { return false; }
+        *ret_value = value; /* half the range: clock_now_ns() + a duration never wraps */
+        return true;
     }
     return false;
 }

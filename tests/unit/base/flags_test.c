@@ -146,6 +146,11 @@ static void sizes_and_durations(void **state)
     BAD("from 1ms to 3600s", "--lease=2h");
     BAD("from 1ms to 3600s", "--lease=999us");
     BAD("from 1ms to 3600s", "--lease=5124095576030431h"); /* wraps to a small number */
+    struct flag unbounded = {"lease", FLAG_DURATION, AT(lease), NULL, "TIME", "", 0, 0};
+    char last[] = "--lease=9223372036854775807ns", past[] = "--lease=9223372036854775808ns", *argv[] = {word, last};
+    assert_false(failed(flags_parse(&unbounded, 1, &config, 2, argv, NULL, NULL, &wants_help, &diag)));
+    argv[1] = past;
+    assert_true(failed(flags_parse(&unbounded, 1, &config, 2, argv, NULL, NULL, &wants_help, &diag)));
 }
 
 /* Every way to spell a value; the last words win nothing, order means nothing. */
