@@ -71,7 +71,7 @@ void sim_result_print(const struct sim_result *sum, uint64_t seeds, FILE *out)
         {"prompt_logprobs", sum->prompt_logprobs}, {"local_prefills", sum->local_prefills},
         {"remote_prefills", sum->remote_prefills}, {"forks", sum->forked}, {"preemptions", sum->preemptions},
         {"deaths", sum->deaths}, {"cuts", sum->cuts}, {"partitions", sum->partitions}, {"drains", sum->drains},
-        {"failed_steps", sum->failed_steps}, {"router_deaths", sum->router_deaths}, {"router_drains", sum->router_drains},
+        {"failed_steps", sum->failed_steps}, {"stops", sum->stops}, {"leases", sum->leases}, {"router_deaths", sum->router_deaths}, {"router_drains", sum->router_drains},
         {"resumed_legs", sum->resumed}, {"revoked", sum->revoked}, {"late_landings", sum->late_landings},
         {"corrupted", sum->corrupted}, {"repeated_messages", sum->repeated}, {"late_messages", sum->late_messages},
         {"duplicate_tokens", sum->duplicate_tokens},
@@ -136,8 +136,42 @@ uint64_t sim_delay_ns(struct sim_world *world)
 
 /* ---- the run ---- */
 
-static void dispatch(struct sim_world *world, const struct sim_event *event)
+/* The stopped node that the event needs; NULL: it may happen. */
+static const struct sim_node *stopped_for(const struct sim_world *world, const struct sim_event *event)
 {
+    uint32_t nodes[2] = {NODES_MAX, NODES_MAX};
+    switch (event->kind) {
+    case SIM_TO_NODE:
+    case SIM_CONN_DOWN_NODE: nodes[0] = world->conns[event->a].node; break;
+    case SIM_STEP_LAYER:
+    case SIM_STEP_DONE:
+    case SIM_TICK_NODE: nodes[0] = event->a; break;
+    case SIM_XFER_SLICE:
+    case SIM_XFER_COMMIT:
+    case SIM_XFER_FAIL_D:
+    case SIM_XFER_FENCE: nodes[0] = world->xfers[event->a].decode_node; break;
+    case SIM_XFER_ACK: nodes[0] = world->xfers[event->a].prefill_node; break;
+    case SIM_XFER_END_P: nodes[0] = event->a == UINT32_MAX ? event->c : world->xfers[event->a].prefill_node; break;
+    default: return NULL;
+    }
+    /* A slice in shared memory needs its source, too: pulled bytes do not move by themselves. */
+    if (event->kind == SIM_XFER_SLICE) { nodes[1] = world->xfers[event->a].prefill_node; }
+    for (unsigned i = 0; i < 2; i++) {
+        if (nodes[i] < NODES_MAX && world->nodes[nodes[i]].stopped_until_ns > world->now_ns) { return &world->nodes[nodes[i]]; }
+    }
+    return NULL;
+}
+
+static void dispatch(struct sim_world *world, struct sim_event *event)
+{
+    const struct sim_node *stopped = stopped_for(world, event);
+    if (stopped) {
+        struct sim_event *later = sim_at(world, stopped->stopped_until_ns, event->kind);
+        *later = (struct sim_event){.at_ns = later->at_ns, .order = later->order, .kind = event->kind, .a = event->a, .b = event->b,
+                                    .c = event->c, .generation = event->generation, .bytes = event->bytes, .byte_count = event->byte_count};
+        event->bytes = NULL;
+        return;
+    }
     switch (event->kind) {
     case SIM_SUBMIT:
     case SIM_CANCEL:

@@ -28,6 +28,7 @@ enum sim_fault_kind {
     FAULT_PARTITION,  /* no KV passes between prefill node and node for `for_ns` */
     FAULT_DRAIN,      /* node; it ends `for_ns` later */
     FAULT_STEP,       /* the node's next step fails in its engine */
+    FAULT_STOP,       /* node: SIGSTOP, and SIGCONT `for_ns` later; its streams stay whole */
     FAULT_SLOW,       /* every link is slow for `for_ns` */
     FAULT_ROUTER_DIE, /* router: its clients see a broken call, the nodes a broken stream */
     FAULT_ROUTER_DRAIN,
@@ -63,7 +64,7 @@ struct sim_options {
 struct sim_result {
     uint64_t events, virtual_ns;
     uint64_t requests, finished, stopped, cancelled, expired, refused, lost;
-    uint64_t deaths, cuts, partitions, drains, failed_steps, router_deaths, router_drains;
+    uint64_t deaths, cuts, partitions, drains, failed_steps, stops, leases, router_deaths, router_drains;
     uint64_t resumed, preemptions, corrupted, revoked, forked, repeated, late_landings;
     uint64_t local_prefills, remote_prefills, prompt_logprobs, duplicate_tokens, late_messages;
     uint64_t tokens;

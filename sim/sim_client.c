@@ -48,6 +48,7 @@ void sim_client_event(struct sim_world *world, const struct sim_event *event)
         if (request->ended[event->b]) { return; }
         sim_trace(world, "req %u seq %u: a stop string", event->a, event->b);
         request->stopped[event->b] = true;
+        request->stopped_ns[event->b] = world->now_ns;
         world->result.stopped++;
         fact.kind = ROUTER_EV_SEQUENCE_STOP;
         fact.sequence = event->b;
@@ -139,6 +140,16 @@ void sim_client_check_free(struct sim_world *world, uint32_t over_count)
     for (uint32_t i = 0; i < world->node_count; i++) { sim_node_check_idle(world, &world->nodes[i]); }
 }
 
+/* Where nothing breaks, nobody computes a sequence 100 ms after its stop string. */
+void sim_client_check_wanted(struct sim_world *world, uint32_t router, const struct ctl_token *token)
+{
+    if (router != 0) { return; }
+    uint32_t index = world->request_of_leg[(token->leg.lo >> 24) % LEGS_MAX], s = token->sequence;
+    const struct sim_request *request = &world->requests[index];
+    if (s >= request->params.n || !request->stopped[s]) { return; }
+    if (world->now_ns > request->stopped_ns[s] + 100 * NS_PER_MS) { sim_fail(world, "request %u seq %u: computed long after it was stopped", index, s); }
+}
+
 static void on_finished(struct sim_world *world, uint32_t index, struct sim_request *request, const struct router_action *action)
 {
     if (action->message == NULL) { sim_fail(world, "request %u: ends without a message", index); }
@@ -165,6 +176,10 @@ static void on_finished(struct sim_world *world, uint32_t index, struct sim_requ
         break;
     case ST_RESOURCE_EXHAUSTED:
         is_fine = !has_output(request) && action->retry_after_ms > 0;
+        world->result.refused++;
+        break;
+    case ST_INVALID_ARGUMENT:
+        is_fine = !has_output(request) && action->route.legs <= 1 && world->has_small_node;
         world->result.refused++;
         break;
     case ST_UNAVAILABLE:

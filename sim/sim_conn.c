@@ -139,6 +139,9 @@ static void to_router(struct sim_world *world, const struct sim_event *event)
         conn->up_at_router = true;
         fact.kind = ROUTER_EV_NODE_UP;
     }
+    if (msg.kind == CTL_TOKENS && world->options.calm) {
+        for (uint32_t i = 0; i < msg.tokens.count; i++) { sim_client_check_wanted(world, conn->router, &msg.tokens.tokens[i]); }
+    }
     sim_router_event(world, conn->router, &fact);
 }
 
@@ -284,6 +287,10 @@ void sim_router_event(struct sim_world *world, uint32_t index, struct router_eve
             sim_fail(world, "the router sends a %s to a node that is not there", ctl_kind_name(action->msg.kind));
         }
         post(world, id, false, &action->msg);
+        if (action->msg.kind == CTL_RESERVE && index == 0) {
+            const struct ctl_work *work = &action->msg.reserve.work;
+            world->request_of_leg[(work->leg.lo >> 24) % LEGS_MAX] = (uint32_t)(work->params.seed & 0xff);
+        }
     }
     router_core_audit(router->core);
     uint64_t deadline_ns = router_core_deadline_ns(router->core);

@@ -324,6 +324,7 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
     node->is_alive = true;
     node->is_draining = false;
     node->next_step_fails = false;
+    node->stopped_until_ns = 0;
     if (node->epoch > 1) { sim_trace(world, "%s starts, epoch %u", sim_node_name(world, node->index), (unsigned)node->epoch); }
     node->plan = NULL;
     node->next_tick_ns = 0;

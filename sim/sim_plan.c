@@ -108,6 +108,8 @@ static void plan_faults(struct sim_world *world, uint64_t window_ns)
         fault->node = pick(world, 0, world->node_count - 1);
         fault->router = pick(world, 0, world->router_count - 1);
         fault->for_ns = sim_chance(world, 150) ? UINT64_MAX : rng_below(&world->rng, 300) * NS_PER_MS;
+        /* Now and then longer than any lease. */
+        if (fault->kind == FAULT_STOP && sim_chance(world, 300)) { fault->for_ns = XFER_LEASE_NS + fault->for_ns % (2 * NS_PER_S); }
         if (fault->kind == FAULT_PARTITION) {
             if (world->prefill_count == 0) { fault->kind = FAULT_DIE; continue; }
             fault->prefill_node = pick(world, 0, world->prefill_count - 1);
@@ -152,6 +154,12 @@ void sim_fault(struct sim_world *world, const struct sim_fault *fault)
         world->result.drains++;
         sim_node_drain(world, node);
         return;
+    case FAULT_STOP:
+        if (!node->is_alive || node->stopped_until_ns > world->now_ns) { return; }
+        sim_trace(world, "%s stands still", sim_node_name(world, node->index));
+        node->stopped_until_ns = until(world, fault);
+        world->result.stops++;
+        return;
     case FAULT_STEP: node->next_step_fails = node->is_alive; return;
     case FAULT_SLOW: world->slow_until_ns = until(world, fault); return;
     case FAULT_ROUTER_DIE: sim_router_die(world, fault->router); return;
@@ -177,6 +185,7 @@ void sim_go_quiet(struct sim_world *world)
     for (uint32_t i = 0; i < world->node_count; i++) {
         struct sim_node *node = &world->nodes[i];
         node->next_step_fails = false;
+        node->stopped_until_ns = 0; /* what was put off happens at the time it was put off to */
         if (node->is_alive && node->is_draining) { sim_node_die(world, node, UINT64_MAX); }
         if (!node->is_alive) { sim_node_start(world, node); }
     }
@@ -203,6 +212,12 @@ void sim_plan_from_seed(struct sim_world *world)
             .suspect_ttl_ns = 500 * NS_PER_MS,
         };
     }
+    /* One decode node that long requests do not fit: they must find the other. */
+    if (decode_count > 1 && sim_chance(world, 150)) {
+        world->has_small_node = true;
+        struct sim_node *node = &world->nodes[pick(world, prefill_count, world->node_count - 1)];
+        node->block_count = 4 + node->block_count / 4;
+    }
     world->request_count = pick(world, 4, REQUESTS_MAX);
     for (uint32_t i = 0; i < world->request_count; i++) { plan_request(world, i, window_ns); }
     /* Drawn in any case, so that a calm run has the cluster and the requests of the other. */
@@ -210,6 +225,10 @@ void sim_plan_from_seed(struct sim_world *world)
     plan_faults(world, window_ns);
     if (world->options.calm || !is_stormy) { world->fault_count = world->poison_per_mille = world->repeat_per_mille = 0; }
     world->quiet_at_ns = 10 * NS_PER_MS + 3 * window_ns;
+    for (uint32_t i = 0; i < world->fault_count; i++) {
+        const struct sim_fault *fault = &world->faults[i];
+        if (fault->kind == FAULT_STOP && fault->for_ns > XFER_LEASE_NS) { world->quiet_at_ns += 2 * XFER_LEASE_NS; }
+    }
     start_cluster(world);
     for (uint32_t i = 0; i < world->request_count; i++) { submit_at(world, i); }
     queue_faults(world);

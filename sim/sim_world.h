@@ -23,6 +23,7 @@
 #define SLOTS_MAX 32u
 #define TICKET_BYTES 32u
 #define ROUTERS_MAX 2u
+#define LEGS_MAX 4096u
 #define NO_CONN UINT32_MAX
 #define XFER_LEASE_NS (5 * NS_PER_S) /* a grant where nothing lands for so long is over */
 #define RING_LINES 48u
@@ -69,6 +70,7 @@ struct sim_node {
     uint64_t next_tick_ns;
     bool is_draining;
     bool next_step_fails;
+    uint64_t stopped_until_ns;
 };
 
 /* One Attach stream. Its index is the handle that the node gives its router: a new stream is a
@@ -124,6 +126,7 @@ struct sim_request {
     uint8_t expected_finish[4];
     uint32_t emitted[4];
     bool ended[4], stopped[4];
+    uint64_t stopped_ns[4];
     uint32_t stop_after[4];   /* a "stop string" after so many tokens; UINT32_MAX: none */
     uint32_t prompt_logprobs;
 };
@@ -146,6 +149,7 @@ struct sim_world {
     uint32_t conn_count, conn_capacity;
     uint32_t router_count;
     struct sim_router routers[ROUTERS_MAX];
+    uint32_t request_of_leg[LEGS_MAX]; /* by the count in its id, modulo; of router 0 of a calm run */
     uint32_t request_count, submitted_count, over_count;
     struct sim_request requests[REQUESTS_MAX];
     uint32_t fault_count, fault_next; /* faults with at_event, in order, from fault_next on */
@@ -153,6 +157,7 @@ struct sim_world {
     uint64_t quiet_at_ns, slow_until_ns;
     uint32_t poison_per_mille, repeat_per_mille;
     bool is_quiet;
+    bool has_small_node;   /* one that some requests do not fit */
     char ring[RING_LINES][LINE_CHARS];
     uint64_t ring_count;
 };
@@ -186,6 +191,7 @@ void sim_conn_event(struct sim_world *world, const struct sim_event *event);
 /* sim_client.c */
 void sim_client_event(struct sim_world *world, const struct sim_event *event);
 void sim_client_action(struct sim_world *world, uint32_t router, const struct router_action *action);
+void sim_client_check_wanted(struct sim_world *world, uint32_t router, const struct ctl_token *token);
 void sim_client_check_free(struct sim_world *world, uint32_t over_count);
 void sim_client_router_died(struct sim_world *world, uint32_t router);
 

@@ -171,9 +171,12 @@ void sim_xfer_abort(struct sim_world *world, struct sim_node *node, struct leg_i
 {
     struct sim_xfer *xfer = find(world, leg);
     if (!xfer || xfer->prefill_node != node->index || xfer->prefill_epoch != node->epoch || !xfer->p_open) { return; }
-    end_at_p(world, xfer, world->now_ns + sim_delay_ns(world), ST_ABORTED);
+    /* What was handed to the cable goes on until both have heard, commit and all. */
+    uint64_t heard_ns = world->now_ns + sim_delay_ns(world);
+    if (!world->options.scenario && !world->options.calm) { heard_ns += rng_below(&world->rng, 8) * NS_PER_MS; }
+    end_at_p(world, xfer, heard_ns, ST_ABORTED);
     if (xfer->d_open && !xfer->d_revoked) {
-        struct sim_event *event = at(world, xfer, world->now_ns + sim_delay_ns(world), SIM_XFER_FAIL_D);
+        struct sim_event *event = at(world, xfer, heard_ns, SIM_XFER_FAIL_D);
         event->b = ST_ABORTED;
     }
 }
@@ -301,6 +304,12 @@ void sim_xfer_event(struct sim_world *world, const struct sim_event *event)
         if (event->b == ST_DEADLINE_EXCEEDED && world->now_ns < xfer->lease_until_ns) {
             at(world, xfer, xfer->lease_until_ns, SIM_XFER_FAIL_D)->b = ST_DEADLINE_EXCEEDED;
             return;
+        }
+        if (event->b == ST_DEADLINE_EXCEEDED) {
+            /* The lease is for nodes that stand still. In any other case somebody forgot to
+             * say that the transfer will not be. */
+            if (world->result.stops == 0) { sim_fail(world, "the transfer of leg %llu ran into its lease", (unsigned long long)xfer->leg.lo >> 24); }
+            world->result.leases++;
         }
         trace(world, xfer, event->b == ST_DATA_LOSS ? "a checksum is wrong" : "failed");
         xfer->d_told = true;
