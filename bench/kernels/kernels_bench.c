@@ -115,11 +115,11 @@ static double run_case(struct bench *b, struct bench_case *c)
     void (*run)(struct bench *, struct bench_case *) = c->kind == GEMM ? run_gemm : run_attention;
     run(b, c);
     uint32_t calls = 0;
-    uint64_t start_ns = clock_now_ns(), now_ns;
+    uint64_t start_ns = probe_now_ns(b->threads), now_ns;
     do {
         run(b, c);
         calls++;
-        now_ns = clock_now_ns();
+        now_ns = probe_now_ns(b->threads);
     } while (now_ns - start_ns < 10 * NS_PER_MS);
     return (double)(now_ns - start_ns) / (double)NS_PER_S / calls;
 }

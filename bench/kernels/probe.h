@@ -7,6 +7,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The clock that the probes and what is judged by them are timed with: this process's CPU time for
+ * one thread, so that a slice lost to a neighbour on the same core counts for neither side; the
+ * monotonic clock for several, whose waiting for each other is part of the result. */
+uint64_t probe_now_ns(uint32_t threads);
+
 /* Bytes a second that `threads` threads read, each from its own part of the buffer, which it walks
  * as `streams` (1..8) equal runs side by side. Sums what it reads. One pass. */
 double probe_read_bytes_per_s(const void *buffer, size_t bytes, uint32_t threads, uint32_t streams);

@@ -7,7 +7,7 @@
  * kernel half, as iperf3 does; the receiver sums what is still in its cache and its copies go
  * to cold blocks instead of one warm buffer.
  *
- * Run:  transfer_bench [--rounds=5] [--cables=shm,tcp] [--slices=65536,4096] [--mib=256]
+ * Run:  transfer_bench [--rounds=5] [--cables=shm,tcp] [--slices=65536,4096] [--mib=256] [--iperf3=no]
  * One JSON line per figure: the median of the rounds, in GB/s (1e9), and the ratio to its
  * yardstick. Rounds are interleaved, so that all see the same machine. The cpu_gbps figures
  * divide by CPU time instead: on a machine with other work they still compare. */
@@ -329,6 +329,7 @@ int main(int argc, char **argv)
     uint32_t mib = (uint32_t)atoi(option(argc, argv, "--mib=", "256"));
     const char *cables = option(argc, argv, "--cables=", "shm,tcp");
     const char *slices = option(argc, argv, "--slices=", "65536,4096");
+    const bool wants_iperf3 = strcmp(option(argc, argv, "--iperf3=", "yes"), "no") != 0;
     if (rounds < 1 || rounds > ROUNDS_MAX || mib < 1) { die("--rounds or --mib is out of range"); }
     signal(SIGPIPE, SIG_IGN);
     struct pair pairs[16];
@@ -352,7 +353,7 @@ int main(int argc, char **argv)
             copies[i][round] = copy.gbps;
             copies_cpu[i][round] = copy.cpu_gbps;
         }
-        struct answer stream = iperf3_measure();
+        struct answer stream = wants_iperf3 ? iperf3_measure() : (struct answer){.gbps = 0};
         iperf[round] = stream.gbps;
         iperf_cpu[round] = stream.cpu_gbps;
         for (uint32_t i = 0; i < pair_count; i++) { pair_measure(&pairs[i], round); }
