@@ -1,0 +1,117 @@
+/* Claims on a node's flags, and on the plan of its memory: what does not go together or does not
+ * fit is refused before anything starts. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "node/memory_plan.h"
+#include "node/node_config.h"
+
+static struct node_config config;
+static struct diag diag;
+
+static status_t parse(const char *const *words)
+{
+    static char copies[16][128];
+    char *argv[17] = {copies[0]};
+    int argc = 1;
+    bool wants_help;
+    for (; words[argc - 1]; argc++) {
+        snprintf(copies[argc], sizeof copies[argc], "%s", words[argc - 1]);
+        argv[argc] = copies[argc];
+    }
+    memset(&diag, 0, sizeof diag);
+    TRY(flags_parse(node_flags, node_flag_count, &config, argc, argv, NULL, NULL, &wants_help, &diag));
+    return node_config_check(&config, &diag);
+}
+
+#define PARSE(...) parse((const char *const[]){__VA_ARGS__, NULL})
+
+/* The defaults, with a model, are a config that holds. */
+static void the_defaults_hold(void **state)
+{
+    (void)state;
+    status_t st = PARSE("--model=dir");
+    if (failed(st)) { fail_msg("%s", diag.text); }
+    assert_string_equal(config.model, "dir");
+    assert_true(config.kv_memory == UINT64_C(256) << 20);
+    assert_int_equal(config.block_tokens, 16);
+    assert_true(config.lease_ns >= UINT64_C(1000000000)); /* shorter than a pause of the network: no */
+    assert_true(config.chunk_tokens <= config.step_tokens);
+}
+
+/* No flag is listed twice, each has a help text, and each default is within its own range: the
+ * table's own mistakes would show as a user's. */
+static void the_table_is_sound(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < node_flag_count; i++) {
+        assert_non_null(node_flags[i].help);
+        assert_true(node_flags[i].offset < sizeof config);
+        for (uint32_t k = 0; k < i; k++) {
+            assert_string_not_equal(node_flags[i].name, node_flags[k].name);
+            assert_int_not_equal(node_flags[i].offset, node_flags[k].offset);
+        }
+    }
+}
+
+/* What does not go together is refused by the names of the flags. */
+static void what_does_not_fit_together_is_refused(void **state)
+{
+    (void)state;
+    static const struct { const char *words[4]; const char *reason; } cases[] = {
+        {{NULL}, "--model: needed"},
+        {{"--model=d", "--kv-block-tokens=24", NULL}, "16 or 32"},
+        {{"--model=d", "--kv-block-tokens=64", NULL}, "--kv-block-tokens=64"},
+        {{"--model=d", "--batch-max=64", "--step-tokens=32", NULL}, "--step-tokens"},
+        {{"--model=d", "--tls-cert=a.pem", NULL}, "go together"},
+        {{"--model=d", "--tls-cert=a", "--tls-key=b", NULL}, "--tls-ca"},
+        {{"--model=d", "--threads=257", NULL}, "from 0 to 256"},
+        {{"--model=d", "--lease=0s", NULL}, "from 1ms to 3600s"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        status_t st = parse(cases[i].words);
+        assert_int_equal(st.code, ST_INVALID_ARGUMENT);
+        if (!strstr(diag.text, cases[i].reason)) { fail_msg("case %zu: %s", i, diag.text); }
+    }
+    assert_false(failed(PARSE("--model=d", "--kv-block-tokens=32", "--tls-cert=a", "--tls-key=b", "--tls-ca=c")));
+}
+
+/* A plan that fits passes; one that does not names its parts, the sum and what there is; sums
+ * that wrap around do not fit either. */
+static void memory_is_planned(void **state)
+{
+    (void)state;
+    assert_true(memory_plan_available() > 0);
+    struct memory_plan plan = {.kv_bytes = 1 << 20, .engine_bytes = 1 << 20};
+    assert_false(failed(memory_plan_check(&plan, &diag)));
+    plan.weights_mapped_bytes = UINT64_MAX; /* mapped files are the page cache's */
+    assert_false(failed(memory_plan_check(&plan, &diag)));
+    plan = (struct memory_plan){.kv_bytes = UINT64_C(1) << 60, .engine_bytes = UINT64_C(3) << 20, .weights_owned_bytes = 7u << 20};
+    status_t st = memory_plan_check(&plan, &diag);
+    assert_int_equal(st.code, ST_RESOURCE_EXHAUSTED);
+    assert_int_equal(st.scope, SCOPE_NODE);
+    assert_non_null(strstr(diag.text, "(1099511627776 MiB)"));
+    assert_non_null(strstr(diag.text, "(3 MiB)"));
+    assert_non_null(strstr(diag.text, "take 1099511627779 MiB"));
+    assert_non_null(strstr(diag.text, "7 MiB copied"));
+    assert_non_null(strstr(diag.text, "--kv-memory"));
+    plan = (struct memory_plan){.kv_bytes = UINT64_MAX, .engine_bytes = 2};
+    assert_true(failed(memory_plan_check(&plan, &diag)));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_defaults_hold),
+        cmocka_unit_test(the_table_is_sound),
+        cmocka_unit_test(what_does_not_fit_together_is_refused),
+        cmocka_unit_test(memory_is_planned),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
