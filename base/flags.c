@@ -143,7 +143,7 @@ static status_t set_value(const struct flag *flag, void *config, const char *tex
     case FLAG_F32: {
         errno = 0;
         float value = strtof(text, &end);
-        if (end == text || *end != '\0' || !isfinite(value)) { break; }
+        if (end == text || isspace((unsigned char)text[0]) || *end != '\0' || !isfinite(value)) { break; }
         *(float *)target = value;
         return STATUS_OK;
     }

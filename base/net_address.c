@@ -86,6 +86,16 @@ static status_t free_port(const char *host, uint16_t *ret_port, struct diag *dia
     return st;
 }
 
+status_t net_address_check(const char *flag, const char *text, struct diag *diag)
+{
+    if (!text) { return STATUS_OK; }
+    char host[NET_HOST_CHARS_MAX + 1];
+    uint16_t port;
+    status_t st = net_address_split(text, host, &port, diag);
+    if (failed(st)) { diag_prefix(diag, "--%s", flag); }
+    return st;
+}
+
 status_t net_address_listen(const char *text, char *ret_text, size_t capacity, struct diag *diag)
 {
     char host[NET_HOST_CHARS_MAX + 1];

@@ -17,6 +17,10 @@
 NODISCARD status_t net_address_split(const char *text, char ret_host[NET_HOST_CHARS_MAX + 1], uint16_t *ret_port,
                                      struct diag *diag);
 
+/* The same as a check of a flag's value: diag names the flag as well.
+ * text  may be NULL: a flag that is not set */
+NODISCARD status_t net_address_check(const char *flag, const char *text, struct diag *diag);
+
 /* Copies `text`; a port of 0 is replaced by one that is free now.
  * Errors  INVALID_ARGUMENT as above, and where ret_text is too small; UNAVAILABLE (node): the
  *         port is 0 and the host is not an address of this machine. */

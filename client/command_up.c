@@ -25,9 +25,9 @@
 #define ARG_CHARS_MAX 4096u
 
 struct up_config {
-    const char *model, *load, *listen, *bin_dir, *log_level, *kv_memory, *isa, *cables, *chat_template;
+    const char *model, *load, *listen, *bin_dir, *log_level, *isa, *cables, *chat_template;
     uint32_t prefill, decode, threads;
-    uint64_t ready_timeout_ns, drain_timeout_ns;
+    uint64_t kv_memory, ready_timeout_ns, drain_timeout_ns;
     const char *prefill_flags, *decode_flags, *router_flags;
 };
 
@@ -37,7 +37,7 @@ static const struct flag up_flags[] = {
     {"decode", FLAG_U32, offsetof(struct up_config, decode), "1", "N", "Decode nodes.", 1, 32},
     {"listen", FLAG_STRING, offsetof(struct up_config, listen), ROUTER_DEFAULT, "H:P", "The router's address; port 0 picks one.", 0, 0},
     {"threads", FLAG_U32, offsetof(struct up_config, threads), "0", "N", "Compute threads of each node; 0 shares the cores.", 0, 256},
-    {"kv-memory", FLAG_STRING, offsetof(struct up_config, kv_memory), "256MiB", "SIZE", "KV block pool of each node.", 0, 0},
+    {"kv-memory", FLAG_BYTES, offsetof(struct up_config, kv_memory), "256MiB", "SIZE", "KV block pool of each node.", 0, 0},
     {"load", FLAG_STRING, offsetof(struct up_config, load), "auto", "auto|dummy", "dummy: random weights.", 0, 0},
     {"isa", FLAG_STRING, offsetof(struct up_config, isa), "auto", "NAME", "Instruction set of the kernels.", 0, 0},
     {"cables", FLAG_STRING, offsetof(struct up_config, cables), "auto", "auto|shm|tcp", "How KV blocks travel.", 0, 0},
@@ -160,7 +160,7 @@ static status_t add_node(const struct up_config *config, const char *role, uint3
     struct child *child;
     TRY(add_child(config, binary, role, index, "127.0.0.1:0", &child, diag));
     bool ok = add_arg(child, "--name=%s", child->name) && add_arg(child, "--threads=%u", threads_of(config)) &&
-              add_arg(child, "--kv-memory=%s", config->kv_memory) && add_arg(child, "--load=%s", config->load) &&
+              add_arg(child, "--kv-memory=%llu", (unsigned long long)config->kv_memory) && add_arg(child, "--load=%s", config->load) &&
               add_arg(child, "--isa=%s", config->isa) && add_arg(child, "--cables=%s", config->cables) &&
               add_arg(child, "--tcp-listen=127.0.0.1:0") &&
               add_arg(child, "--drain-timeout=%lluns", (unsigned long long)config->drain_timeout_ns) && add_more(child, more);

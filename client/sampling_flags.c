@@ -32,7 +32,7 @@ static status_t parse_float(const char *text, const char *flag, float *ret_value
     char *end;
     errno = 0;
     float value = strtof(text, &end);
-    if (end == text || *end != '\0' || !isfinite(value)) { return bad_number(diag, flag, text, "a number"); }
+    if (end == text || isspace((unsigned char)text[0]) || *end != '\0' || !isfinite(value)) { return bad_number(diag, flag, text, "a number"); }
     *ret_value = value;
     return STATUS_OK;
 }

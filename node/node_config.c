@@ -1,6 +1,9 @@
 #include "node/node_config.h"
 
 #include <stddef.h>
+#include <string.h>
+
+#include "base/net_address.h"
 
 #define AT(field) offsetof(struct node_config, field)
 
@@ -46,6 +49,16 @@ static status_t bad(struct diag *diag, const char *text)
     return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
 }
 
+static status_t check_cables(const char *cables, struct diag *diag)
+{
+    static const char *const known[] = {"auto", "shm", "tcp", "shm,tcp", "tcp,shm"};
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        if (strcmp(cables, known[i]) == 0) { return STATUS_OK; }
+    }
+    diag_set(diag, "--cables=%s: takes auto, shm, tcp, or both in the order to prefer them, as tcp,shm", cables);
+    return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+}
+
 status_t node_config_check(const struct node_config *config, struct diag *diag)
 {
     if (!config->model) { return bad(diag, "--model: needed, a Hugging Face model directory"); }
@@ -55,6 +68,11 @@ status_t node_config_check(const struct node_config *config, struct diag *diag)
     if (config->batch_max > config->step_tokens) {
         return bad(diag, "--batch-max must not exceed --step-tokens: each running sequence is one row of a step");
     }
+    TRY(net_address_check("listen", config->listen, diag));
+    TRY(net_address_check("advertise", config->advertise, diag));
+    TRY(net_address_check("tcp-listen", config->tcp_listen, diag));
+    TRY(net_address_check("metrics-listen", config->metrics_listen, diag));
+    TRY(check_cables(config->cables, diag));
     int tls = (config->tls_cert != NULL) + (config->tls_key != NULL) + (config->tls_ca != NULL);
     if (tls != 0 && tls != 3) { return bad(diag, "--tls-cert, --tls-key and --tls-ca go together"); }
     return STATUS_OK;

@@ -2,6 +2,8 @@
 
 #include <stddef.h>
 
+#include "base/net_address.h"
+
 #define AT(field) offsetof(struct router_config, field)
 #define HOUR_NS UINT64_C(3600000000000)
 
@@ -50,6 +52,8 @@ status_t router_config_check(const struct router_config *config, struct diag *di
 {
     if (!config->model) { return bad(diag, "--model: needed, a Hugging Face model directory"); }
     if (config->decode.count == 0) { return bad(diag, "--decode: needed, the address of at least one decode node"); }
+    TRY(net_address_check("listen", config->listen, diag));
+    TRY(net_address_check("metrics-listen", config->metrics_listen, diag));
     int tls = (config->tls_cert != NULL) + (config->tls_key != NULL) + (config->tls_ca != NULL);
     if (tls != 0 && tls != 3) { return bad(diag, "--tls-cert, --tls-key and --tls-ca go together"); }
     return STATUS_OK;

@@ -79,8 +79,9 @@ class Cluster:
     """with Cluster(prefill=1, decode=2) as cluster: cluster.generate(prompt="...")"""
 
     def __init__(self, prefill=1, decode=1, model=None, common=(), prefill_flags=(), decode_flags=(), router_flags=(),
-                 threads=1, log_level="info"):
+                 threads=1, log_level="info", client_flags=()):
         self.root, self.model = find_root(), model or find_model()
+        self.client_flags = list(client_flags)
         self.dir = tempfile.TemporaryDirectory(prefix="baton-e2e-")
         self.baton = os.path.join(self.root, "client", "baton")
         self.nodes, self.metrics_addresses = {}, {}
@@ -130,8 +131,8 @@ class Cluster:
         return [*self.nodes.values(), self.router]
 
     def run(self, command, *flags, timeout=120):
-        return subprocess.run([self.baton, command, "--router=" + self.router_address, *flags], capture_output=True,
-                              text=True, timeout=timeout)
+        return subprocess.run([self.baton, command, "--router=" + self.router_address, *self.client_flags, *flags],
+                              capture_output=True, text=True, timeout=timeout)
 
     def status(self):
         got = self.run("status", "--json")
@@ -195,5 +196,5 @@ class Cluster:
 
     def stream(self, *flags):
         """The running `baton generate`, text on its stdout as it comes."""
-        return subprocess.Popen([self.baton, "generate", "--router=" + self.router_address, *flags],
+        return subprocess.Popen([self.baton, "generate", "--router=" + self.router_address, *self.client_flags, *flags],
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)

@@ -115,12 +115,23 @@ static void a_wildcard_is_not_advertised(void **state)
     assert_string_equal(text, "[2001:db8::5]:7001");
 }
 
+/* A flag's value that is no address is refused with the flag's name; one that is not set is fine. */
+static void a_flag_is_named(void **state)
+{
+    (void)state;
+    assert_int_equal(net_address_check("metrics-listen", "nonsense", &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "--metrics-listen"));
+    assert_non_null(strstr(diag.text, "nonsense"));
+    assert_false(failed(net_address_check("metrics-listen", NULL, &diag)));
+    assert_false(failed(net_address_check("metrics-listen", "[::1]:80", &diag)));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_no_address_is_refused), cmocka_unit_test(addresses_split),
         cmocka_unit_test(port_0_becomes_a_free_one),     cmocka_unit_test(nothing_is_cut),
-        cmocka_unit_test(a_wildcard_is_not_advertised),
+        cmocka_unit_test(a_wildcard_is_not_advertised), cmocka_unit_test(a_flag_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
