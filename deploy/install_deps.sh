@@ -71,6 +71,8 @@ fi
 echo "Installing ${#missing[@]} Debian packages and what they need (some minutes): ${missing[*]}"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+# Half an installation is worse than a late one: apt is left to finish.
+trap 'echo >&2; echo "Stopped; what apt has begun it finishes by itself." >&2; exit 130' INT
 
 # Shows that it goes on: the last line of the log, on a terminal only.
 watched() {

@@ -72,6 +72,8 @@ for binary in router/router prefill_node/prefill_node decode_node/decode_node cl
   [[ -x "$bin/$binary" ]] || fail "$bin/$binary is missing after the build; try: bazel build //${binary%/*}"
 done
 baton="$bin/client/baton"
+# Bazel's link reads better than where it leads; it may be missing, or another build's.
+[[ ! bazel-bin/client/baton -ef "$baton" ]] || baton="$PWD/bazel-bin/client/baton"
 echo "$bin/{router/router,prefill_node/prefill_node,decode_node/decode_node,client/baton}"
 
 step "3/4 start: one router, one prefill node, one decode node"
