@@ -21,6 +21,7 @@ void sim_print_failure(FILE *out)
     struct sim_world *world = sim_running;
     if (!world) { return; }
     sim_running = NULL; /* once */
+    if (world->options.trace) { fflush(world->options.trace); }
     uint64_t first = world->ring_count > RING_LINES ? world->ring_count - RING_LINES : 0;
     for (uint64_t i = first; i < world->ring_count; i++) { fprintf(out, "  %s\n", world->ring[i % RING_LINES]); }
     fprintf(out, "sim: broke at %.3f ms, event %llu\nreplay: bazel run //sim -- --seed=%llu --trace%s\n", (double)world->now_ns / 1e6,

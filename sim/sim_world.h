@@ -106,6 +106,7 @@ struct sim_xfer {
     bool d_revoked, d_told;    /* LANDED, FAILED or FENCED was said */
     bool p_open;               /* P waits for its final event */
     bool is_poisoned;          /* one slice will be corrupted */
+    bool is_bad;               /* D has seen it: no commit can make it good */
     bool is_committed;         /* P has said commit */
     uint32_t pushed, arrived;
     uint64_t last_slice_ns, lease_until_ns;

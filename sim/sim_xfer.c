@@ -237,6 +237,7 @@ static void land_slice(struct sim_world *world, struct sim_xfer *xfer, uint32_t 
     if (xfer->is_poisoned) {
         /* The checksum finds it at once; the bytes are in the granted block all the same. */
         xfer->is_poisoned = false;
+        xfer->is_bad = true;
         sim_kv(to, xfer->blocks[index], layer)[0] ^= 1;
         world->result.corrupted++;
         if (!xfer->d_revoked) {
@@ -261,7 +262,7 @@ static void land_slice(struct sim_world *world, struct sim_xfer *xfer, uint32_t 
 static void take_commit(struct sim_world *world, struct sim_xfer *xfer)
 {
     struct sim_node *to = decode_of(world, xfer);
-    if (!to || !xfer->d_open || xfer->d_revoked || xfer->d_told || !prefill_of(world, xfer) || !xfer->p_open) { return; }
+    if (!to || !xfer->d_open || xfer->d_revoked || xfer->d_told || xfer->is_bad || !prefill_of(world, xfer) || !xfer->p_open) { return; }
     if (is_cut(world, xfer)) { break_off(world, xfer); return; }
     if (xfer->arrived != xfer->block_count * LAYERS) { return; }
     trace(world, xfer, "committed");

@@ -1,0 +1,694 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "router/router_core.h"
+
+/* Nodes 0 and 1 prefill, 2 and 3 decode; a test brings up those it needs. */
+enum { P0, P1, D0, D1 };
+#define NONE UINT32_MAX
+
+struct fixture {
+    struct router_core *core;
+    struct router_actions actions; /* of the last event */
+    uint64_t now_ns;
+    uint64_t requests;
+    struct sampling_params params;
+};
+
+static const uint32_t prompt[40] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+
+static struct router_core_config config_of(void)
+{
+    return (struct router_core_config){.router_boot_id = 77, .requests_max = 8, .sequences_max = SAMPLING_N_MAX, .nodes_max = 4,
+                                       .reserve_wait_ns = NS_PER_S, .resume_wait_ns = 10 * NS_PER_S, .suspect_ttl_ns = NS_PER_S};
+}
+
+static void open_with(struct fixture *fx, struct router_core_config config)
+{
+    struct diag diag = {{0}};
+    memset(fx, 0, sizeof *fx);
+    fx->params = sampling_params_default();
+    assert_false(failed(router_core_create(&config, &fx->core, &diag)));
+}
+
+static void open(struct fixture *fx) { open_with(fx, config_of()); }
+
+static void step(struct fixture *fx, struct router_event event)
+{
+    event.now_ns = fx->now_ns;
+    assert_false(failed(router_core_step(fx->core, &event, &fx->actions)));
+    router_core_audit(fx->core);
+}
+
+/* Ends the test: whatever it left, the books must balance. */
+static void end(struct fixture *fx)
+{
+    router_core_audit(fx->core);
+    router_core_destroy(fx->core);
+}
+
+static void message(struct fixture *fx, uint32_t node, struct ctl_msg msg)
+{
+    step(fx, (struct router_event){.kind = ROUTER_EV_MESSAGE, .node = node, .msg = &msg});
+}
+
+static void up(struct fixture *fx, uint32_t node)
+{
+    struct ctl_msg msg = {.kind = CTL_NODE_HELLO,
+                          .node_hello = {.role = node < D0 ? NODE_ROLE_PREFILL : NODE_ROLE_DECODE, .block_tokens = 4, .block_count = 64,
+                                         .sequences_max = 8, .node_name = "n"}};
+    step(fx, (struct router_event){.kind = ROUTER_EV_NODE_UP, .node = node, .msg = &msg});
+}
+
+static void down(struct fixture *fx, uint32_t node) { step(fx, (struct router_event){.kind = ROUTER_EV_NODE_DOWN, .node = node}); }
+
+static uint64_t submit(struct fixture *fx)
+{
+    step(fx, (struct router_event){.kind = ROUTER_EV_SUBMIT, .request = ++fx->requests, .prompt = prompt, .prompt_count = 10,
+                                   .params = &fx->params, .deadline_ns = UINT64_MAX});
+    return fx->requests;
+}
+
+static void tick(struct fixture *fx, uint64_t after_ns)
+{
+    fx->now_ns += after_ns;
+    step(fx, (struct router_event){.kind = ROUTER_EV_TICK});
+}
+
+/* The only message of that kind that was sent to the node in the last event; NULL: none. */
+static const struct ctl_msg *sent(const struct fixture *fx, uint32_t node, enum ctl_kind kind)
+{
+    const struct ctl_msg *found = NULL;
+    for (uint32_t i = 0; i < fx->actions.count; i++) {
+        const struct router_action *action = &fx->actions.list[i];
+        if (action->kind != ROUTER_ACT_SEND || action->node != node || action->msg.kind != kind) { continue; }
+        assert_null(found);
+        found = &action->msg;
+    }
+    return found;
+}
+
+static const struct router_action *told(const struct fixture *fx, enum router_action_kind kind)
+{
+    const struct router_action *found = NULL;
+    for (uint32_t i = 0; i < fx->actions.count; i++) {
+        if (fx->actions.list[i].kind != kind) { continue; }
+        assert_null(found);
+        found = &fx->actions.list[i];
+    }
+    return found;
+}
+
+static struct leg_id reserved_at(const struct fixture *fx, uint32_t node)
+{
+    const struct ctl_msg *msg = sent(fx, node, CTL_RESERVE);
+    assert_non_null(msg);
+    return msg->reserve.work.leg;
+}
+
+static void reserved(struct fixture *fx, uint32_t node, struct leg_id leg)
+{
+    static const uint8_t ticket[] = "ticket";
+    message(fx, node, (struct ctl_msg){.kind = CTL_RESERVED, .reserved = {.leg = leg, .ticket = ticket, .ticket_bytes = sizeof ticket}});
+}
+
+static void refused(struct fixture *fx, uint32_t node, struct leg_id leg, uint8_t code)
+{
+    message(fx, node, (struct ctl_msg){.kind = CTL_REFUSED, .failure = {.leg = leg, .code = code, .retry_after_ms = 7, .message = "no room"}});
+}
+
+static void leg_failed(struct fixture *fx, uint32_t node, struct leg_id leg)
+{
+    message(fx, node, (struct ctl_msg){.kind = CTL_LEG_FAILED, .failure = {.leg = leg, .code = ST_UNAVAILABLE, .message = "lost"}});
+}
+
+static void token(struct fixture *fx, uint32_t node, struct leg_id leg, uint32_t sequence, uint32_t position, uint8_t finish)
+{
+    struct ctl_token one = {.leg = leg, .sequence = sequence, .position = position, .token = 100 + position, .finish = finish};
+    message(fx, node, (struct ctl_msg){.kind = CTL_TOKENS, .tokens = {.count = 1, .tokens = &one}});
+}
+
+static void logprobs(struct fixture *fx, uint32_t node, struct leg_id leg, uint32_t first, uint32_t count)
+{
+    struct token_logprob entries[40] = {{0}};
+    for (uint32_t i = 0; i < count; i++) { entries[i].rank = first + i; }
+    message(fx, node, (struct ctl_msg){.kind = CTL_PROMPT_LOGPROBS, .prompt_logprobs = {.leg = leg, .first = first, .count = count, .entries = entries}});
+}
+
+static void assert_finished(const struct fixture *fx, uint64_t request, uint8_t code)
+{
+    const struct router_action *action = told(fx, ROUTER_ACT_FINISHED);
+    assert_non_null(action);
+    assert_int_equal(action->request, request);
+    assert_int_equal(action->code, code);
+    assert_non_null(action->message);
+}
+
+/* ---------------------------------------------------------------- what is refused */
+
+/* A size that the tables cannot have is named before anything is taken. */
+static void sizes_out_of_range_are_refused(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 5; i++) {
+        struct router_core_config config = config_of();
+        if (i == 0) { config.nodes_max = 0; }
+        if (i == 1) { config.nodes_max = ROUTER_NODES_MAX + 1; }
+        if (i == 2) { config.requests_max = 0; }
+        if (i == 3) { config.sequences_max = SAMPLING_N_MAX - 1; }
+        if (i == 4) { config.sequences_max = 1u << 23; }
+        struct router_core *core = NULL;
+        struct diag diag = {{0}};
+        assert_int_equal(router_core_create(&config, &core, &diag).code, ST_INVALID_ARGUMENT);
+        assert_null(core);
+        assert_true(diag.text[0] != '\0');
+    }
+}
+
+/* Work that cannot be served is refused before any node hears of it. */
+static void overload_is_told_before_any_work(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct router_core_config config = config_of();
+    config.requests_max = 2;
+    open_with(&fx, config);
+    assert_finished(&fx, (submit(&fx), fx.requests), ST_UNAVAILABLE);
+    up(&fx, D0);
+    submit(&fx);
+    submit(&fx);
+    uint64_t request = submit(&fx);
+    assert_finished(&fx, request, ST_RESOURCE_EXHAUSTED);
+    assert_true(told(&fx, ROUTER_ACT_FINISHED)->retry_after_ms > 0);
+    assert_int_equal(fx.actions.count, 1);
+    step(&fx, (struct router_event){.kind = ROUTER_EV_DRAIN});
+    request = submit(&fx);
+    assert_finished(&fx, request, ST_UNAVAILABLE);
+    assert_int_equal(router_core_stats(fx.core).refused, 3);
+    assert_int_equal(router_core_stats(fx.core).live, 2);
+    end(&fx);
+}
+
+/* Nothing that a node can say ends the router, or reaches a client it is not for. */
+static void strange_messages_are_counted_and_ignored(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, D0);
+    up(&fx, D1);
+    submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0), other = leg;
+    other.lo += 1u << 24;
+    struct leg_id wild[] = {other, {.hi = 1, .lo = leg.lo}, {.hi = leg.hi, .lo = UINT64_MAX}};
+    for (unsigned i = 0; i < 3; i++) {
+        token(&fx, D0, wild[i], 0, 0, FINISH_STOP);
+        assert_int_equal(fx.actions.count, 0);
+        leg_failed(&fx, D0, wild[i]);
+        assert_int_equal(fx.actions.count, 0);
+        reserved(&fx, D0, wild[i]);
+        assert_int_equal(fx.actions.count, 0);
+    }
+    token(&fx, D1, leg, 0, 0, FINISH_STOP); /* the right leg, the wrong node */
+    assert_int_equal(fx.actions.count, 0);
+    leg_failed(&fx, P0, leg);
+    assert_int_equal(fx.actions.count, 0);
+    token(&fx, D0, leg, 5, 0, FINISH_STOP); /* no such sequence */
+    assert_int_equal(fx.actions.count, 0);
+    assert_int_equal(router_core_stats(fx.core).late_messages, 12);
+    token(&fx, D0, leg, 0, 3, FINISH_NONE); /* a gap: the node is broken, the leg is not lost */
+    assert_non_null(sent(&fx, D0, CTL_CANCEL));
+    assert_null(told(&fx, ROUTER_ACT_EMIT));
+    assert_int_equal(router_core_stats(fx.core).resumed_legs, 1);
+    end(&fx);
+}
+
+/* A leg that one node refuses goes to the next under a new id; only when all have refused does
+ * the client hear it, in the node's words. */
+static void a_refused_leg_tries_every_node_once(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    up(&fx, D1);
+    uint64_t request = submit(&fx);
+    struct leg_id first = reserved_at(&fx, D0);
+    refused(&fx, D0, first, ST_RESOURCE_EXHAUSTED);
+    struct leg_id second = reserved_at(&fx, D1);
+    assert_false(leg_id_equal(first, second));
+    refused(&fx, D0, first, ST_RESOURCE_EXHAUSTED); /* the same again means nothing */
+    assert_int_equal(fx.actions.count, 0);
+    refused(&fx, D1, second, ST_RESOURCE_EXHAUSTED);
+    assert_finished(&fx, request, ST_RESOURCE_EXHAUSTED);
+    assert_string_equal(told(&fx, ROUTER_ACT_FINISHED)->message, "no room");
+    assert_int_equal(told(&fx, ROUTER_ACT_FINISHED)->retry_after_ms, 7);
+    end(&fx);
+}
+
+/* ---------------------------------------------------------------- the life of a request */
+
+/* Reserve, prefill with the ticket, first token from the prefill node; the decode node's copy
+ * of it is dropped, and the request ends with its last token. */
+static void a_request_goes_through_both_pools(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, D0);
+    uint64_t request = submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    assert_false(sent(&fx, D0, CTL_RESERVE)->reserve.local_prefill);
+    reserved(&fx, D0, leg);
+    assert_string_equal((const char *)sent(&fx, P0, CTL_PREFILL)->prefill.ticket, "ticket");
+    reserved(&fx, D0, leg); /* repeated */
+    assert_int_equal(fx.actions.count, 0);
+    token(&fx, P0, leg, 0, 0, FINISH_NONE);
+    assert_int_equal(told(&fx, ROUTER_ACT_EMIT)->token.token, 100);
+    token(&fx, D0, leg, 0, 0, FINISH_NONE);
+    assert_int_equal(fx.actions.count, 0);
+    for (int i = 0; i < 2; i++) { /* a repeated report counts once */
+        message(&fx, P0, (struct ctl_msg){.kind = CTL_PREFILL_DONE, .prefill_done = {.leg = leg, .cable = "shm", .bytes = 640}});
+    }
+    token(&fx, D0, leg, 0, 1, FINISH_STOP);
+    assert_non_null(told(&fx, ROUTER_ACT_EMIT));
+    assert_int_equal(told(&fx, ROUTER_ACT_SEQUENCE_END)->token.finish, FINISH_STOP);
+    assert_finished(&fx, request, ST_OK);
+    const struct router_route *route = &told(&fx, ROUTER_ACT_FINISHED)->route;
+    assert_int_equal(route->prefill_node, P0);
+    assert_int_equal(route->decode_node, D0);
+    assert_int_equal(route->kv_bytes, 640);
+    assert_string_equal(route->cable, "shm");
+    token(&fx, D0, leg, 0, 2, FINISH_NONE);
+    assert_int_equal(fx.actions.count, 0);
+    end(&fx);
+}
+
+/* Where the first token is the last one, the prefill node's word is enough: a decode node that
+ * dies before it repeats it would leave nothing that could be resumed (sim). */
+static void a_first_token_may_be_the_last(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, D0);
+    up(&fx, D1);
+    uint64_t request = submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    reserved(&fx, D0, leg);
+    token(&fx, P0, leg, 0, 0, FINISH_LENGTH);
+    assert_finished(&fx, request, ST_OK);
+    assert_non_null(told(&fx, ROUTER_ACT_SEQUENCE_END));
+    assert_non_null(sent(&fx, D0, CTL_CANCEL));
+    assert_non_null(sent(&fx, P0, CTL_CANCEL));
+    down(&fx, D0);
+    assert_int_equal(fx.actions.count, 0);
+    end(&fx);
+}
+
+/* Prompt log-probabilities go before the output, whichever stream is faster; and where their
+ * node is lost with them, the prompt is computed again rather than answered without (sim). */
+static void prompt_logprobs_come_before_the_output(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, D0);
+    fx.params.prompt_logprobs = 0;
+    submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    assert_int_equal(sent(&fx, D0, CTL_RESERVE)->reserve.work.params.prompt_logprobs, 0);
+    reserved(&fx, D0, leg);
+    logprobs(&fx, P0, leg, 1, 4);
+    token(&fx, D0, leg, 0, 0, FINISH_NONE);
+    token(&fx, D0, leg, 0, 1, FINISH_NONE);
+    assert_int_equal(fx.actions.count, 0);
+    logprobs(&fx, P0, leg, 3, 7); /* two of them known */
+    assert_int_equal(fx.actions.count, 3);
+    assert_int_equal(fx.actions.list[0].kind, ROUTER_ACT_PROMPT_LOGPROBS);
+    assert_int_equal(fx.actions.list[0].logprobs.first, 5);
+    assert_int_equal(fx.actions.list[0].logprobs.count, 5);
+    assert_int_equal(fx.actions.list[1].token.position, 0);
+    assert_int_equal(fx.actions.list[2].token.position, 1);
+
+    submit(&fx);
+    leg = reserved_at(&fx, D0);
+    reserved(&fx, D0, leg);
+    token(&fx, D0, leg, 0, 0, FINISH_LENGTH);
+    assert_int_equal(fx.actions.count, 0);
+    down(&fx, P0);
+    assert_int_equal(sent(&fx, D0, CTL_RESERVE)->reserve.work.params.prompt_logprobs, 0);
+    assert_false(leg_id_equal(leg, reserved_at(&fx, D0)));
+    end(&fx);
+}
+
+/* A prompt of one token has no log-probabilities to wait for. */
+static void one_prompt_token_has_no_logprobs(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    fx.params.prompt_logprobs = 3;
+    step(&fx, (struct router_event){.kind = ROUTER_EV_SUBMIT, .request = 1, .prompt = prompt, .prompt_count = 1, .params = &fx.params,
+                                    .deadline_ns = UINT64_MAX});
+    token(&fx, D0, reserved_at(&fx, D0), 0, 0, FINISH_NONE);
+    assert_non_null(told(&fx, ROUTER_ACT_EMIT));
+    end(&fx);
+}
+
+/* A client that goes frees both nodes at once, and hears one answer. */
+static void a_cancel_reaches_both_nodes(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, D0);
+    uint64_t request = submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    reserved(&fx, D0, leg);
+    step(&fx, (struct router_event){.kind = ROUTER_EV_CLIENT_GONE, .request = request});
+    assert_finished(&fx, request, ST_CANCELLED);
+    assert_true(leg_id_equal(sent(&fx, D0, CTL_CANCEL)->cancel.leg, leg));
+    assert_true(leg_id_equal(sent(&fx, P0, CTL_CANCEL)->cancel.leg, leg));
+    step(&fx, (struct router_event){.kind = ROUTER_EV_CLIENT_GONE, .request = request});
+    assert_int_equal(fx.actions.count, 0);
+    end(&fx);
+}
+
+/* A stop string ends one sequence; the last of them ends the leg and the request. */
+static void a_stop_string_ends_one_sequence(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    fx.params.n = 2;
+    uint64_t request = submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    token(&fx, D0, leg, 0, 0, FINISH_NONE);
+    token(&fx, D0, leg, 1, 0, FINISH_NONE);
+    step(&fx, (struct router_event){.kind = ROUTER_EV_SEQUENCE_STOP, .request = request, .sequence = 1});
+    assert_true(sent(&fx, D0, CTL_CANCEL)->cancel.one_sequence);
+    assert_int_equal(sent(&fx, D0, CTL_CANCEL)->cancel.sequence, 1);
+    token(&fx, D0, leg, 1, 1, FINISH_NONE);
+    assert_int_equal(fx.actions.count, 0);
+    step(&fx, (struct router_event){.kind = ROUTER_EV_SEQUENCE_STOP, .request = request, .sequence = 0});
+    assert_false(sent(&fx, D0, CTL_CANCEL)->cancel.one_sequence);
+    assert_finished(&fx, request, ST_OK);
+    end(&fx);
+}
+
+/* A deadline ends the request when it passes, and the core asks for the tick. */
+static void a_deadline_ends_the_request(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    step(&fx, (struct router_event){.kind = ROUTER_EV_SUBMIT, .request = 1, .prompt = prompt, .prompt_count = 10, .params = &fx.params,
+                                    .deadline_ns = 50 * NS_PER_MS});
+    assert_int_equal(router_core_deadline_ns(fx.core), 50 * NS_PER_MS);
+    tick(&fx, 50 * NS_PER_MS - 1);
+    assert_int_equal(fx.actions.count, 0);
+    tick(&fx, 1);
+    assert_finished(&fx, 1, ST_DEADLINE_EXCEEDED);
+    assert_non_null(sent(&fx, D0, CTL_CANCEL));
+    assert_true(router_core_deadline_ns(fx.core) == UINT64_MAX);
+    end(&fx);
+}
+
+/* ---------------------------------------------------------------- deaths */
+
+/* When a decode node dies its requests go on elsewhere after the tokens that were sent, each
+ * sequence that has some alone. */
+static void a_decode_death_resumes_after_the_last_token(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    up(&fx, D1);
+    fx.params.n = 3;
+    submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    token(&fx, D0, leg, 1, 0, FINISH_NONE);
+    token(&fx, D0, leg, 1, 1, FINISH_NONE);
+    down(&fx, D0);
+    uint32_t resumed = 0, sequences = 0;
+    for (uint32_t i = 0; i < fx.actions.count; i++) {
+        const struct ctl_work *work = &fx.actions.list[i].msg.reserve.work;
+        assert_int_equal(fx.actions.list[i].node, D1);
+        assert_int_equal(fx.actions.list[i].msg.kind, CTL_RESERVE);
+        assert_true(work->resumed);
+        assert_false(leg_id_equal(work->leg, leg));
+        assert_int_equal(work->output_count, work->sequence_first == 1 ? 2 : 0);
+        if (work->output_count == 2) { assert_int_equal(work->output[1], 101); }
+        resumed++;
+        sequences += work->sequence_count;
+    }
+    assert_int_equal(resumed, 3);
+    assert_int_equal(sequences, 3);
+    token(&fx, D0, leg, 1, 2, FINISH_NONE); /* the dead one's last words */
+    assert_int_equal(fx.actions.count, 0);
+    end(&fx);
+}
+
+/* With no decode node left an accepted request waits: it is placed at once when one comes, and
+ * fails only when resume_wait_ns is over. */
+static void a_broken_request_waits_for_a_node(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    uint64_t request = submit(&fx);
+    token(&fx, D0, reserved_at(&fx, D0), 0, 0, FINISH_NONE);
+    down(&fx, D0);
+    assert_int_equal(fx.actions.count, 0);
+    tick(&fx, 5 * NS_PER_S);
+    assert_int_equal(fx.actions.count, 0);
+    up(&fx, D1);
+    assert_int_equal(sent(&fx, D1, CTL_RESERVE)->reserve.work.output_count, 1);
+    down(&fx, D1);
+    tick(&fx, 4 * NS_PER_S);
+    assert_int_equal(fx.actions.count, 0);
+    tick(&fx, 2 * NS_PER_S);
+    assert_finished(&fx, request, ST_UNAVAILABLE);
+    end(&fx);
+}
+
+/* A node that is too small for a request that runs is no reason to fail it: another that had
+ * room for it may come back. */
+static void a_resumed_request_waits_for_a_node_that_fits(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    submit(&fx);
+    token(&fx, D0, reserved_at(&fx, D0), 0, 0, FINISH_NONE);
+    up(&fx, D1);
+    down(&fx, D0);
+    refused(&fx, D1, reserved_at(&fx, D1), ST_INVALID_ARGUMENT);
+    assert_null(told(&fx, ROUTER_ACT_FINISHED));
+    up(&fx, D0);
+    assert_non_null(sent(&fx, D0, CTL_RESERVE));
+    end(&fx);
+}
+
+/* A prefill death is told to the decode node that waits for the blocks; the leg is cut anew
+ * when that one has let go. After two transfers that failed, no third is tried. */
+static void a_lost_prefill_is_tried_again_then_computed_there(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, P1);
+    up(&fx, D0);
+    submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    reserved(&fx, D0, leg);
+    assert_non_null(sent(&fx, P0, CTL_PREFILL));
+    down(&fx, P0);
+    assert_true(leg_id_equal(sent(&fx, D0, CTL_PREFILL_LOST)->prefill_lost, leg));
+    leg_failed(&fx, D0, leg);
+    for (int i = 0; i < 2; i++) { /* transfers that fail, on either node's word */
+        leg = reserved_at(&fx, D0);
+        assert_false(sent(&fx, D0, CTL_RESERVE)->reserve.local_prefill);
+        reserved(&fx, D0, leg);
+        assert_non_null(sent(&fx, P1, CTL_PREFILL));
+        if (i == 0) {
+            struct ctl_msg failure = {.kind = CTL_PREFILL_FAILED, .failure = {.leg = leg, .code = ST_UNAVAILABLE, .message = "cut"}};
+            message(&fx, P1, failure);
+            assert_non_null(sent(&fx, D0, CTL_PREFILL_LOST));
+            message(&fx, P1, failure);
+            assert_int_equal(fx.actions.count, 0);
+        }
+        fx.now_ns += 2 * NS_PER_S; /* the suspicion of the pair is over */
+        leg_failed(&fx, D0, leg);
+        if (i == 1) { assert_non_null(sent(&fx, P1, CTL_CANCEL)); }
+    }
+    assert_true(sent(&fx, D0, CTL_RESERVE)->reserve.local_prefill);
+    end(&fx);
+}
+
+/* A pair whose transfer failed is avoided for a while: the next leg takes another prefill node. */
+static void a_suspected_pair_is_avoided(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, P1);
+    up(&fx, D0);
+    submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    reserved(&fx, D0, leg);
+    assert_non_null(sent(&fx, P0, CTL_PREFILL));
+    leg_failed(&fx, D0, leg);
+    reserved(&fx, D0, reserved_at(&fx, D0));
+    assert_non_null(sent(&fx, P1, CTL_PREFILL));
+    end(&fx);
+}
+
+/* A request whose legs break again and again without a token is poison: it fails rather than
+ * take every node down in turn. A token starts the count again. */
+static void poison_is_given_up(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    uint64_t request = submit(&fx);
+    uint32_t legs = 0;
+    for (; legs < 100; legs++) {
+        struct leg_id leg = reserved_at(&fx, D0);
+        if (legs == 10) { token(&fx, D0, leg, 0, 0, FINISH_NONE); }
+        leg_failed(&fx, D0, leg);
+        if (told(&fx, ROUTER_ACT_FINISHED)) { break; }
+    }
+    assert_finished(&fx, request, ST_UNAVAILABLE);
+    assert_in_range(legs, 20, 30);
+    end(&fx);
+}
+
+/* ---------------------------------------------------------------- placement */
+
+static void load(struct fixture *fx, uint32_t node, uint32_t blocks_free, uint32_t tokens_queued, bool draining)
+{
+    message(fx, node, (struct ctl_msg){.kind = CTL_LOAD, .load = {.blocks_total = 64, .blocks_free = blocks_free,
+                                                                  .tokens_queued = tokens_queued, .draining = draining}});
+}
+
+/* Work goes to the decode node with more free blocks and the prefill node with the shorter
+ * queue, and never to one that drains. */
+static void the_least_loaded_node_is_chosen(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    for (uint32_t node = P0; node <= D1; node++) { up(&fx, node); }
+    load(&fx, P0, 64, 500, false);
+    load(&fx, P1, 64, 10, false);
+    load(&fx, D0, 10, 0, false);
+    load(&fx, D1, 60, 0, false);
+    submit(&fx);
+    reserved(&fx, D1, reserved_at(&fx, D1));
+    assert_non_null(sent(&fx, P1, CTL_PREFILL));
+    load(&fx, D1, 60, 0, true);
+    load(&fx, P1, 64, 10, true);
+    submit(&fx);
+    reserved(&fx, D0, reserved_at(&fx, D0));
+    assert_non_null(sent(&fx, P0, CTL_PREFILL));
+    load(&fx, D0, 60, 0, true);
+    uint64_t request = submit(&fx);
+    assert_finished(&fx, request, ST_UNAVAILABLE);
+    end(&fx);
+}
+
+/* Between two load reports the router counts what it has placed itself: a burst spreads out. */
+static void a_burst_spreads_out(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    up(&fx, D1);
+    uint32_t placed[2] = {0, 0};
+    for (int i = 0; i < 8; i++) {
+        submit(&fx);
+        for (uint32_t d = 0; d < 2; d++) { placed[d] += sent(&fx, D0 + d, CTL_RESERVE) != NULL; }
+    }
+    assert_int_equal(placed[0], 4);
+    assert_int_equal(placed[1], 4);
+    end(&fx);
+}
+
+/* A full prefill pool refuses new work, and lets work that a client reads go on without it. */
+static void a_full_prefill_pool_refuses_only_new_work(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, D0);
+    uint64_t request = submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    reserved(&fx, D0, leg);
+    refused(&fx, P0, leg, ST_RESOURCE_EXHAUSTED);
+    assert_finished(&fx, request, ST_RESOURCE_EXHAUSTED);
+    assert_non_null(sent(&fx, D0, CTL_CANCEL));
+
+    submit(&fx);
+    leg = reserved_at(&fx, D0);
+    reserved(&fx, D0, leg);
+    token(&fx, P0, leg, 0, 0, FINISH_NONE);
+    up(&fx, D1);
+    down(&fx, D0);
+    assert_non_null(sent(&fx, P0, CTL_CANCEL));
+    leg = reserved_at(&fx, D1);
+    reserved(&fx, D1, leg);
+    refused(&fx, P0, leg, ST_RESOURCE_EXHAUSTED);
+    assert_null(told(&fx, ROUTER_ACT_FINISHED));
+    end(&fx);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sizes_out_of_range_are_refused),
+        cmocka_unit_test(overload_is_told_before_any_work),
+        cmocka_unit_test(strange_messages_are_counted_and_ignored),
+        cmocka_unit_test(a_refused_leg_tries_every_node_once),
+        cmocka_unit_test(a_request_goes_through_both_pools),
+        cmocka_unit_test(a_first_token_may_be_the_last),
+        cmocka_unit_test(prompt_logprobs_come_before_the_output),
+        cmocka_unit_test(one_prompt_token_has_no_logprobs),
+        cmocka_unit_test(a_cancel_reaches_both_nodes),
+        cmocka_unit_test(a_stop_string_ends_one_sequence),
+        cmocka_unit_test(a_deadline_ends_the_request),
+        cmocka_unit_test(a_decode_death_resumes_after_the_last_token),
+        cmocka_unit_test(a_broken_request_waits_for_a_node),
+        cmocka_unit_test(a_resumed_request_waits_for_a_node_that_fits),
+        cmocka_unit_test(a_lost_prefill_is_tried_again_then_computed_there),
+        cmocka_unit_test(a_suspected_pair_is_avoided),
+        cmocka_unit_test(poison_is_given_up),
+        cmocka_unit_test(the_least_loaded_node_is_chosen),
+        cmocka_unit_test(a_burst_spreads_out),
+        cmocka_unit_test(a_full_prefill_pool_refuses_only_new_work),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
