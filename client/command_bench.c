@@ -174,7 +174,10 @@ static status_t take_off(struct bench *bench, uint32_t index, struct diag *diag)
                                        .callbacks = &callbacks, .user = flight};
     struct rpc_call *call;
     status_t st = rpc_channel_call(bench->channel, &options, &call, diag);
-    if (failed(st)) {
+    if (failed(st)) { /* no on_done will come for it */
+        pthread_mutex_lock(&bench->mutex);
+        bench->open--;
+        pthread_mutex_unlock(&bench->mutex);
         free(bytes);
         free(flight);
         return st;
@@ -290,7 +293,7 @@ static status_t make_workload(const struct bench_config *config, uint32_t contex
                               struct diag *diag)
 {
     if (!config->trace) {
-        if (config->input_tokens + config->output_tokens > context_tokens) {
+        if ((uint64_t)config->input_tokens + config->output_tokens > context_tokens) {
             diag_set(diag, "--input-tokens=%u and --output-tokens=%u: the model's context has room for %u",
                      config->input_tokens, config->output_tokens, context_tokens);
             return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
@@ -334,7 +337,12 @@ int command_bench(int argc, char **argv)
     if (!failed(st)) {
         const Baton__V1__GetModelResponse *model = (const Baton__V1__GetModelResponse *)message;
         bench.vocab_size = model->vocab_size;
-        st = make_workload(&config, model->context_tokens, &bench.workload, &diag);
+        if (model->vocab_size == 0 || model->context_tokens < 2) { /* from the network: prompts are made of it */
+            diag_set(&diag, "the router says its model has %u tokens and a context of %u; is it another version?",
+                     model->vocab_size, model->context_tokens);
+            st = STATUS(ST_DATA_LOSS, SCOPE_PEER);
+        }
+        if (!failed(st)) { st = make_workload(&config, model->context_tokens, &bench.workload, &diag); }
         protobuf_c_message_free_unpacked(message, NULL);
     }
     if (failed(st)) {
