@@ -27,8 +27,11 @@ export BATON_PYTHON="$venv/bin/python"
 targets=("$@")
 ((${#targets[@]} > 0)) || targets=(//...)
 log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+progress=()
+[[ ! -t 1 ]] || progress=(--show_progress --show_progress_rate_limit=10)
 # shellcheck disable=SC2086
-bazel test --test_env=BATON_PYTHON --keep_going ${BATON_BAZEL_FLAGS:-} "${targets[@]}" 2>&1 |
+bazel test --test_env=BATON_PYTHON --keep_going "${progress[@]}" ${BATON_BAZEL_FLAGS:-} "${targets[@]}" 2>&1 |
   grep -v -e 'linux-sandbox' -e '^remount' | tee "$log"
 status=${PIPESTATUS[0]}
 
@@ -36,6 +39,8 @@ passed=$(grep -cE '^//[^ ]+ +(\(cached\) +)?PASSED' "$log")
 failed=$(grep -cE '^//[^ ]+ +(\(cached\) +)?(FAILED|TIMEOUT|NO STATUS|FLAKY)' "$log")
 if ((status != 0 && failed == 0)); then failed=1; fi # it did not build
 if ((passed == 0 && failed == 0)); then failed=1; fi # no test ran
-rm -f "$log"
+
+echo "$SECONDS s. Slowest:"
+sed -nE 's#^(//[^ ]+) .*(PASSED|FAILED).* in ([0-9.]+)s$#\3 s  \1#p' "$log" | sort -rn | head -5
 echo "$passed passed, $failed failed"
 ((failed == 0))
