@@ -35,7 +35,7 @@ void arena_fini(struct arena *arena)
 
 static struct arena_chunk *chunk_create(size_t capacity)
 {
-    if (capacity > SIZE_MAX - sizeof(struct arena_chunk)) { return NULL; }
+    if (capacity > PTRDIFF_MAX - sizeof(struct arena_chunk)) { return NULL; } /* no object is larger */
     struct arena_chunk *chunk = malloc(sizeof *chunk + capacity);
     if (!chunk) { return NULL; }
     chunk->older = NULL;
