@@ -19,7 +19,7 @@ export BATON_SHARED_DATA="${BATON_SHARED_DATA:-}"
 venv="$PWD/.venv"
 if [[ ! -x "$venv/bin/python" ]] || ! "$venv/bin/python" -c 'import grpc, grpc_health, grpc_reflection, kubernetes_validate, dockerfile_parse' 2> /dev/null; then
   python3 -m venv "$venv" > /dev/null &&
-    "$venv/bin/pip" install --quiet -r tests/python/requirements.txt ||
+    "$venv/bin/pip" install --quiet --retries 2 -r tests/python/requirements.txt ||
     echo "Python packages of tests/python/requirements.txt could not be installed: their tests skip."
 fi
 export BATON_PYTHON="$venv/bin/python"
