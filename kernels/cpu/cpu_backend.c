@@ -146,7 +146,7 @@ static void cpu_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, 
         /* Enough pieces that the last ones even out, and none so small that taking it shows. */
         uint64_t outs_total = 0;
         for (uint32_t i = 0; i < taken; i++) { outs_total += gemms[i].n_out; }
-        uint32_t outs = SET_GEMM_OUTS_MAX;
+        uint32_t outs = SET_GEMM_OUTS_OF_ONE_ROW;
         while (outs > 16 && outs_total / outs < 8u * (uint64_t)(kernels->threads - 1)) { outs /= 2; }
         for (uint32_t i = 0; i < taken; i++) {
             const struct kernels_gemm *g = &gemms[i];
@@ -156,9 +156,9 @@ static void cpu_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, 
             uint32_t rows_fit = (uint32_t)(SET_GEMM_PACK_BYTES / row_bytes / SET_GEMM_TILE_ROWS_MAX) * SET_GEMM_TILE_ROWS_MAX;
             uint32_t blocks = div_up(g->rows, min_u32(rows_fit, SET_GEMM_ROWS_MAX));
             struct gemm_plan *plan = &job.plans[job.plan_count++];
-            *plan = (struct gemm_plan){.g = g, .outs = outs, .piece_first = pieces};
+            *plan = (struct gemm_plan){.g = g, .outs = g->rows == 1 ? outs : min_u32(outs, SET_GEMM_OUTS_MAX), .piece_first = pieces};
             plan->rows = div_up(g->rows, blocks);
-            plan->out_count = div_up(g->n_out, outs);
+            plan->out_count = div_up(g->n_out, plan->outs);
             pieces += div_up(g->rows, plan->rows) * plan->out_count;
         }
         for (uint32_t i = 0; i < kernels->threads; i++) { job.cpu->scratch[i].pack_x = NULL; }

@@ -17,6 +17,7 @@
 /* Products with more rows are cut into blocks of rows that share one packed copy of x. */
 #define SET_GEMM_ROWS_MAX 48u
 #define SET_GEMM_OUTS_MAX 64u /* of one piece */
+#define SET_GEMM_OUTS_OF_ONE_ROW 256u /* the same with one row, which keeps no unfinished sums: long runs of weights read fastest */
 #define SET_GEMM_TILE_ROWS_MAX 6u
 #define SET_GEMM_PACK_BYTES ((size_t)SET_GEMM_TILE_ROWS_MAX * KERNELS_GEMM_IN_MAX * sizeof(float))
 
@@ -48,7 +49,7 @@ struct cpu_set {
     const char *isa_name;
     const char *set_name;
     /* out[rows row_first..][outs out_first..]; rows <= SET_GEMM_ROWS_MAX, and what of x they span
-     * fits the pack; outs <= SET_GEMM_OUTS_MAX. */
+     * fits the pack; outs <= SET_GEMM_OUTS_MAX, or OUTS_OF_ONE_ROW. */
     void (*gemm)(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, uint32_t out_first, uint32_t outs,
                  struct set_scratch *scratch);
     void (*attention)(const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
