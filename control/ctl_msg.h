@@ -92,7 +92,8 @@ enum ctl_kind {
     CTL_REFUSED,        /* either: the leg was not taken; nothing is held */
     CTL_PROMPT_LOGPROBS,/* whoever computed the prompt; before its first token */
     CTL_TOKENS,         /* tokens of one step, all sequences; prefill sends first tokens so too */
-    CTL_PREFILL_DONE,   /* prefill: the decode node acknowledged the blocks */
+    CTL_PREFILL_DONE,   /* prefill: the decode node acknowledged the blocks; decode: they landed,
+                         * said ahead of its tokens, which may be all before the other word */
     CTL_PREFILL_FAILED, /* prefill: gave up, nothing is held */
     CTL_LEG_FAILED,     /* decode: the leg ended here without its last token, nothing is held */
     CTL_LOAD,           /* when it changed, at most every few milliseconds */

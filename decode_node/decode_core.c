@@ -332,6 +332,14 @@ static void refuse(struct decode_core *core, uint32_t router, struct leg_id leg,
 }
 
 /* A leg answers to the router that made it, and to no other. */
+bool decode_core_leg_router(const struct decode_core *core, struct leg_id id, uint32_t *ret_router)
+{
+    const struct decode_leg *leg = leg_index_find(core->index, id);
+    if (leg == NULL || leg->outcome != LEG_OPEN) { return false; }
+    *ret_router = leg->router;
+    return true;
+}
+
 static struct decode_leg *find_leg(struct decode_core *core, uint32_t router, struct leg_id id)
 {
     struct decode_leg *leg = leg_index_find(core->index, id);

@@ -131,6 +131,14 @@ static status_t on_landed(struct decode_server *server, struct decode_event *eve
         event->kind = DECODE_EV_XFER_FENCED;
         return step(server, event);
     }
+    /* The prefill node says so as well, but its word may come after all tokens are out. */
+    uint32_t router;
+    if (decode_core_leg_router(server->core, event->leg, &router)) {
+        struct ctl_msg done = {.kind = CTL_PREFILL_DONE,
+                               .prefill_done = {.leg = event->leg, .cable = xfer->stats.cable, .bytes = xfer->stats.bytes,
+                                                .transfer_ns = xfer->stats.duration_ns}};
+        node_send(server->node, router, &done);
+    }
     event->kind = DECODE_EV_XFER_LANDED;
     event->token_count = msg.tokens.count;
     event->tokens = msg.tokens.tokens;

@@ -433,17 +433,25 @@ static void on_leg_failed(struct router_core *core, uint32_t node, const struct 
     router_leg_replace(core, leg, failure->code, keep_message(core, failure->message));
 }
 
+static void note_transfer(struct leg *leg, const struct ctl_prefill_done *done)
+{
+    if (leg->transfer_is_known) { return; }
+    leg->transfer_is_known = true;
+    struct request *request = leg->request;
+    request->route.kv_bytes += done->bytes;
+    request->route.transfer_ns = done->transfer_ns;
+    snprintf(request->cable, sizeof request->cable, "%s", done->cable);
+}
+
 static void on_prefill_done(struct router_core *core, uint32_t node, const struct ctl_prefill_done *done)
 {
     struct leg *leg = find_leg(core, done->leg);
+    if (leg && leg->prefill_node != NO_NODE && node == leg->decode_node) { note_transfer(leg, done); return; }
     if (!leg || leg->prefill_node != node || !leg->prefill_is_open) { core->stats.late_messages++; return; }
     close_prefill(core, leg);
-    struct request *request = leg->request;
-    request->route.kv_bytes += done->bytes;
-    request->route.prefill_queue_ns = done->queue_ns;
-    request->route.prefill_compute_ns = done->compute_ns;
-    request->route.transfer_ns = done->transfer_ns;
-    snprintf(request->cable, sizeof request->cable, "%s", done->cable);
+    note_transfer(leg, done);
+    leg->request->route.prefill_queue_ns = done->queue_ns;
+    leg->request->route.prefill_compute_ns = done->compute_ns;
     if (leg->phase == LEG_DECODING) { want_prompt_logprobs(core, leg); }
 }
 

@@ -40,6 +40,7 @@ struct leg {
     bool local;
     bool prefill_is_open; /* the prefill node may still hold something of it */
     bool resumed;
+    bool transfer_is_known; /* its bytes are counted: both ends report them */
     uint32_t transfer_failures;
     uint32_t without_progress;
     uint32_t backoff_ms;

@@ -292,6 +292,32 @@ static void a_request_goes_through_both_pools(void **state)
     end(&fx);
 }
 
+/* The decode node's word on the transfer comes ahead of its tokens, so a route names its cable even
+ * where the prefill node's word is late; and two words are one transfer. */
+static void a_transfer_is_known_from_either_end(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct ctl_msg done = {.kind = CTL_PREFILL_DONE, .prefill_done = {.cable = "tcp", .bytes = 640}};
+    for (int both = 0; both < 2; both++) {
+        open(&fx);
+        up(&fx, P0);
+        up(&fx, D0);
+        uint64_t request = submit(&fx);
+        struct leg_id leg = reserved_at(&fx, D0);
+        reserved(&fx, D0, leg);
+        done.prefill_done.leg = leg;
+        message(&fx, D0, done);
+        if (both) { message(&fx, P0, done); }
+        token(&fx, D0, leg, 0, 0, FINISH_STOP);
+        assert_finished(&fx, request, ST_OK);
+        const struct router_route *route = &told(&fx, ROUTER_ACT_FINISHED)->route;
+        assert_int_equal(route->kv_bytes, 640);
+        assert_string_equal(route->cable, "tcp");
+        end(&fx);
+    }
+}
+
 /* Where the first token is the last one, the prefill node's word is enough: a decode node that
  * dies before it repeats it would leave nothing that could be resumed (sim). */
 static void a_first_token_may_be_the_last(void **state)
@@ -674,6 +700,7 @@ int main(void)
         cmocka_unit_test(strange_messages_are_counted_and_ignored),
         cmocka_unit_test(a_refused_leg_tries_every_node_once),
         cmocka_unit_test(a_request_goes_through_both_pools),
+        cmocka_unit_test(a_transfer_is_known_from_either_end),
         cmocka_unit_test(a_first_token_may_be_the_last),
         cmocka_unit_test(prompt_logprobs_come_before_the_output),
         cmocka_unit_test(one_prompt_token_has_no_logprobs),
