@@ -84,10 +84,20 @@ void model_memory(const struct model *model, uint64_t *ret_mapped_bytes, uint64_
     *ret_owned_bytes = model->weights->owned_bytes;
 }
 
+/* A whole context of this many bytes stays in a core's cache: rounding would cost accuracy, and
+ * near ties of a small model their order, and gain nothing. */
+#define KV_F32_CONTEXT_BYTES_MAX (UINT64_C(4) << 20)
+
+static bool kv_fits_f32(const struct model_config *config)
+{
+    uint64_t per_token = UINT64_C(2) * config->layer_count * config->kv_heads * config->head_dim * sizeof(float);
+    return per_token <= KV_F32_CONTEXT_BYTES_MAX / config->context_tokens;
+}
+
 status_t model_kv_dtype(const struct model *model, const char *name, struct diag *diag, enum dtype *ret_dtype)
 {
     if (strcmp(name, "auto") == 0) {
-        *ret_dtype = model_weight_dtype(model);
+        *ret_dtype = kv_fits_f32(&model->config) ? DTYPE_F32 : model_weight_dtype(model);
         return STATUS_OK;
     }
     if (dtype_parse(name, ret_dtype)) { return STATUS_OK; }

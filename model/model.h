@@ -61,7 +61,8 @@ const uint8_t *model_fingerprint(const struct model *model);
 /* Bytes of weights: mapped from files (shared with the page cache), and held in memory of our own. */
 void model_memory(const struct model *model, uint64_t *ret_mapped_bytes, uint64_t *ret_owned_bytes);
 
-/* How --kv-dtype is said: "auto", "f32", "bf16", "f16". auto is the weights' own format. */
+/* How --kv-dtype is said: "auto", "f32", "bf16", "f16". auto is the weights' own format,
+ * or f32 where a whole context takes no more than 4 MiB so. */
 NODISCARD status_t model_kv_dtype(const struct model *model, const char *name, struct diag *diag,
                                   enum dtype *ret_dtype);
 

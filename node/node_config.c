@@ -17,7 +17,7 @@ const struct flag node_flags[] = {
     {"threads", FLAG_U32, AT(threads), "0", "N", "Compute threads; 0: one per core this process may use.", 0, 256},
     {"isa", FLAG_STRING, AT(isa), "auto", "NAME", "Instruction set of the kernels; both pools must agree.", 0, 0},
     {"kv-memory", FLAG_BYTES, AT(kv_memory), "256MiB", "SIZE", "Memory of the KV block pool.", 0, 0},
-    {"kv-dtype", FLAG_STRING, AT(kv_dtype), "auto", "auto|f32|bf16|f16", "Number format of the KV cache.", 0, 0},
+    {"kv-dtype", FLAG_STRING, AT(kv_dtype), "auto", "auto|f32|bf16|f16", "Number format of the KV cache; auto: the weights', or f32 for a model whose whole context takes no more than 4 MiB.", 0, 0},
     {"kv-block-tokens", FLAG_U32, AT(block_tokens), "16", "tokens", "Tokens per KV block, 16 or 32; compared at handshake.", 16, 32},
     {"step-tokens", FLAG_U32, AT(step_tokens), "512", "tokens", "Most rows of one engine step.", 1, 65536},
     {"chunk-tokens", FLAG_U32, AT(chunk_tokens), "256", "tokens", "Most rows of one prompt in one step.", 1, 65536},

@@ -430,6 +430,32 @@ static void dummy_weights_are_fixed_and_sane(void **state)
     }
 }
 
+/* --kv-dtype=auto is the weights' format as soon as a whole context in f32 exceeds 4 MiB. */
+static void large_contexts_keep_the_weights_format(void **state)
+{
+    (void)state;
+    struct checkpoint checkpoint;
+    checkpoint_read("qwen3_f16", &checkpoint);
+    const char *directory = write_directory("qwen3_f16", &checkpoint, 0);
+    char path[1024];
+    snprintf(path, sizeof path, "%s/config.json", directory);
+    /* 2 * 3 layers * 2 heads * 24 * 4 bytes = 1,152 a token: 3,640 tokens are the last that fit. */
+    static const struct { int context; enum dtype want; } cases[] = {{3640, DTYPE_F32}, {3641, DTYPE_F16}};
+    for (size_t i = 0; i < 2; i++) {
+        json_t *config = json_load_file(path, 0, NULL);
+        assert_int_equal(json_object_set_new(config, "max_position_embeddings", json_integer(cases[i].context)), 0);
+        assert_int_equal(json_dump_file(config, path, 0), 0);
+        json_decref(config);
+        struct model *model = open_model(directory);
+        struct diag diag;
+        enum dtype dtype;
+        assert_false(failed(model_kv_dtype(model, "auto", &diag, &dtype)));
+        assert_int_equal(dtype, cases[i].want);
+        model_destroy(model);
+    }
+    checkpoint_free(&checkpoint);
+}
+
 /* The words of --load, --kv-dtype and block sizes: what is known is taken, the rest refused by name. */
 static void layouts_and_words(void **state)
 {
@@ -446,7 +472,7 @@ static void layouts_and_words(void **state)
     assert_int_equal(model_kv_dtype(model, "int8", &diag, &dtype).code, ST_INVALID_ARGUMENT);
     assert_non_null(strstr(diag.text, "\"int8\""));
     assert_false(failed(model_kv_dtype(model, "auto", &diag, &dtype)));
-    assert_int_equal(dtype, DTYPE_F16);
+    assert_int_equal(dtype, DTYPE_F32); /* a context of 128 tokens: rounding would save nothing */
     assert_false(failed(model_kv_dtype(model, "f32", &diag, &dtype)));
     assert_int_equal(dtype, DTYPE_F32);
     assert_int_equal(model_kv_layout(model, 24, dtype, &diag, &layout).code, ST_INVALID_ARGUMENT);
@@ -473,7 +499,7 @@ int main(void)
         cmocka_unit_test(shards_do_not_show),
         cmocka_unit_test(fingerprints_tell_models_apart),
         cmocka_unit_test(dummy_weights_are_fixed_and_sane),
-        cmocka_unit_test(layouts_and_words),
+        cmocka_unit_test(large_contexts_keep_the_weights_format), cmocka_unit_test(layouts_and_words),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
