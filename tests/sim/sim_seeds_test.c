@@ -22,7 +22,7 @@ static uint64_t number_of(const char *name, uint64_t otherwise)
     return text ? strtoull(text, NULL, 10) : otherwise;
 }
 
-static struct sim_result run_shard(uint64_t seeds, bool calm)
+static struct sim_result run_shard(uint64_t seeds, bool calm, uint64_t *ret_count)
 {
     uint64_t shards = number_of("TEST_TOTAL_SHARDS", 1), shard = number_of("TEST_SHARD_INDEX", 0);
     struct sim_result sum = {0};
@@ -34,6 +34,7 @@ static struct sim_result run_shard(uint64_t seeds, bool calm)
         sim_result_add(&sum, &result);
     }
     sim_result_print(&sum, count, stdout);
+    *ret_count = count;
     return sum;
 }
 
@@ -43,22 +44,24 @@ static struct sim_result run_shard(uint64_t seeds, bool calm)
 static void seeds_keep_every_promise(void **state)
 {
     (void)state;
-    struct sim_result sum = run_shard(seed_count, false);
+    uint64_t count;
+    struct sim_result sum = run_shard(seed_count, false, &count);
     const struct { const char *name; uint64_t count; } reached[] = {
         {"finished", sum.finished}, {"stopped", sum.stopped}, {"cancelled", sum.cancelled}, {"expired", sum.expired},
         {"refused", sum.refused}, {"lost", sum.lost}, {"tokens", sum.tokens}, {"prompt_logprobs", sum.prompt_logprobs},
         {"local_prefills", sum.local_prefills}, {"remote_prefills", sum.remote_prefills}, {"forked", sum.forked},
         {"preemptions", sum.preemptions}, {"deaths", sum.deaths}, {"cuts", sum.cuts}, {"partitions", sum.partitions},
-        {"drains", sum.drains}, {"failed_steps", sum.failed_steps}, {"router_deaths", sum.router_deaths},
+        {"drains", sum.drains}, {"failed_steps", sum.failed_steps}, {"stops", sum.stops}, {"router_deaths", sum.router_deaths},
         {"router_drains", sum.router_drains}, {"resumed", sum.resumed}, {"revoked", sum.revoked},
         {"late_landings", sum.late_landings}, {"corrupted", sum.corrupted}, {"repeated", sum.repeated},
         {"late_messages", sum.late_messages}, {"duplicate_tokens", sum.duplicate_tokens},
     };
     for (size_t i = 0; i < sizeof reached / sizeof reached[0]; i++) {
-        if (reached[i].count >= 50) { continue; }
+        if (reached[i].count > count / 50) { continue; } /* the rarest comes once in ten seeds or so */
         print_error("%s: reached %llu times\n", reached[i].name, (unsigned long long)reached[i].count);
         fail();
     }
+    assert_true(sum.leases > count / 500); /* one in a hundred */
     assert_true(sum.finished * 2 > sum.requests); /* a cluster that refuses everybody is quiet too */
 }
 
@@ -67,7 +70,8 @@ static void seeds_keep_every_promise(void **state)
 static void nothing_breaks_where_nothing_broke(void **state)
 {
     (void)state;
-    struct sim_result sum = run_shard(seed_count / 10, true);
+    uint64_t count;
+    struct sim_result sum = run_shard(seed_count / 10, true, &count);
     assert_int_equal(sum.resumed, 0);
     assert_int_equal(sum.lost, 0);
     assert_int_equal(sum.deaths + sum.cuts + sum.corrupted + sum.repeated, 0);
