@@ -6,6 +6,7 @@ asked of one decode node alone, with the KV cache in f32 as the references compu
 split with its defaults; by token ids and, where there is a tokenizer, by text.
 """
 import json
+import math
 import os
 import struct
 import sys
@@ -116,6 +117,25 @@ class Reference(unittest.TestCase):
     def test_stories260k_bf16_sharded(self):
         self.check_shared("stories260k-bf16-sharded", "greedy-stories260k-bf16.json")
 
+    def check_logprobs(self, expected, entries):
+        """Prompt token i + 1 has what the reference's logits at i give it.
+
+        Both sum in f32, in other orders: some 100 products of a magnitude below 50 differ by
+        50 * 100 * 2**-24 = 3e-4 in the head, and by no more in the layers before it.
+        """
+        prompt, logits = expected["prompt"], expected["logits"]
+        vocab = len(logits) // len(prompt)
+        self.assertEqual(len(entries), len(prompt) - 1)
+        for i, entry in enumerate(entries):
+            row = logits[i * vocab:(i + 1) * vocab]
+            top = max(row)
+            want = row[prompt[i + 1]] - top - math.log(sum(math.exp(x - top) for x in row))
+            self.assertEqual(entry["token"], prompt[i + 1])
+            self.assertAlmostEqual(entry["logprob"], want, delta=1e-3)
+            close = sum(abs(x - row[prompt[i + 1]]) < 1e-3 for x in row) - 1
+            rank = 1 + sum(x > row[prompt[i + 1]] for x in row)
+            self.assertLessEqual(abs(entry["rank"] - rank), close)
+
     def test_golden_models(self):
         """Random models of all five architectures: no tokenizer there, so ids are asked for."""
         root = repository_folder("tests", "golden", "models")
@@ -126,8 +146,9 @@ class Reference(unittest.TestCase):
             expected = read_safetensors(os.path.join(model, "expected.safetensors"))
             flags = [by_tokens(expected["prompt"]), *GREEDY, "--ignore-eos", "--max-tokens=%d" % len(expected["greedy"])]
             with self.subTest(model=name), Cluster(1, 1, model=model, router_flags=SPLIT) as cluster:
-                answer = cluster.generate(*flags)
+                answer = cluster.generate(*flags, "--prompt-logprobs=0")
                 self.assertEqual(answer["token_ids"], expected["greedy"])
+                self.check_logprobs(expected, answer["prompt_logprobs"])
                 self.assertEqual(answer["prompt_token_ids"], expected["prompt"])
                 self.assertEqual(answer["route"]["transport"], "shm")
                 self.assertEqual(answer["text"], "")

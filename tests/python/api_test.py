@@ -6,6 +6,7 @@ Skips, and says so, where Python has no grpcio.
 """
 import json
 import os
+import random
 import sys
 import threading
 import time
@@ -123,6 +124,48 @@ class Answer:
         assert self.usage.prompt_tokens == len(self.prompt_ids)
         for name in ("text", "ids", "logprobs", "finish", "stop_text", "stop_token"):
             setattr(self, name, getattr(self.sequences[0], name))
+
+
+def strange_messages(chance, message):
+    """One to four messages: noise, a valid one with random fields, such a one with a bit turned over."""
+    for _ in range(1 + chance.randrange(4)):
+        if chance.random() < 0.3:
+            yield chance.randbytes(chance.choice((0, 1, 9, 200, 5000)))
+            continue
+        data = bytearray(fill(chance, message(), 3).SerializeToString())
+        if data and chance.random() < 0.4:
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        yield bytes(data)
+
+
+def fill(chance, message, depth):
+    for field in message.DESCRIPTOR.fields:
+        if chance.random() < 0.4:
+            continue
+        if field.message_type:
+            if depth == 0 or field.message_type.GetOptions().map_entry:
+                continue
+            if field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED:
+                for _ in range(chance.randrange(3)):
+                    fill(chance, getattr(message, field.name).add(), depth - 1)
+            else:
+                getattr(message, field.name).SetInParent()
+                fill(chance, getattr(message, field.name), depth - 1)
+            continue
+        value = {field.CPPTYPE_STRING: lambda: "x" * chance.choice((0, 1, 300)), field.CPPTYPE_BOOL: lambda: True,
+                 field.CPPTYPE_FLOAT: chance.random, field.CPPTYPE_DOUBLE: chance.random,
+                 field.CPPTYPE_ENUM: lambda: chance.choice(field.enum_type.values).number,
+                 field.CPPTYPE_UINT64: lambda: chance.choice((0, 1, 2**63, 2**64 - 1)),
+                 field.CPPTYPE_INT64: lambda: chance.choice((0, -1, 2**62)),
+                 field.CPPTYPE_INT32: lambda: chance.choice((0, -1, 2**31 - 1)),
+                 field.CPPTYPE_UINT32: lambda: chance.choice((0, 1, 77, 2**31, 2**32 - 1))}[field.cpp_type]
+        if field.type == field.TYPE_BYTES:
+            value = lambda: chance.randbytes(chance.choice((0, 16, 32, 400)))  # noqa: E731
+        if field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED:
+            getattr(message, field.name).extend(value() for _ in range(chance.randrange(5)))
+        else:
+            setattr(message, field.name, value())
+    return message
 
 
 class Sequence:
@@ -562,6 +605,34 @@ class ApiTest(unittest.TestCase):
             self.assertEqual(got.ids, self.greedy.ids)
         time.sleep(1)
         slow.cancel()
+
+    def test_noise_on_the_streams_between_processes(self):
+        """Attach and KvLink of the nodes take whatever a stranger sends: the stranger's stream ends, no other."""
+        seed = int(os.environ.get("BATON_TEST_SEED", random.randrange(1 << 30)))
+        print("BATON_TEST_SEED=%d" % seed)
+        chance = random.Random(seed)
+        for name, process in self.split.nodes.items():
+            address = next(f.split("=", 1)[1] for f in process.argv if f.startswith("--listen="))
+            with grpc.insecure_channel(address) as channel:
+                pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+                services = [s for s in ProtoReflectionDescriptorDatabase(channel).get_services() if s.startswith("baton.")]
+                self.assertEqual(len(services), 2, services)
+                for service in services:
+                    for method in pool.FindServiceByName(service).methods:
+                        path = "/%s/%s" % (service, method.name)
+                        message = message_factory.GetMessageClass(method.input_type)
+                        for _ in range(60):
+                            call = channel.stream_stream(path)(iter(strange_messages(chance, message)), timeout=5)
+                            try:
+                                for _ in call:
+                                    break
+                            except grpc.RpcError:
+                                pass
+                            call.cancel()
+            self.assertIsNone(process.popen.poll(), name)
+        answer = self.api.generate(PROMPT, temperature=0, max_tokens=40, ignore_eos=True)
+        self.assertEqual(answer.ids, self.greedy.ids)
+        self.assertEqual(answer.route.transport, "shm")
 
     def test_a_call_without_a_message(self):
         call = self.api.channel.stream_stream("/%s/Generate" % SERVICE)
