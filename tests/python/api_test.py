@@ -138,6 +138,44 @@ def strange_messages(chance, message):
         yield bytes(data)
 
 
+def lies(chance, message, done):
+    """A router's words: a true hello, then work with fields at and beyond their bounds."""
+    hello = message()
+    hello.hello.protocol_version = 1
+    hello.hello.router_boot_id = chance.randrange(1, 2**60)
+    yield hello
+    for number in range(chance.randrange(1, 20)):
+        ask = message()
+        kind = chance.choice(("reserve", "reserve", "reserve", "prefill", "prefill_lost", "cancel"))
+        leg = ask.prefill_lost if kind == "prefill_lost" else ask.cancel.leg if kind == "cancel" else getattr(ask, kind).work.leg
+        leg.hi, leg.lo = hello.hello.router_boot_id, chance.randrange(1, 12) << 24
+        if kind in ("reserve", "prefill"):
+            work = getattr(ask, kind).work
+            odd = lambda usual, *others: usual if chance.random() < 0.8 else chance.choice(others)  # noqa: E731
+            n = odd(1, 0, 2, 64, 65, 2**32 - 1)
+            work.sequence_count, work.sequence_first = n, odd(0, 1, 2**31)
+            work.prompt.extend([odd(5, 0, 2047)] * odd(20, 0, 1, 2000, 2047, 2048, 60000))
+            if chance.random() < 0.1:
+                work.prompt.append(chance.choice((2048, 2**32 - 1)))
+            work.output.extend([7] * odd(0, 1, 30, 5000))
+            work.age_ns, work.resumed = odd(0, 2**63, 2**64 - 1), chance.random() < 0.2
+            work.params.temperature = odd(0.0, float("nan"), -1.0, 1e30)
+            work.params.top_p, work.params.repetition_penalty = odd(1.0, 0.0, float("inf")), odd(1.0, 0.0, -1.0)
+            work.params.n, work.params.max_tokens = odd(n, 0, 1, 2**32 - 1), odd(30, 0, 1, 2028, 2**32 - 1)
+            work.params.logprobs, work.params.prompt_logprobs = odd(-1, 0, 20, 21, -2**31), odd(-1, 0, 20, 2**31 - 1)
+            work.params.stop_tokens.extend([1] * odd(0, 1, 65, 3000))
+            for _ in range(odd(0, 1, 1025)):
+                work.params.logit_bias.add(token=odd(3, 2**32 - 1), bias=odd(1.0, float("nan"), 1e9))
+        if kind == "reserve":
+            ask.reserve.local_prefill, ask.reserve.wait_ms = chance.random() < 0.5, odd(0, 100, 2**32 - 1)
+        elif kind == "prefill":
+            ask.prefill.ticket = chance.randbytes(odd(64, 0, 1, 500, 5000))
+        elif kind == "cancel":
+            ask.cancel.one_sequence, ask.cancel.sequence = chance.random() < 0.5, chance.choice((0, 1, 2**32 - 1))
+        yield ask
+    done.wait(0.2)
+
+
 def fill(chance, message, depth):
     for field in message.DESCRIPTOR.fields:
         if chance.random() < 0.4:
@@ -633,6 +671,41 @@ class ApiTest(unittest.TestCase):
         answer = self.api.generate(PROMPT, temperature=0, max_tokens=40, ignore_eos=True)
         self.assertEqual(answer.ids, self.greedy.ids)
         self.assertEqual(answer.route.transport, "shm")
+
+    def test_a_router_that_lies(self):
+        """A stranger attaches properly and then asks for nonsense: what it holds goes with its stream."""
+        seed = int(os.environ.get("BATON_TEST_SEED", random.randrange(1 << 30)))
+        print("BATON_TEST_SEED=%d" % seed)
+        chance = random.Random(seed)
+        for name, process in self.split.nodes.items():
+            address = next(f.split("=", 1)[1] for f in process.argv if f.startswith("--listen="))
+            with grpc.insecure_channel(address) as channel:
+                pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+                kinds = {m: message_factory.GetMessageClass(pool.FindMessageTypeByName("baton.control.v1." + m))
+                         for m in ("RouterMessage", "NodeMessage")}
+                served = refused = 0
+                for round_ in range(40):
+                    call = channel.stream_stream("/baton.control.v1.NodeControl/Attach",
+                                                 request_serializer=lambda m: m.SerializeToString(),
+                                                 response_deserializer=kinds["NodeMessage"].FromString)
+                    done = threading.Event()
+                    stream = call(lies(chance, kinds["RouterMessage"], done), timeout=20)
+                    try:
+                        for count, answer in enumerate(stream):
+                            served += answer.WhichOneof("kind") in ("reserved", "tokens")
+                            refused += answer.WhichOneof("kind") == "refused"
+                            if count > chance.randrange(40):
+                                break
+                    except grpc.RpcError:
+                        pass
+                    done.set()
+                    stream.cancel()
+                self.assertIsNone(process.popen.poll(), name)
+                self.assertGreater(refused, 0)
+                if name.startswith("decode"):
+                    self.assertGreater(served, 0)
+        answer = self.api.generate(PROMPT, temperature=0, max_tokens=40, ignore_eos=True)
+        self.assertEqual(answer.ids, self.greedy.ids)
 
     def test_a_call_without_a_message(self):
         call = self.api.channel.stream_stream("/%s/Generate" % SERVICE)
