@@ -13,6 +13,7 @@
 struct api {
     struct rpc_runtime *runtime;
     struct rpc_channel *channel;
+    bool has_tls;
 };
 
 struct received {
@@ -28,7 +29,7 @@ struct api_call {
     struct rpc_call *call;
     struct received *head, **tail;
     uint32_t queued;
-    bool paused, done;
+    bool paused, done, has_tls;
     uint8_t code;
     struct diag outcome;
 };
@@ -43,6 +44,7 @@ status_t api_open(const char *router, const struct api_tls *tls, struct api **re
         .tls = {.enabled = tls && tls->ca_file, .cert_file = tls ? tls->cert_file : NULL,
                 .key_file = tls ? tls->key_file : NULL, .ca_file = tls ? tls->ca_file : NULL},
     };
+    api->has_tls = config.tls.enabled;
     status_t st = rpc_runtime_create(1, &api->runtime);
     if (!failed(st)) { st = rpc_channel_create(api->runtime, &config, &api->channel, diag); }
     if (failed(st)) { api_close(api); return st; }
@@ -81,6 +83,19 @@ static void on_message(void *user, struct rpc_call *rpc, const uint8_t *bytes, s
     pthread_mutex_unlock(&call->mutex);
 }
 
+/* A server that hangs up on the first bytes says no more than that. */
+static const char *tls_advice(const struct api_call *call, const struct rpc_outcome *outcome)
+{
+    static const char *const hang_ups[] = {"Socket closed", "reset by peer", "Broken pipe"};
+    bool was_hung_up = false;
+    for (size_t i = 0; i < sizeof hang_ups / sizeof hang_ups[0]; i++) {
+        was_hung_up = was_hung_up || strstr(outcome->message, hang_ups[i]) != NULL;
+    }
+    if (outcome->code != ST_UNAVAILABLE || !was_hung_up) { return ""; }
+    return call->has_tls ? "; the router may speak no TLS, or refuse the certificate: check --tls-cert, --tls-key and --tls-ca"
+                         : "; if the router asks for TLS, give --tls-ca, --tls-cert and --tls-key";
+}
+
 static void on_done(void *user, struct rpc_call *rpc, const struct rpc_outcome *outcome)
 {
     (void)rpc;
@@ -99,7 +114,7 @@ static void on_done(void *user, struct rpc_call *rpc, const struct rpc_outcome *
     if (hint) {
         diag_set(&call->outcome, "%s (retry in %.*s ms)", outcome->message, (int)hint_len, hint);
     } else {
-        diag_set(&call->outcome, "%s", outcome->message);
+        diag_set(&call->outcome, "%s%s", outcome->message, tls_advice(call, outcome));
     }
     pthread_cond_signal(&call->changed);
     pthread_mutex_unlock(&call->mutex);
@@ -134,6 +149,7 @@ status_t api_call_start(struct api *api, const char *method, const ProtobufCMess
     pthread_mutex_init(&call->mutex, NULL);
     pthread_cond_init(&call->changed, NULL);
     call->tail = &call->head;
+    call->has_tls = api->has_tls;
     struct rpc_call_options options = {.method = method, .deadline_ns = deadline_ns, .wait_for_ready = wait_for_ready,
                                        .callbacks = &callbacks, .user = call};
     status_t st = rpc_channel_call(api->channel, &options, &call->call, diag);
