@@ -308,7 +308,7 @@ static status_t validate_reserve(struct decode_core *core, const struct ctl_rese
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }
     if (reserve->local_prefill && work->sequence_count > core->config.batch_max) {
-        diag_set(&core->text, "n is %u and this node runs %u sequences at once; lower n, or raise --batch of the "
+        diag_set(&core->text, "n is %u and this node runs %u sequences at once; lower n, or raise --batch-max of the "
                  "decode node", work->sequence_count, core->config.batch_max);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }
@@ -331,7 +331,6 @@ static void refuse(struct decode_core *core, uint32_t router, struct leg_id leg,
     leg_index_remember(core->index, leg);
 }
 
-/* A leg answers to the router that made it, and to no other. */
 bool decode_core_leg_router(const struct decode_core *core, struct leg_id id, uint32_t *ret_router)
 {
     const struct decode_leg *leg = leg_index_find(core->index, id);
@@ -340,6 +339,7 @@ bool decode_core_leg_router(const struct decode_core *core, struct leg_id id, ui
     return true;
 }
 
+/* A leg answers to the router that made it, and to no other. */
 static struct decode_leg *find_leg(struct decode_core *core, uint32_t router, struct leg_id id)
 {
     struct decode_leg *leg = leg_index_find(core->index, id);

@@ -241,7 +241,7 @@ static status_t validate_prefill(struct prefill_core *core, const struct ctl_pre
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }
     if (work->sequence_count > core->config.slot_count) {
-        diag_set(&core->text, "n is %u and this node samples %u sequences at once; lower n, or raise --batch of the "
+        diag_set(&core->text, "n is %u and this node samples %u sequences at once; lower n, or raise --batch-max of the "
                  "prefill node", work->sequence_count, core->config.slot_count);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }

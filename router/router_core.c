@@ -338,14 +338,27 @@ static void on_token(struct router_core *core, uint32_t node, const struct ctl_t
         take_leg_back(core, leg, "a node skipped a token");
         return;
     }
-    /* A first token may be the last one, and the word of either node will do: were the decode
-     * node to die before it has repeated it, there would be nothing left to resume. */
-    if (token->finish != FINISH_NONE) {
-        struct router_action *action = router_action_add(core, ROUTER_ACT_SEQUENCE_END);
-        action->request = request->handle;
-        action->token = *token;
-        sequence_done(core, request, index, leg, node == leg->decode_node);
+    if (token->finish == FINISH_NONE) { return; }
+    if (node != leg->decode_node) {
+        /* A first token that is the last one. The decode node says so too, once the blocks have
+         * landed; were it to die first, there would be nothing left to resume: see
+         * router_leg_replace. */
+        sequence->pending_finish = token->finish;
+        return;
     }
+    struct router_action *action = router_action_add(core, ROUTER_ACT_SEQUENCE_END);
+    action->request = request->handle;
+    action->token = *token;
+    sequence_done(core, request, index, leg, true);
+}
+
+void router_sequence_end(struct router_core *core, struct request *request, uint32_t index, uint8_t finish)
+{
+    struct router_action *action = router_action_add(core, ROUTER_ACT_SEQUENCE_END);
+    action->request = request->handle;
+    action->token = (struct ctl_token){.sequence = index, .position = request->sequences[index].output_count - 1,
+                                       .finish = finish};
+    sequence_done(core, request, index, NULL, false);
 }
 
 static void on_reserved(struct router_core *core, uint32_t node, const struct ctl_reserved *reserved)
@@ -377,6 +390,7 @@ static void on_refused(struct router_core *core, uint32_t node, const struct ctl
     if (node == leg->prefill_node && leg->phase == LEG_PREFILLING) {
         close_prefill(core, leg);
         leg->prefill_node = NO_NODE;
+        leg->prefill_cannot = leg->prefill_cannot || failure->code == ST_INVALID_ARGUMENT;
         router_leg_prefill(core, leg);
         return;
     }

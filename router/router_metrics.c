@@ -33,6 +33,8 @@ struct router_metrics {
     struct metrics_http *http;
     _Atomic bool is_ready;
     struct histogram *ttft, *itl, *e2e;
+    struct histogram *queue, *prefill, *decode, *inference, *tpot, *transfer;
+    struct histogram *request_prompt, *request_generation, *request_max;
     struct counter *prompt_tokens, *generation_tokens;
     struct counter *success[ROUTER_END_COUNT];
     struct counter *refused[CODE_COUNT];
@@ -47,6 +49,9 @@ static const double ttft_bounds[] = {.001, .005, .01, .02, .04, .06, .08, .1, .2
                                      160, 640, 2560};
 static const double itl_bounds[] = {.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
 static const double e2e_bounds[] = {.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+/* vLLM's nixl_xfer_time_seconds. */
+static const double transfer_bounds[] = {.005, .01, .025, .05, .075, .1, .2, .3, .5, .75, 1, 5};
+static const double token_bounds[] = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6};
 
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -54,12 +59,41 @@ static status_t add_vllm(struct router_metrics *metrics, const char *model, stru
 {
     struct metrics *registry = metrics->registry;
     metric_labels_t labels = METRIC_LABELS("model_name", model);
-    TRY(metrics_add_histogram(registry, "vllm:time_to_first_token_seconds", "From arrival to the first token.", labels,
-                              ttft_bounds, COUNT_OF(ttft_bounds), &metrics->ttft, diag));
-    TRY(metrics_add_histogram(registry, "vllm:inter_token_latency_seconds", "Between two tokens of a sequence.", labels,
-                              itl_bounds, COUNT_OF(itl_bounds), &metrics->itl, diag));
-    TRY(metrics_add_histogram(registry, "vllm:e2e_request_latency_seconds", "From arrival to the last token.", labels,
-                              e2e_bounds, COUNT_OF(e2e_bounds), &metrics->e2e, diag));
+    const struct {
+        const char *name, *help;
+        const double *bounds;
+        size_t bound_count;
+        struct histogram **ret;
+    } histograms[] = {
+        {"vllm:time_to_first_token_seconds", "From arrival to the first token.", ttft_bounds, COUNT_OF(ttft_bounds),
+         &metrics->ttft},
+        {"vllm:inter_token_latency_seconds", "Between two tokens of a sequence.", itl_bounds, COUNT_OF(itl_bounds),
+         &metrics->itl},
+        {"vllm:e2e_request_latency_seconds", "From arrival to the last token.", e2e_bounds, COUNT_OF(e2e_bounds),
+         &metrics->e2e},
+        {"vllm:request_queue_time_seconds", "From arrival until a prefill node computes the first chunk.", e2e_bounds,
+         COUNT_OF(e2e_bounds), &metrics->queue},
+        {"vllm:request_prefill_time_seconds", "First chunk to first token, on a prefill node.", e2e_bounds,
+         COUNT_OF(e2e_bounds), &metrics->prefill},
+        {"vllm:request_decode_time_seconds", "From the first token to the last.", e2e_bounds, COUNT_OF(e2e_bounds),
+         &metrics->decode},
+        {"vllm:request_inference_time_seconds", "Prefill and decode, without the queue.", e2e_bounds,
+         COUNT_OF(e2e_bounds), &metrics->inference},
+        {"vllm:request_time_per_output_token_seconds", "A request's mean time between tokens of a sequence.",
+         itl_bounds, COUNT_OF(itl_bounds), &metrics->tpot},
+        {"vllm:request_prompt_tokens", "Prompt tokens of a request.", token_bounds, COUNT_OF(token_bounds),
+         &metrics->request_prompt},
+        {"vllm:request_generation_tokens", "Tokens generated for a request.", token_bounds, COUNT_OF(token_bounds),
+         &metrics->request_generation},
+        {"vllm:request_params_max_tokens", "max_tokens of a request.", token_bounds, COUNT_OF(token_bounds),
+         &metrics->request_max},
+        {"baton_kv_transfer_seconds", "A prompt's KV: first push to acknowledgement.", transfer_bounds,
+         COUNT_OF(transfer_bounds), &metrics->transfer},
+    };
+    for (size_t i = 0; i < COUNT_OF(histograms); i++) {
+        TRY(metrics_add_histogram(registry, histograms[i].name, histograms[i].help, labels, histograms[i].bounds,
+                                  histograms[i].bound_count, histograms[i].ret, diag));
+    }
     TRY(metrics_add_counter(registry, "vllm:prompt_tokens_total", "Prompt tokens of accepted requests.", labels,
                             &metrics->prompt_tokens, diag));
     TRY(metrics_add_counter(registry, "vllm:generation_tokens_total", "Tokens generated.", labels,
@@ -101,8 +135,8 @@ static status_t add_own(struct router_metrics *metrics, struct diag *diag)
         {"baton_router_requests_live", "Accepted requests that are not over.", &metrics->live},
         {"baton_router_prefill_nodes", "Prefill nodes attached.", &metrics->prefill_nodes},
         {"baton_router_decode_nodes", "Decode nodes attached.", &metrics->decode_nodes},
-        {"prefill_backlog_seconds", "Prompt tokens queued on prefill nodes over their measured rate.", &metrics->backlog},
-        {"decode_kv_headroom", "Free share of the decode nodes' KV blocks.", &metrics->headroom},
+        {"baton_router_prefill_backlog_seconds", "Prompt tokens queued on prefill nodes over their measured rate.", &metrics->backlog},
+        {"baton_router_decode_kv_headroom", "Free share of the decode nodes' KV blocks.", &metrics->headroom},
     };
     for (size_t i = 0; i < COUNT_OF(gauges); i++) {
         TRY(metrics_add_gauge(registry, gauges[i].name, gauges[i].help, NULL, gauges[i].ret, diag));
@@ -186,10 +220,32 @@ void router_metrics_tokens(struct router_metrics *metrics, uint32_t prompt_token
     if (generated_tokens > 0) { counter_add(metrics->generation_tokens, generated_tokens); }
 }
 
-void router_metrics_end(struct router_metrics *metrics, enum router_end end, uint64_t e2e_ns)
+/* Clocks are not compared across processes: the prefill node says how long it computed, and
+ * the queue is what is left of our own time to the first token. */
+static void observe_phases(struct router_metrics *metrics, const struct router_metrics_request *request)
 {
-    counter_add(metrics->success[end], 1);
-    if (end == ROUTER_END_STOP || end == ROUTER_END_LENGTH) { histogram_observe(metrics->e2e, seconds(e2e_ns)); }
+    uint64_t decode_ns = request->e2e_ns - request->ttft_ns;
+    histogram_observe(metrics->decode, seconds(decode_ns));
+    if (request->generation_tokens > request->sequence_count) {
+        uint32_t gaps = request->generation_tokens - request->sequence_count;
+        histogram_observe(metrics->tpot, seconds(decode_ns) * request->sequence_count / gaps);
+    }
+    if (request->prefill_compute_ns == 0 || request->prefill_compute_ns > request->ttft_ns) { return; }
+    histogram_observe(metrics->queue, seconds(request->ttft_ns - request->prefill_compute_ns));
+    histogram_observe(metrics->prefill, seconds(request->prefill_compute_ns));
+    histogram_observe(metrics->inference, seconds(request->prefill_compute_ns + decode_ns));
+}
+
+void router_metrics_end(struct router_metrics *metrics, const struct router_metrics_request *request)
+{
+    counter_add(metrics->success[request->end], 1);
+    if (request->transfer_ns > 0) { histogram_observe(metrics->transfer, seconds(request->transfer_ns)); }
+    if (request->end != ROUTER_END_STOP && request->end != ROUTER_END_LENGTH) { return; }
+    histogram_observe(metrics->e2e, seconds(request->e2e_ns));
+    histogram_observe(metrics->request_prompt, request->prompt_tokens);
+    histogram_observe(metrics->request_generation, request->generation_tokens);
+    histogram_observe(metrics->request_max, request->max_tokens);
+    if (request->ttft_ns > 0 && request->e2e_ns >= request->ttft_ns) { observe_phases(metrics, request); }
 }
 
 void router_metrics_refused(struct router_metrics *metrics, uint8_t code)

@@ -36,7 +36,18 @@ void router_metrics_token_gap(struct router_metrics *metrics, uint64_t gap_ns);
 void router_metrics_tokens(struct router_metrics *metrics, uint32_t prompt_tokens, uint32_t generated_tokens);
 
 enum router_end { ROUTER_END_STOP, ROUTER_END_LENGTH, ROUTER_END_ABORT, ROUTER_END_ERROR, ROUTER_END_COUNT };
-void router_metrics_end(struct router_metrics *metrics, enum router_end end, uint64_t e2e_ns);
+
+/* One request, when it is over. Histograms take only those that were answered in full (STOP,
+ * LENGTH): what was given up says nothing about how long an answer takes. */
+struct router_metrics_request {
+    enum router_end end;
+    uint64_t e2e_ns, ttft_ns;    /* from arrival; ttft_ns 0: no token */
+    uint64_t prefill_compute_ns; /* first chunk to first token on a prefill node; 0: not known, it was
+                                  * computed where it is decoded, or more than once */
+    uint64_t transfer_ns;        /* 0: no KV moved */
+    uint32_t prompt_tokens, generation_tokens, max_tokens, sequence_count;
+};
+void router_metrics_end(struct router_metrics *metrics, const struct router_metrics_request *request);
 void router_metrics_refused(struct router_metrics *metrics, uint8_t code);
 
 struct router_gauges {

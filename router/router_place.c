@@ -272,6 +272,20 @@ void router_leg_prefill(struct router_core *core, struct leg *leg)
         /* The pool went away, or is full, after blocks were reserved. Work that has not
          * begun is refused; what a client already reads goes on, on the decode node alone. */
         bool any = choose_prefill(core, leg, false) != NO_NODE;
+        if (any && leg->prefill_cannot && !leg->resumed) {
+            /* Too large for every prefill node there is: the decode node computes it, or says why
+             * it cannot either. The same leg under a fresh id; the old one is spent. */
+            send(core, leg->decode_node, CTL_CANCEL)->cancel = (struct ctl_cancel){.leg = leg_id_of(core, leg)};
+            router_leg_uncount_decode(core, leg);
+            leg->decode_node = NO_NODE;
+            leg->phase = LEG_WAITING;
+            core->waiting_legs++;
+            leg->transfer_failures = TRANSFER_FAILURES_MAX;
+            memset(leg->tried, 0, sizeof leg->tried);
+            leg->lo = (++core->leg_counter << 24) | (uint32_t)(leg - core->legs);
+            router_leg_place(core, leg);
+            return;
+        }
         if (any && !leg->resumed) {
             struct request *request = leg->request;
             router_leg_cancel(core, leg);
@@ -326,6 +340,12 @@ void router_leg_replace(struct router_core *core, struct leg *leg, uint8_t code,
 {
     struct request *request = leg->request;
     forget_held(request, leg_id_of(core, leg));
+    for (uint32_t s = leg->sequence_first; s < leg->sequence_first + leg->sequence_count; s++) {
+        const struct sequence *sequence = &request->sequences[s];
+        if (sequence->done || sequence->pending_finish == FINISH_NONE) { continue; }
+        router_sequence_end(core, request, s, sequence->pending_finish);
+        if (leg->request != request) { return; } /* that was the request's last: its legs are gone */
+    }
     if (leg->without_progress + 1 >= LEGS_WITHOUT_PROGRESS_MAX) {
         router_leg_end(core, leg);
         router_finish(core, request, code, 1000, why);

@@ -48,7 +48,6 @@ static void on_serving(void *user, bool is_serving)
 {
     struct router_process *process = user;
     LOGF(LOG_INFO, "serving", "ready=%s", is_serving ? "true" : "false");
-    (void)rpc_health_set(process->health, "", is_serving);
     (void)rpc_health_set(process->health, INFERENCE_SERVICE, is_serving);
 }
 
@@ -77,7 +76,9 @@ static status_t open_rpc(struct router_process *process, struct diag *diag)
     TRY(rpc_health_create(process->rpc, &process->health, diag));
     struct descriptor_set sets[] = {{.bytes = inference_descriptor, .len = inference_descriptor_len}};
     TRY(rpc_reflection_create(process->rpc, sets, 1, &process->reflection, diag));
-    TRY(rpc_health_set(process->health, "", false));
+    /* "" is the process: restarting a router brings no decode node back. The service is what
+     * depends on nodes. */
+    TRY(rpc_health_set(process->health, "", true));
     return rpc_health_set(process->health, INFERENCE_SERVICE, false);
 }
 

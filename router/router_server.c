@@ -291,7 +291,19 @@ static void count_end(struct router_server *server, const struct router_client *
     } else if (client->code == ST_CANCELLED) {
         end = ROUTER_END_ABORT;
     }
-    router_metrics_end(server->config.metrics, end, times.end_ns - times.arrival_ns);
+    const struct request_spec *spec = session_spec(client->session);
+    struct router_metrics_request request = {
+        .end = end,
+        .e2e_ns = times.end_ns - times.arrival_ns,
+        .ttft_ns = times.first_token_ns > 0 ? times.first_token_ns - times.arrival_ns : 0,
+        .prefill_compute_ns = times.resumes == 0 ? times.prefill_compute_ns : 0,
+        .transfer_ns = times.transfer_ns,
+        .prompt_tokens = spec->prompt_count,
+        .generation_tokens = times.completion_tokens,
+        .max_tokens = spec->params.max_tokens,
+        .sequence_count = spec->params.n,
+    };
+    router_metrics_end(server->config.metrics, &request);
 }
 
 static void log_end(const struct router_client *client)

@@ -40,6 +40,7 @@ struct leg {
     bool local;
     bool prefill_is_open; /* the prefill node may still hold something of it */
     bool resumed;
+    bool prefill_cannot; /* a prefill node said that it can never take the leg: no retry will help */
     bool transfer_is_known; /* its bytes are counted: both ends report them */
     uint32_t transfer_failures;
     uint32_t without_progress;
@@ -56,6 +57,8 @@ struct leg {
 
 struct sequence {
     bool done;
+    uint8_t pending_finish; /* the prefill node says its first token is the last; the decode node,
+                             * whose word also says what was moved, has not repeated it yet */
     uint32_t output_count;
     uint32_t *output; /* [max_tokens] */
 };
@@ -119,6 +122,10 @@ struct router_core {
 };
 
 /* --- router_core.c, for router_place.c */
+
+/* Tells the client that a sequence ended; its leg is the caller's affair. Ends the request
+ * with its last one, and all legs with that. */
+void router_sequence_end(struct router_core *core, struct request *request, uint32_t index, uint8_t finish);
 
 struct router_action *router_action_add(struct router_core *core, enum router_action_kind kind);
 void router_finish(struct router_core *core, struct request *request, uint8_t code, uint32_t retry_after_ms,

@@ -387,7 +387,10 @@ struct session_times session_times(const struct session *session)
         .first_token_ns = session->first_token_ns,
         .end_ns = session->end_ns,
         .last_gap_ns = session->last_gap_ns,
+        .prefill_compute_ns = session->route.prefill_compute_ns,
+        .transfer_ns = session->route.transfer_ns,
         .completion_tokens = session->completion_tokens,
+        .resumes = session->route.resumes,
     };
     for (uint32_t i = 0; i < session->spec.params.n; i++) {
         times.any_stop = times.any_stop || session->sequences[i].finish == FINISH_STOP;

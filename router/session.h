@@ -81,7 +81,8 @@ bool session_is_flushed(const struct session *session);
 struct session_times {
     uint64_t arrival_ns, placed_ns, first_token_ns, end_ns; /* 0: not yet */
     uint64_t last_gap_ns; /* from the token before it in its sequence to the newest; UINT64_MAX: it is the first */
-    uint32_t completion_tokens;
+    uint64_t prefill_compute_ns, transfer_ns; /* of the last leg, once it is over; 0: computed where it is decoded */
+    uint32_t completion_tokens, resumes;
     bool any_stop; /* a sequence ended by itself or by a stop; else by length */
 };
 struct session_times session_times(const struct session *session);

@@ -49,8 +49,10 @@ static void requests_are_counted(void **state)
     router_metrics_first_token(metrics, UINT64_C(3000000));
     router_metrics_token_gap(metrics, UINT64_C(30000000));
     router_metrics_tokens(metrics, 7, 2);
-    router_metrics_end(metrics, ROUTER_END_LENGTH, UINT64_C(400000000));
-    router_metrics_end(metrics, ROUTER_END_ABORT, UINT64_C(400000000));
+    struct router_metrics_request request = {.end = ROUTER_END_LENGTH, .e2e_ns = UINT64_C(400000000)};
+    router_metrics_end(metrics, &request);
+    request.end = ROUTER_END_ABORT;
+    router_metrics_end(metrics, &request);
     router_metrics_refused(metrics, ST_RESOURCE_EXHAUSTED);
     struct router_gauges gauges = {
         .stats = {.accepted = 9, .finished = 4, .failed = 1, .cancelled = 2, .live = 2, .resumed_legs = 3},
@@ -74,10 +76,60 @@ static void requests_are_counted(void **state)
         "baton_router_requests_live 2\n",
         "baton_router_legs_resumed_total 3\n",
         "baton_router_requests_refused_total{code=\"RESOURCE_EXHAUSTED\"} 1\n",
-        "prefill_backlog_seconds 1.5\n",
-        "decode_kv_headroom 0.25\n",
+        "baton_router_prefill_backlog_seconds 1.5\n",
+        "baton_router_decode_kv_headroom 0.25\n",
     };
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) { expect(metrics, lines[i]); }
+    router_metrics_destroy(metrics);
+}
+
+/* The phases of a request add up: queue + prefill is the time to the first token, and
+ * inference is all but the queue. What was computed more than once, or where it is decoded,
+ * has no prefill time; a request that was given up has no times at all. */
+static void phases_add_up(void **state)
+{
+    (void)state;
+    struct router_metrics *metrics = create();
+    struct router_metrics_request request = {
+        .end = ROUTER_END_STOP,
+        .e2e_ns = UINT64_C(8000000000), .ttft_ns = UINT64_C(3000000000), .prefill_compute_ns = UINT64_C(1000000000),
+        .transfer_ns = UINT64_C(50000000),
+        .prompt_tokens = 7, .generation_tokens = 12, .max_tokens = 100, .sequence_count = 2,
+    };
+    router_metrics_end(metrics, &request);
+    static const char *const once[] = {
+        "vllm:request_queue_time_seconds_sum{model_name=\"m\"} 2\n",
+        "vllm:request_prefill_time_seconds_sum{model_name=\"m\"} 1\n",
+        "vllm:request_decode_time_seconds_sum{model_name=\"m\"} 5\n",
+        "vllm:request_inference_time_seconds_sum{model_name=\"m\"} 6\n",
+        "vllm:request_time_per_output_token_seconds_sum{model_name=\"m\"} 1\n", /* two sequences of 5 gaps in 5 s */
+        "vllm:request_prompt_tokens_bucket{model_name=\"m\",le=\"5\"} 0\n",
+        "vllm:request_prompt_tokens_bucket{model_name=\"m\",le=\"10\"} 1\n",
+        "vllm:request_generation_tokens_sum{model_name=\"m\"} 12\n",
+        "vllm:request_params_max_tokens_sum{model_name=\"m\"} 100\n",
+        "baton_kv_transfer_seconds_bucket{model_name=\"m\",le=\"0.025\"} 0\n",
+        "baton_kv_transfer_seconds_bucket{model_name=\"m\",le=\"0.05\"} 1\n",
+    };
+    for (size_t i = 0; i < sizeof once / sizeof once[0]; i++) { expect(metrics, once[i]); }
+
+    request.prefill_compute_ns = 0;
+    request.transfer_ns = 0;
+    request.generation_tokens = 2; /* one each: no gap */
+    router_metrics_end(metrics, &request);
+    request.prefill_compute_ns = request.ttft_ns + 1; /* a node's word that cannot be */
+    router_metrics_end(metrics, &request);
+    request.end = ROUTER_END_ERROR;
+    router_metrics_end(metrics, &request);
+    static const char *const later[] = {
+        "vllm:request_queue_time_seconds_count{model_name=\"m\"} 1\n",
+        "vllm:request_prefill_time_seconds_count{model_name=\"m\"} 1\n",
+        "vllm:request_inference_time_seconds_count{model_name=\"m\"} 1\n",
+        "vllm:request_decode_time_seconds_count{model_name=\"m\"} 3\n",
+        "vllm:request_time_per_output_token_seconds_count{model_name=\"m\"} 1\n",
+        "vllm:request_prompt_tokens_count{model_name=\"m\"} 3\n",
+        "baton_kv_transfer_seconds_count{model_name=\"m\"} 1\n",
+    };
+    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) { expect(metrics, later[i]); }
     router_metrics_destroy(metrics);
 }
 
@@ -102,6 +154,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_bad_address_names_the_flag), cmocka_unit_test(requests_are_counted),
+        cmocka_unit_test(phases_add_up),
         cmocka_unit_test(a_node_that_leaves_shows_zero),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -318,8 +318,8 @@ static void a_transfer_is_known_from_either_end(void **state)
     }
 }
 
-/* Where the first token is the last one, the prefill node's word is enough: a decode node that
- * dies before it repeats it would leave nothing that could be resumed (sim). */
+/* Where the first token is the last one, a decode node that dies before it repeats it leaves
+ * nothing that could be resumed: then the prefill node's word is enough (sim). */
 static void a_first_token_may_be_the_last(void **state)
 {
     (void)state;
@@ -332,13 +332,47 @@ static void a_first_token_may_be_the_last(void **state)
     struct leg_id leg = reserved_at(&fx, D0);
     reserved(&fx, D0, leg);
     token(&fx, P0, leg, 0, 0, FINISH_LENGTH);
-    assert_finished(&fx, request, ST_OK);
-    assert_non_null(told(&fx, ROUTER_ACT_SEQUENCE_END));
-    assert_non_null(sent(&fx, D0, CTL_CANCEL));
-    assert_non_null(sent(&fx, P0, CTL_CANCEL));
+    assert_non_null(told(&fx, ROUTER_ACT_EMIT)); /* the client has the token at once */
+    assert_null(told(&fx, ROUTER_ACT_FINISHED)); /* the end waits for what was moved */
     down(&fx, D0);
-    assert_int_equal(fx.actions.count, 0);
+    assert_non_null(told(&fx, ROUTER_ACT_SEQUENCE_END));
+    assert_finished(&fx, request, ST_OK);
+    assert_null(sent(&fx, D1, CTL_RESERVE)); /* there is nothing left to resume */
     end(&fx);
+}
+
+/* A prompt that no prefill node can ever take is computed on the decode node; where that cannot
+ * either, its own words reach the client, not an invitation to try again. */
+static void too_large_for_every_prefill_node(void **state)
+{
+    (void)state;
+    for (int decode_can = 0; decode_can < 2; decode_can++) {
+        struct fixture fx;
+        open(&fx);
+        up(&fx, P0);
+        up(&fx, D0);
+        uint64_t request = submit(&fx);
+        struct leg_id leg = reserved_at(&fx, D0);
+        reserved(&fx, D0, leg);
+        message(&fx, P0, (struct ctl_msg){.kind = CTL_REFUSED, .failure = {.leg = leg, .code = ST_INVALID_ARGUMENT,
+                                                                          .message = "raise --kv-memory"}});
+        assert_null(told(&fx, ROUTER_ACT_FINISHED));
+        assert_non_null(sent(&fx, D0, CTL_CANCEL));
+        const struct ctl_msg *again = sent(&fx, D0, CTL_RESERVE);
+        assert_non_null(again);
+        assert_true(again->reserve.local_prefill);
+        assert_false(leg_id_equal(again->reserve.work.leg, leg));
+        struct leg_id second = again->reserve.work.leg;
+        if (decode_can) {
+            token(&fx, D0, second, 0, 0, FINISH_STOP);
+            assert_finished(&fx, request, ST_OK);
+        } else {
+            message(&fx, D0, (struct ctl_msg){.kind = CTL_REFUSED, .failure = {.leg = second, .code = ST_INVALID_ARGUMENT,
+                                                                              .message = "needs 9 blocks"}});
+            assert_finished(&fx, request, ST_INVALID_ARGUMENT);
+        }
+        end(&fx);
+    }
 }
 
 /* Prompt log-probabilities go before the output, whichever stream is faster; and where their
@@ -702,6 +736,7 @@ int main(void)
         cmocka_unit_test(a_request_goes_through_both_pools),
         cmocka_unit_test(a_transfer_is_known_from_either_end),
         cmocka_unit_test(a_first_token_may_be_the_last),
+        cmocka_unit_test(too_large_for_every_prefill_node),
         cmocka_unit_test(prompt_logprobs_come_before_the_output),
         cmocka_unit_test(one_prompt_token_has_no_logprobs),
         cmocka_unit_test(a_cancel_reaches_both_nodes),
