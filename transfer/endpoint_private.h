@@ -1,5 +1,6 @@
 /* endpoint_private: what the two halves of the endpoint share. endpoint.c holds what callers
- * run on their own threads, endpoint_thread.c what the transfer thread runs.
+ * run on their own threads; the transfer thread runs endpoint_thread.c (its loop and the commands),
+ * endpoint_wishes.c, endpoint_cables.c and endpoint_events.c.
  * Thread:  fields say whose they are. The mutex guards free lists, the command ring and what
  *          callers must see at once; it is held for a few hundred nanoseconds, never over a
  *          system call or a callback. A lock and not messages alone, because a caller of
@@ -161,8 +162,25 @@ struct kv_endpoint {
 
 /* endpoint_thread.c */
 void *endpoint_thread_main(void *endpoint);
+
+/* endpoint_wishes.c, on the thread */
+/* Carries out the wishes so far; called from within itself it leaves them to the outer call. */
+void endpoint_settle(struct kv_endpoint *e);
+void endpoint_link_open(struct link_data *link, bool is_sender, void *stream);
+void endpoint_close_all(struct kv_endpoint *endpoint); /* at its end */
+
+/* endpoint_cables.c, on the thread but for the first */
 void endpoint_cable_host_init(struct cable_slot *slot);
-void endpoint_close_all(struct kv_endpoint *endpoint); /* on the thread, at its end */
+void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot);
+void endpoint_pushes_to_cable(struct kv_endpoint *e, struct send_data *send);
+void endpoint_pushes_drop(struct kv_endpoint *e, struct send_data *send);
+void endpoint_push_free(struct kv_endpoint *e, struct kv_cable_push *push);
+
+/* endpoint_events.c, on the thread */
+void endpoint_stats_publish(struct kv_endpoint *e);
+void endpoint_emit(struct kv_endpoint *e, const struct kv_event *event);
+void endpoint_emit_grant(struct kv_endpoint *e, const struct link_wish *wish);
+void endpoint_emit_send(struct kv_endpoint *e, const struct link_wish *wish);
 
 /* endpoint.c: slots, under the mutex */
 void endpoint_link_release(struct kv_endpoint *endpoint, uint32_t link);

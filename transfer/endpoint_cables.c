@@ -1,0 +1,236 @@
+/* endpoint_cables: the endpoint as the cables see it, the pushes they are given, and P's choice of one.
+ * Flow:    cables -> [endpoint_cables] -> facts for the link core; pushes -> [endpoint_cables] -> a cable
+ * Thread:  the transfer thread.
+ * Memory:  push records go back to the callers' free list under the mutex. */
+#include "transfer/endpoint_private.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+
+/* ---- what cables tell us */
+
+static bool host_token_link(void *slot, const uint8_t token[KV_CABLE_TOKEN_BYTES], uint32_t *ret_link)
+{
+    struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
+    bool found = false;
+    for (uint32_t i = 0; i < e->limits.links_max; i++) {
+        const struct link_data *link = &e->links[i];
+        if (!link->open || link->is_sender || !link->has_token || link->cable_up) { continue; }
+        volatile uint8_t differs = 0;
+        for (uint32_t k = 0; k < KV_CABLE_TOKEN_BYTES; k++) { differs |= link->token[k] ^ token[k]; }
+        if (!differs) {
+            *ret_link = i;
+            found = true;
+        }
+    }
+    if (!found) { e->cables_refused++; }
+    return found;
+}
+
+static void host_connected(void *slot_, uint32_t link_slot)
+{
+    struct cable_slot *slot = slot_;
+    struct kv_endpoint *e = slot->endpoint;
+    struct link_data *link = &e->links[link_slot];
+    if (!link->open || link->cable_up || (link->is_sender && link->cable != slot)) { return; }
+    link->cable = slot;
+    link->cable_up = true;
+    link->has_token = false; /* it opens one connection */
+    link_core_cable_up(e->core, link_slot, clock_now_ns(), &e->wishes);
+    endpoint_settle(e);
+}
+
+static void host_lost(void *slot_, uint32_t link_slot, status_t status, const char *text)
+{
+    struct cable_slot *slot = slot_;
+    struct kv_endpoint *e = slot->endpoint;
+    struct link_data *link = &e->links[link_slot];
+    if (!link->open || link->cable != slot) { return; }
+    if (!link->cable_up && link->is_sender) {
+        snprintf(link->reason, sizeof link->reason, "%s failed: %s", slot->ops->name, text);
+        endpoint_cable_try_next(e, link_slot);
+    } else {
+        snprintf(link->note, sizeof link->note, "the %s cable broke: %s", slot->ops->name, text);
+        link_core_link_lost(e->core, link_slot, status, link->note, clock_now_ns(), &e->wishes);
+    }
+    endpoint_settle(e);
+}
+
+static void host_heard(void *slot, uint32_t link)
+{
+    struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
+    link_core_heard(e->core, link, clock_now_ns());
+}
+
+static bool host_frame_accept(void *slot, uint32_t link, const struct kv_frame *frame, struct kv_landing *ret_landing)
+{
+    struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
+    uint32_t grant_slot = 0;
+    if (!link_core_frame_accept(e->core, link, frame, &grant_slot)) { return false; }
+    const struct grant_data *grant = &e->grants[grant_slot];
+    *ret_landing = (struct kv_landing){.slot = grant_slot, .grant_epoch = frame->grant_epoch,
+                                       .blocks = grant->blocks + frame->first};
+    return true;
+}
+
+static bool host_landing_is_live(void *slot, const struct kv_landing *landing)
+{
+    struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
+    return link_core_grant_is_live(e->core, landing->slot, landing->grant_epoch);
+}
+
+static void host_frame_landed(void *slot, uint32_t link, const struct kv_landing *landing, const struct kv_frame *frame,
+                              bool crc_ok)
+{
+    struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
+    uint64_t now_ns = clock_now_ns();
+    if (link_core_grant_is_live(e->core, landing->slot, landing->grant_epoch) && crc_ok) {
+        e->grants[landing->slot].bytes += frame->count * e->slice_bytes;
+    }
+    link_core_heard(e->core, link, now_ns);
+    link_core_frame_landed(e->core, landing->slot, landing->grant_epoch, frame, crc_ok, now_ns, &e->wishes);
+    endpoint_settle(e);
+}
+
+static void host_push_done(void *slot, struct kv_cable_push *push)
+{
+    struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
+    struct send_data *send = &e->sends[push->send_slot];
+    CHECK(send->at_cable > 0);
+    send->at_cable--;
+    if (!push->dropped && !send->dropped) {
+        send->bytes += push->frame.count * e->slice_bytes;
+        e->bytes_pushed += push->frame.count * e->slice_bytes;
+        link_core_send_progress(e->core, push->send_slot, clock_now_ns());
+    }
+    struct kv_event event = {
+        .kind = KV_EVENT_PUSH_DONE,
+        .xfer_id = push->frame.xfer_id,
+        .grant_epoch = push->frame.grant_epoch,
+        .send = {.value = (uint64_t)send->generation << 32 | push->send_slot},
+        .user = send->user,
+        .text = "",
+        .layer = push->frame.layer,
+        .first = push->push_first,
+        .count = push->push_count,
+        .stats = {.cable = "", .reason = ""},
+    };
+    bool tell = push->last && !push->dropped && !send->dropped;
+    endpoint_push_free(e, push);
+    if (tell) { endpoint_emit(e, &event); }
+    if (send->final_held && send->at_cable == 0) { endpoint_emit_send(e, &send->final); }
+}
+
+void endpoint_cable_host_init(struct cable_slot *slot)
+{
+    struct kv_endpoint *e = slot->endpoint;
+    slot->host = (struct kv_cable_host){
+        .endpoint = slot,
+        .loop = e->loop,
+        .layout = &e->layout,
+        .pool = e->pool,
+        .block_count = e->block_count,
+        .links_max = e->limits.links_max,
+        .connect_ns = e->limits.connect_ns,
+        .token_link = host_token_link,
+        .connected = host_connected,
+        .lost = host_lost,
+        .heard = host_heard,
+        .frame_accept = host_frame_accept,
+        .landing_is_live = host_landing_is_live,
+        .frame_landed = host_frame_landed,
+        .push_done = host_push_done,
+    };
+}
+
+/* ---- pushes */
+
+void endpoint_push_free(struct kv_endpoint *e, struct kv_cable_push *push)
+{
+    pthread_mutex_lock(&e->mutex);
+    push->next = e->free_push;
+    e->free_push = push;
+    e->free_push_count++;
+    pthread_mutex_unlock(&e->mutex);
+}
+
+void endpoint_pushes_to_cable(struct kv_endpoint *e, struct send_data *send)
+{
+    const struct link_data *link = &e->links[send->link];
+    while (send->waiting_first && link->cable_up && !send->dropped) {
+        struct kv_cable_push *push = send->waiting_first;
+        send->waiting_first = push->next;
+        push->next = NULL;
+        send->at_cable++;
+        link->cable->ops->push(link->cable->cable, send->link, push);
+    }
+}
+
+void endpoint_pushes_drop(struct kv_endpoint *e, struct send_data *send)
+{
+    while (send->waiting_first) {
+        struct kv_cable_push *push = send->waiting_first;
+        send->waiting_first = push->next;
+        endpoint_push_free(e, push);
+    }
+}
+
+/* ---- P: the choice of a cable */
+
+/* "[::1]:80" and "host:80" without the port; brackets go too. */
+static void host_part(const char *address, char *ret_host, size_t size)
+{
+    const char *colon = strrchr(address, ':');
+    size_t chars = colon ? (size_t)(colon - address) : strlen(address);
+    if (chars >= 2 && address[0] == '[' && address[chars - 1] == ']') {
+        address++;
+        chars -= 2;
+    }
+    snprintf(ret_host, size, "%.*s", (int)chars, address);
+}
+
+/* In our order of preference, what both sides have. The reason that is kept is the one why the
+ * chosen cable is not a better one. */
+void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot)
+{
+    struct link_data *link = &e->links[link_slot];
+    bool same_host = e->host_id[0] && strcmp(e->host_id, link->ack.host_id) == 0;
+    link->cable = NULL;
+    while (link->next_choice < e->cable_count) {
+        struct cable_slot *slot = &e->cables[link->next_choice++];
+        const struct kv_cable_offer *offer = NULL;
+        for (uint32_t i = 0; i < link->ack.offer_count && !offer; i++) {
+            if (strcmp(link->ack.offers[i].cable, slot->ops->name) == 0) { offer = &link->ack.offers[i].offer; }
+        }
+        if (!offer) {
+            snprintf(link->reason, sizeof link->reason, "%s is not offered by the receiver", slot->ops->name);
+            continue;
+        }
+        if (slot->ops->same_host_only && !same_host) {
+            snprintf(link->reason, sizeof link->reason, "%s needs one host; these are two", slot->ops->name);
+            continue;
+        }
+        if (slot->ops->needs_source_memfd && e->pool.memfd < 0) {
+            snprintf(link->reason, sizeof link->reason, "%s needs a pool in a memfd", slot->ops->name);
+            continue;
+        }
+        char host[KV_ADDRESS_CHARS_MAX + 1];
+        host_part(link->address, host, sizeof host);
+        link->cable = slot;
+        status_t st = slot->ops->connect(slot->cable, link_slot, host, offer->bytes, offer->size, link->ack.token);
+        if (!failed(st)) {
+            if (link->reason[0] == '\0') {
+                snprintf(link->reason, sizeof link->reason, "%s", same_host && slot->ops->same_host_only ? "same host" : "first choice");
+            }
+            return;
+        }
+        link->cable = NULL;
+        snprintf(link->reason, sizeof link->reason, "%s failed: %s (cause %d)", slot->ops->name, status_code_name(st.code),
+                 st.cause);
+    }
+    snprintf(link->note, sizeof link->note, "no cable works: %s", link->reason);
+    link_core_link_lost(e->core, link_slot, STATUS(ST_UNAVAILABLE, SCOPE_PEER), link->note, clock_now_ns(), &e->wishes);
+}
