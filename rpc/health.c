@@ -6,6 +6,7 @@
 
 #include "proto/grpc/health/v1/health.pb-c.h"
 #include "rpc/reply.h"
+#include "rpc/small_request.h"
 
 typedef Grpc__Health__V1__HealthCheckResponse__ServingStatus serving_t;
 #define SERVING GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING
@@ -66,12 +67,7 @@ static void tell(struct watcher *watcher)
 
 static Grpc__Health__V1__HealthCheckRequest *unpack_request(struct rpc_call *call, const uint8_t *bytes, size_t len)
 {
-    Grpc__Health__V1__HealthCheckRequest *request = grpc__health__v1__health_check_request__unpack(NULL, len, bytes);
-    if (request == NULL) {
-        rpc_call_finish_status(call, STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST),
-                               "the message is no grpc.health.v1.HealthCheckRequest", 0);
-    }
-    return request;
+    return small_request_unpack(call, &grpc__health__v1__health_check_request__descriptor, bytes, len);
 }
 
 static void check_message(void *user, struct rpc_call *call, const uint8_t *bytes, size_t len)
@@ -99,10 +95,9 @@ static void check_message(void *user, struct rpc_call *call, const uint8_t *byte
 static void list_message(void *user, struct rpc_call *call, const uint8_t *bytes, size_t len)
 {
     struct rpc_health *health = user;
-    Grpc__Health__V1__HealthListRequest *request = grpc__health__v1__health_list_request__unpack(NULL, len, bytes);
+    Grpc__Health__V1__HealthListRequest *request =
+        small_request_unpack(call, &grpc__health__v1__health_list_request__descriptor, bytes, len);
     if (request == NULL) {
-        rpc_call_finish_status(call, STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST),
-                               "the message is no grpc.health.v1.HealthListRequest", 0);
         return;
     }
     grpc__health__v1__health_list_request__free_unpacked(request, NULL);

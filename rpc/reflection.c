@@ -8,6 +8,7 @@
 #include "proto/grpc/reflection/v1/reflection_v1_descriptor.h"
 #include "proto/grpc/reflection/v1alpha/reflection_v1alpha_descriptor.h"
 #include "rpc/reply.h"
+#include "rpc/small_request.h"
 
 /* v1 and v1alpha are the same on the wire, so v1's messages serve both. */
 typedef Grpc__Reflection__V1__ServerReflectionRequest request_t;
@@ -133,10 +134,9 @@ static void answer_services(const struct rpc_reflection *reflection, struct rpc_
 static void ask(void *user, struct rpc_call *call, const uint8_t *bytes, size_t len)
 {
     const struct rpc_reflection *reflection = user;
-    request_t *request = grpc__reflection__v1__server_reflection_request__unpack(NULL, len, bytes);
+    request_t *request =
+        small_request_unpack(call, &grpc__reflection__v1__server_reflection_request__descriptor, bytes, len);
     if (request == NULL) {
-        rpc_call_finish_status(call, STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST),
-                               "the message is no ServerReflectionRequest", 0);
         return;
     }
     response_t response = GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__INIT;

@@ -10,6 +10,7 @@
 #include "proto/grpc/reflection/v1/reflection.pb-c.h"
 #include "rpc/health.h"
 #include "rpc/reflection.h"
+#include "rpc/small_request.h"
 
 #define SERVING GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING
 #define NOT_SERVING GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__NOT_SERVING
@@ -54,6 +55,39 @@ static int bench_stop(void **state)
     rpc_runtime_destroy(bench->runtime);
     free(bench);
     return 0;
+}
+
+/* A request that is all unknown fields, which cost fifty times their bytes once unpacked, is
+ * refused by its length. */
+static void a_request_far_longer_than_a_name_is_refused(void **state)
+{
+    struct bench *bench = *state;
+    static const char *const methods[] = {
+        "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"};
+    static uint8_t bytes[SMALL_REQUEST_BYTES_MAX + 2];
+    for (size_t i = 0; i < sizeof bytes; i += 2) {
+        bytes[i] = 0x78; /* field 15, a varint: 0 */
+    }
+    for (size_t i = 0; i < sizeof methods / sizeof methods[0]; i++) {
+        for (int over = 0; over <= 1; over++) {
+            struct ear ear;
+            ear_init(&ear);
+            struct rpc_call *call = channel_call(bench->channel, methods[i], RPC_NO_DEADLINE, &ear);
+            assert_false(failed(rpc_call_send(call, bytes, SMALL_REQUEST_BYTES_MAX + (over ? 2 : 0))));
+            if (over) {
+                ear_wait(&ear, &ear.dones, 1);
+                assert_int_equal(ear.outcome.code, ST_INVALID_ARGUMENT);
+                assert_non_null(strstr(ear.text, "8194 bytes"));
+            } else {
+                ear_wait(&ear, &ear.messages, 1);
+                rpc_call_cancel(call);
+                ear_wait(&ear, &ear.dones, 1);
+            }
+            rpc_call_unref(call);
+            ear_fini(&ear);
+        }
+    }
 }
 
 static struct rpc_call *ask_health(struct bench *bench, const char *method, const char *service, struct ear *ear)
@@ -344,6 +378,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(garbage_is_refused, bench_start, bench_stop),
+        cmocka_unit_test_setup_teardown(a_request_far_longer_than_a_name_is_refused, bench_start, bench_stop),
         cmocka_unit_test_setup_teardown(check_follows_set, bench_start, bench_stop),
         cmocka_unit_test_setup_teardown(watch_tells_each_change, bench_start, bench_stop),
         cmocka_unit_test_setup_teardown(reflection_answers, bench_start, bench_stop),
