@@ -12,7 +12,7 @@ build_packages=(
   protobuf-compiler protobuf-c-compiler libprotobuf-c-dev libgrpc-dev libjansson-dev libpcre2-dev
   libutf8proc-dev libmicrohttpd-dev libssl-dev libxxhash-dev
 )
-test_packages=(libcmocka-dev iproute2 python3 python3-venv python3-pip)
+test_packages=(libcmocka-dev iproute2 openssl clang libclang-rt-14-dev python3 python3-venv python3-pip)
 
 what="${1:-build}"
 case "$what" in

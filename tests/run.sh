@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All tests: set-up, then `bazel test` of everything. Ends with "N passed, N failed".
-#   tests/run.sh                 everything
+#   tests/run.sh                 everything, and a few seconds of fuzzing for each parser
 #   tests/run.sh //kv/...        what Bazel calls so
 #   BATON_BAZEL_FLAGS=--config=asan tests/run.sh
 set -uo pipefail
@@ -35,8 +35,25 @@ bazel test --test_env=BATON_PYTHON --keep_going "${progress[@]}" ${BATON_BAZEL_F
   grep -v -e 'linux-sandbox' -e '^remount' | tee "$log"
 status=${PIPESTATUS[0]}
 
-passed=$(grep -cE '^//[^ ]+ +(\(cached\) +)?PASSED' "$log")
-failed=$(grep -cE '^//[^ ]+ +(\(cached\) +)?(FAILED|TIMEOUT|NO STATUS|FLAKY)' "$log")
+count() { grep -cE "^//[^ ]+ +(\(cached\) +)?($1)" "$log"; }
+
+# A plain run replays every fuzz corpus. Here libFuzzer searches from it, briefly; in a Bazel of
+# its own, so that the two kinds of build do not undo each other.
+if (($# == 0)) && [[ -z "${BATON_BAZEL_FLAGS:-}" ]]; then
+  if command -v clang > /dev/null && compgen -G '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a' > /dev/null; then
+    bazel --output_base="$(bazel info output_base 2> /dev/null)-fuzz" --host_jvm_args=-Xmx600m test --config=fuzz \
+      --symlink_prefix=/ --test_arg=-max_total_time=4 --keep_going //tests/fuzz/... 2>&1 |
+      grep -v -e 'linux-sandbox' -e '^remount' | sed -E 's#^(//tests/fuzz/[^ ]+)#\1 (libFuzzer)#' | tee "$log.fuzz"
+    ((PIPESTATUS[0] == 0)) || status=1
+    sed -E 's# \(libFuzzer\)##' "$log.fuzz" >> "$log"
+    rm -f "$log.fuzz"
+  else
+    echo "clang with its fuzzer library is not installed: the fuzz targets only replayed their corpora."
+  fi
+fi
+
+passed=$(count 'PASSED')
+failed=$(count 'FAILED|TIMEOUT|NO STATUS|FLAKY')
 if ((status != 0 && failed == 0)); then failed=1; fi # it did not build
 if ((passed == 0 && failed == 0)); then failed=1; fi # no test ran
 
