@@ -409,6 +409,45 @@ static void one_slice_short_does_not_land(void **state)
     assert_int_equal(w.d_last[1], KV_EVENT_FAILED);
 }
 
+/* A frame lands only where the whole of it lies inside its grant: one block past the end, a sum
+ * that wraps, a layer too many and no block at all are refused, counted, and take nothing. */
+static void a_frame_outside_its_grant_is_refused(void **state)
+{
+    (void)state;
+    world_begin();
+    int s = xfer_begin(1, 4, 30000 * MS);
+    settle_world();
+    struct world_link *link = NULL;
+    for (int i = 0; i < LINKS; i++) { link = w.links[i].up ? &w.links[i] : link; }
+    assert_non_null(link);
+    struct kv_frame frame = {.xfer_id = w.tickets[s].xfer_id, .grant_epoch = w.tickets[s].grant_epoch};
+    static const struct { uint32_t layer, first, count; } bad[] = {
+        {0, 3, 2}, {0, 1, 4}, {LAYERS - 1, 3, 2}, {0, 0, 5}, {0, 4, 1}, {0, 0, 0}, {LAYERS, 0, 1}, {UINT32_MAX, 0, 1},
+        {0, UINT32_MAX, 1}, {0, UINT32_MAX, 2}, {0, UINT32_MAX - 1, 4}, {0, 2, UINT32_MAX}, {0, 1, UINT32_MAX},
+    };
+    uint32_t slot;
+    uint64_t refused = 0;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        frame.layer = bad[i].layer;
+        frame.first = bad[i].first;
+        frame.count = bad[i].count;
+        if (link_core_frame_accept(w.core[D], link->d_link, &frame, &slot)) {
+            fail_msg("layer %u, blocks %u + %u of 4 were accepted", frame.layer, frame.first, frame.count);
+        }
+        refused += frame.count;
+    }
+    assert_int_equal(link_core_stats(w.core[D])->slices_refused, refused);
+    for (frame.layer = 0; frame.layer < LAYERS; frame.layer++) { /* up to the very edge it fits, once */
+        frame.first = 3;
+        frame.count = 1;
+        assert_true(link_core_frame_accept(w.core[D], link->d_link, &frame, &slot));
+        assert_false(link_core_frame_accept(w.core[D], link->d_link, &frame, &slot));
+        frame.first = 0;
+        frame.count = 3;
+        assert_true(link_core_frame_accept(w.core[D], link->d_link, &frame, &slot));
+    }
+}
+
 /* A wrong checksum fails this transfer with DATA_LOSS on both sides, and no other. */
 static void corruption_fails_one_transfer(void **state)
 {
@@ -610,6 +649,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_whole_transfer_lands),      cmocka_unit_test(one_slice_short_does_not_land),
+        cmocka_unit_test(a_frame_outside_its_grant_is_refused),
         cmocka_unit_test(corruption_fails_one_transfer), cmocka_unit_test(silence_suspicion_and_probe),
         cmocka_unit_test(our_own_sleep_is_not_silence), cmocka_unit_test(quarantine_ends_by_ack_or_by_force),
         cmocka_unit_test(random_worlds_add_up),
