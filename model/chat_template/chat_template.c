@@ -7,7 +7,7 @@
 
 #include "model/chat_template/jinja_eval.h"
 #include "model/chat_template/jinja_json.h"
-#include "model/chat_template/jinja_text.h"
+#include "model/chat_template/jinja_utf8.h"
 
 #define SOURCE_MAX ((size_t)1 << 20)
 #define COMPILE_BYTES_MAX ((size_t)128 << 20)

@@ -3,7 +3,6 @@
 #include <time.h>
 
 #include "model/chat_template/jinja_builtins.h"
-#include "model/chat_template/jinja_text.h"
 
 struct scope {
     struct scope *parent;

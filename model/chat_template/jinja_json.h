@@ -1,5 +1,5 @@
-/* jinja_json: JSON into values, values into JSON.
- * Flow:    messages and tools (jansson) -> [jinja_json] -> evaluator; `tojson` back to text
+/* jinja_json: JSON into values. The way back is the filter tojson, of jinja_builtins.
+ * Flow:    messages and tools (jansson) -> [jinja_json] -> evaluator
  * Thread:  the context's. Memory: the context's arena; strings are copied out of jansson. */
 #ifndef BATON_MODEL_CHAT_TEMPLATE_JINJA_JSON_H
 #define BATON_MODEL_CHAT_TEMPLATE_JINJA_JSON_H

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "model/chat_template/jinja_text.h"
+#include "model/chat_template/jinja_utf8.h"
 
 struct lexer {
     struct jinja_ctx *ctx;

@@ -1,6 +1,7 @@
 /* jinja_methods: obj.name, obj[key], obj[a:b:c] and the methods of str, list, dict and loop. */
 #include "model/chat_template/jinja_builtins.h"
 #include "model/chat_template/jinja_text.h"
+#include "model/chat_template/jinja_utf8.h"
 
 static bool in_table(struct value name, const char *const *table)
 {

@@ -1,24 +1,11 @@
-/* jinja_text: what Python's str does to letters: white space, case, printable, lines.
- * Flow:    jinja_value, filters, methods -> [jinja_text]
+/* jinja_text: what Python's str does to text: strip, case, lines, replace, escape.
+ * Flow:    lexer, filters, methods -> [jinja_text] -> jinja_utf8
  * Thread:  any; pure functions, results in the caller's context.
- * Memory:  the context's arena.
- * All text is valid UTF-8; the gates are chat_template_compile() and the JSON reader. */
+ * Memory:  the context's arena. */
 #ifndef BATON_MODEL_CHAT_TEMPLATE_JINJA_TEXT_H
 #define BATON_MODEL_CHAT_TEMPLATE_JINJA_TEXT_H
 
 #include "model/chat_template/jinja_value.h"
-
-/* Bytes of the first character and its code point; needs len >= 1. A byte that starts no
- * character counts as one of its own (U+FFFD), so that walking always ends. */
-uint32_t utf8_next(const char *text, size_t len, uint32_t *ret_code);
-uint32_t utf8_put(uint32_t code, char ret_bytes[4]); /* bytes written */
-int64_t utf8_count(const char *text, size_t len);
-/* Byte offset of character `index`, or len when there are fewer. */
-size_t utf8_offset(const char *text, size_t len, int64_t index);
-bool utf8_is_valid(const char *text, size_t len);
-
-bool text_is_space(uint32_t code);     /* str.isspace of one character */
-bool text_is_printable(uint32_t code); /* str.isprintable of one character */
 
 /* str.strip and its halves; chars NULL means white space, else a set of characters. */
 struct value text_strip(struct jinja_ctx *ctx, struct value s, const struct value *chars, bool left, bool right);

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "model/chat_template/jinja_text.h"
+#include "model/chat_template/jinja_utf8.h"
 
 /* ---- context ---- */
 

@@ -9,7 +9,7 @@
 #include <cmocka.h>
 
 #include "model/chat_template/jinja_builtins.h"
-#include "model/chat_template/jinja_text.h"
+#include "model/chat_template/jinja_utf8.h"
 
 static uint64_t seed = 20240726;
 
