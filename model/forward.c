@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 #include "kernels/kernels.h"
-#include "model/model_weights.h"
+#include "model/model_tensors.h"
 #include "model/rope_table.h"
 
 /* Rows of activations begin on a cache line. */

@@ -7,43 +7,12 @@
 #ifndef BATON_MODEL_MODEL_WEIGHTS_H
 #define BATON_MODEL_MODEL_WEIGHTS_H
 
-#include <stdbool.h>
-#include <stddef.h>
 #include <stdint.h>
 
 #include "base/diag.h"
-#include "base/dtype.h"
 #include "base/status.h"
 #include "model/model_config.h"
-
-/* [rows][cols], row-major without gaps; a vector has one row. data NULL: the model has none. */
-struct model_tensor {
-    const void *data;
-    enum dtype dtype;
-    uint32_t rows;
-    uint32_t cols;
-};
-
-struct model_layer {
-    struct model_tensor attention_norm, attention_norm_bias; /* [hidden]; the bias with LayerNorm only */
-    struct model_tensor q, k, v, o;                          /* [out][in] */
-    struct model_tensor q_bias, k_bias, v_bias, o_bias;
-    struct model_tensor q_norm, k_norm;                      /* [head_dim] */
-    struct model_tensor ffn_norm, ffn_norm_bias;
-    struct model_tensor gate, up, down; /* gate only where ffn_is_gated */
-    struct model_tensor gate_bias, up_bias, down_bias;
-};
-
-struct model_weights {
-    struct model_tensor embedding;  /* [vocab][hidden] */
-    struct model_tensor positions;  /* [context][hidden]; GPT-2 only */
-    struct model_tensor final_norm, final_norm_bias;
-    struct model_tensor head;       /* [vocab][hidden]; the embedding itself where tied */
-    struct model_layer *layers;     /* [layer_count] */
-    uint64_t mapped_bytes;          /* of tensors used in place */
-    uint64_t owned_bytes;           /* of copies and dummies */
-    struct model_weights_storage *storage;
-};
+#include "model/model_tensors.h"
 
 /* A hash that is fed name, dtype, shape and bytes of each tensor as it is loaded; see model_fingerprint.h. */
 struct model_fingerprint_state;

@@ -13,7 +13,7 @@
 #include "base/diag.h"
 #include "base/status.h"
 #include "model/model_config.h"
-#include "model/model_weights.h"
+#include "model/model_tensors.h"
 
 enum tensor_role {
     TENSOR_MATRIX,      /* [out][in] */

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "model/model_config.h"
+#include "model/model_tensors.h"
 #include "model/rope_table.h"
 #include "model/tensor_plan.h"
 
