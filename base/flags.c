@@ -191,14 +191,15 @@ static const struct flag *find_flag(const struct flag *flags, size_t flag_count,
     return NULL;
 }
 
-/* The flag that shares the longest beginning with what was typed, for the error's hint. */
+/* The flag that shares the longest beginning with what was typed, for the error's hint. The
+ * API's fields are spelled with '_', so that is what many type. */
 static const char *nearest_flag(const struct flag *flags, size_t flag_count, const char *name)
 {
     const char *best = NULL;
     size_t best_len = 1;
     for (size_t i = 0; i < flag_count; i++) {
         size_t len = 0;
-        while (name[len] && name[len] == flags[i].name[len]) { len++; }
+        while (name[len] && (name[len] == '_' ? '-' : name[len]) == flags[i].name[len]) { len++; }
         if (len > best_len) { best_len = len; best = flags[i].name; }
     }
     return best;

@@ -38,15 +38,23 @@ struct conversation {
 
 static char role_system[] = "system", role_user[] = "user", role_assistant[] = "assistant", empty[] = "";
 
-static bool add(struct conversation *conversation, char *role, const char *content)
+static status_t add(struct conversation *conversation, char *role, const char *content, struct diag *diag)
 {
-    if (conversation->count == MESSAGES_MAX) { return false; }
+    if (conversation->count == MESSAGES_MAX) {
+        diag_set(diag, "the conversation is longer than %u messages", MESSAGES_MAX);
+        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
+    }
+    char *copy = strdup(content);
+    if (!copy) {
+        diag_set(diag, "no memory for a message of %zu bytes", strlen(content));
+        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+    }
     Baton__V1__ChatMessage *message = &conversation->messages[conversation->count];
     *message = (Baton__V1__ChatMessage)BATON__V1__CHAT_MESSAGE__INIT;
     message->role = role;
-    message->content = strdup(content);
+    message->content = copy;
     conversation->pointers[conversation->count++] = message;
-    return true;
+    return STATUS_OK;
 }
 
 static status_t ask(struct api *api, const struct chat_config *config, struct conversation *conversation,
@@ -74,10 +82,7 @@ static status_t ask(struct api *api, const struct chat_config *config, struct co
 static status_t turn(struct api *api, const struct chat_config *config, struct conversation *conversation,
                      const char *question, struct diag *diag)
 {
-    if (!add(conversation, role_user, question)) {
-        diag_set(diag, "the conversation is longer than %u messages", MESSAGES_MAX);
-        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
-    }
+    TRY(add(conversation, role_user, question, diag));
     struct answer answer = {.wants_json = config->json, .stream_text = !config->json};
     status_t st = ask(api, config, conversation, &answer, diag);
     if (!failed(st) && config->json) {
@@ -91,7 +96,7 @@ static status_t turn(struct api *api, const struct chat_config *config, struct c
         if (!failed(st) && !config->quiet) { answer_print_route(&answer, stderr); }
     }
     if (!failed(st) && answer.sequence_count > 0) {
-        (void)add(conversation, role_assistant, answer.sequences[0].text ? answer.sequences[0].text : "");
+        st = add(conversation, role_assistant, answer.sequences[0].text ? answer.sequences[0].text : "", diag);
     }
     answer_fini(&answer);
     return st;
@@ -111,7 +116,7 @@ int command_chat(int argc, char **argv)
     struct api *api = NULL;
     status_t st = sampling_flags_build(&config.sampling, &diag);
     if (!failed(st)) { st = connect_open(&config.connect, &api, &diag); }
-    if (!failed(st) && config.system) { (void)add(&conversation, role_system, config.system); }
+    if (!failed(st) && config.system) { st = add(&conversation, role_system, config.system, &diag); }
     if (!failed(st) && config.message) {
         st = turn(api, &config, &conversation, config.message, &diag);
     } else if (!failed(st)) {

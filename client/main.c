@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/version.h"
 #include "client/commands.h"
 
 static const struct {
@@ -25,7 +26,7 @@ static void print_help(FILE *out)
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         fprintf(out, "  %-10s %s\n", commands[i].word, commands[i].help);
     }
-    fprintf(out, "\nbaton COMMAND --help lists its flags.\n");
+    fprintf(out, "\nbaton COMMAND --help lists its flags; baton --version prints the version.\n");
 }
 
 bool command_flags(const struct flag *flags, size_t flag_count, const char *usage, void *config, int argc, char **argv,
@@ -60,6 +61,7 @@ int main(int argc, char **argv)
         print_help(argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;
     }
+    if (version_is_asked(2, argv, "baton", stdout)) { return 0; } /* only as the command: a prompt may hold the word */
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         if (strcmp(argv[1], commands[i].word) == 0) { return commands[i].run(argc - 1, argv + 1); }
     }

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/mailbox.h"
 #include "base/net_address.h"
+#include "base/version.h"
 #include "engine/engine.h"
 #include "kernels/kernels.h"
 #include "node/attach_server.h"
@@ -588,15 +589,19 @@ int node_main(int argc, char **argv, const struct node_role_ops *ops)
     struct node_config config;
     struct diag diag = {{0}};
     bool wants_help;
+    char program[32];
+    snprintf(program, sizeof program, "%s_node", ops->name);
+    if (version_is_asked(argc, argv, program, stdout)) { return 0; }
     status_t st = flags_parse(node_flags, node_flag_count, &config, argc, argv, NULL, NULL, &wants_help, &diag);
     if (failed(st)) {
-        fprintf(stderr, "%s_node: %s\n", ops->name, diag.text);
+        fprintf(stderr, "%s: %s\n", program, diag.text);
         return 2;
     }
     if (wants_help) {
         char usage[96];
-        snprintf(usage, sizeof usage, "%s_node --listen=H:P --model=DIR [--flag=value ...]", ops->name);
+        snprintf(usage, sizeof usage, "%s --listen=H:P --model=DIR [--flag=value ...]", program);
         flags_print_help(node_flags, node_flag_count, usage, stdout);
+        version_print_help(stdout);
         return 0;
     }
     if (config.print_config) {

@@ -4,13 +4,13 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/version.h"
 #include "proto/baton/v1/inference.pb-c.h"
 #include "router/inference_api.h"
 #include "router/pb_wire.h"
 #include "router/request_parse.h"
 #include "rpc/reply.h"
 
-#define VERSION "0.1.0"
 
 static void refuse(struct inference_api *api, struct rpc_call *call, status_t st, const char *why)
 {
@@ -151,7 +151,7 @@ static void fill_node(Baton__V1__NodeStatus *status, struct node_text *text, con
 static void answer_status(void *user, struct rpc_call *call, const struct router_view *view)
 {
     (void)user;
-    static char version[] = VERSION;
+    static char version[] = BATON_VERSION;
     Baton__V1__NodeStatus *nodes = calloc(view->nodes_max, sizeof *nodes);
     Baton__V1__NodeStatus **list = calloc(view->nodes_max, sizeof *list);
     struct node_text *texts = calloc(view->nodes_max, sizeof *texts);

@@ -72,6 +72,7 @@ static void mistakes_are_named(void **state)
 {
     (void)state;
     BAD("--lisen: no such flag, did you mean --listen", "--lisen=x");
+    BAD("--kv_memory: no such flag, did you mean --kv-memory", "--kv_memory=1MiB"); /* as the API spells fields */
     BAD("--zzz: no such flag; see", "--zzz");
     BAD("--: no such flag", "--=3");
     BAD("--threads: given twice", "--threads=1", "--threads=1");
