@@ -1,137 +1,35 @@
-/* call: one gRPC call, either side: the send queue, the reads, the end.
+/* call: one gRPC call, either side: its life, the reads, the end. Sends are call_send.c's.
  * Flow:    server.c, channel.c -> [call] -> C core batches -> completion queue -> [call]
  * Thread:  on_* functions run on the call's rpc thread; the public ones anywhere.
  * Memory:  one block per call, a ring for its queue; gone with the last reference.
  *
  * The C core allows one batch of each kind at a time, so there are three lines of batches:
  * sends (initial metadata, messages, then half close or status), reads (one message each), and
- * one that waits for the end. settle() looks after every event whether on_done is due, and
+ * one that waits for the end. call_settle() looks after every event whether on_done is due, and
  * whether all batches are back so that the C core's call can be given up. */
 #include "rpc/rpc_internal.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/check.h"
 #include "base/clock.h"
 
-#define RETRY_TEXT_MAX 16
-
 static const struct rpc_callbacks no_callbacks;
 
-static void handle_send(struct rpc_tag *tag, bool ok);
 static void handle_recv(struct rpc_tag *tag, bool ok);
 static void handle_end(struct rpc_tag *tag, bool ok);
 static void handle_kick(struct rpc_tag *tag, bool ok);
 
-/* ---- the send queue ---- */
-
-static bool queue_push(struct send_queue *queue, grpc_slice slice)
-{
-    if (queue->count == queue->capacity) {
-        uint32_t capacity = queue->capacity != 0 ? 2 * queue->capacity : 4;
-        grpc_slice *slots = malloc(capacity * sizeof *slots);
-        if (slots == NULL) {
-            return false;
-        }
-        for (uint32_t i = 0; i < queue->count; i++) {
-            slots[i] = queue->slots[(queue->head + i) & (queue->capacity - 1)];
-        }
-        free(queue->slots);
-        queue->slots = slots;
-        queue->capacity = capacity;
-        queue->head = 0;
-    }
-    queue->slots[(queue->head + queue->count) & (queue->capacity - 1)] = slice;
-    queue->count++;
-    queue->bytes += GRPC_SLICE_LENGTH(slice);
-    return true;
-}
-
-static grpc_slice queue_pop(struct send_queue *queue)
-{
-    grpc_slice slice = queue->slots[queue->head];
-    queue->head = (queue->head + 1) & (queue->capacity - 1);
-    queue->count--;
-    queue->bytes -= GRPC_SLICE_LENGTH(slice);
-    return slice;
-}
-
-static void queue_clear(struct send_queue *queue)
-{
-    while (queue->count > 0) {
-        grpc_slice_unref(queue_pop(queue));
-    }
-}
-
-/* Above half of a limit; what is being written counts too. */
-static bool queue_is_high(const struct rpc_call *call)
-{
-    return call->queue.count + call->flying_messages > call->limits.messages_max / 2 ||
-           call->queue.bytes + call->flying_bytes > call->limits.bytes_max / 2;
-}
-
 /* ---- batches; the call's lock is held ---- */
 
-static void start_batch(struct rpc_call *call, const grpc_op *ops, size_t count, struct rpc_tag *tag)
+void call_start_batch(struct rpc_call *call, const grpc_op *ops, size_t count, struct rpc_tag *tag)
 {
     TAG_HANDED_IN(tag);
     grpc_call_error err = grpc_call_start_batch(call->grpc, ops, count, tag, NULL);
     /* What a caller can get wrong was checked before; what is left is a batch that we may not start. */
     CHECK(err == GRPC_CALL_OK);
     call->batches++;
-}
-
-/* Writes the next thing: initial metadata if still due, one message, the end. */
-static void pump(struct rpc_call *call)
-{
-    if (call->send_in_flight || call->end_started || call->end_seen || call->is_cancelled || call->done) {
-        return;
-    }
-    bool has_message = call->queue.count > 0;
-    bool ends = call->end_wanted && call->queue.count <= 1;
-    if (!has_message && !ends && (call->head_sent || call->is_server)) {
-        return; /* a server's initial metadata travels with what comes first */
-    }
-    grpc_op ops[3];
-    memset(ops, 0, sizeof ops);
-    size_t count = 0;
-    if (!call->head_sent) {
-        ops[count].op = GRPC_OP_SEND_INITIAL_METADATA;
-        ops[count].data.send_initial_metadata.count = call->send_head.count;
-        ops[count].data.send_initial_metadata.metadata = call->send_head.pairs;
-        count++;
-        call->head_sent = true;
-    }
-    if (has_message) {
-        grpc_slice slice = queue_pop(&call->queue);
-        call->flying_bytes = GRPC_SLICE_LENGTH(slice);
-        call->flying_messages = 1;
-        grpc_slice_buffer *slices = &call->send_buffer->data.raw.slice_buffer;
-        grpc_slice_buffer_reset_and_unref(slices);
-        grpc_slice_buffer_add(slices, slice); /* takes our reference */
-        ops[count].op = GRPC_OP_SEND_MESSAGE;
-        /* With more behind it this one need not reach the socket on its own. */
-        ops[count].flags = call->queue.count > 0 ? GRPC_WRITE_BUFFER_HINT : 0;
-        ops[count].data.send_message.send_message = call->send_buffer;
-        count++;
-    }
-    if (ends) {
-        call->end_started = true;
-        if (call->is_server) {
-            ops[count].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
-            ops[count].data.send_status_from_server.trailing_metadata_count = call->send_trailing.count;
-            ops[count].data.send_status_from_server.trailing_metadata = call->send_trailing.pairs;
-            ops[count].data.send_status_from_server.status = call->finish_code;
-            ops[count].data.send_status_from_server.status_details = &call->finish_details;
-        } else {
-            ops[count].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
-        }
-        count++;
-    }
-    call->send_in_flight = true;
-    start_batch(call, ops, count, &call->on_send);
 }
 
 static void read_next(struct rpc_call *call)
@@ -144,7 +42,7 @@ static void read_next(struct rpc_call *call)
     op.op = GRPC_OP_RECV_MESSAGE;
     op.data.recv_message.recv_message = &call->recv_buffer;
     call->recv_in_flight = true;
-    start_batch(call, &op, 1, &call->on_recv);
+    call_start_batch(call, &op, 1, &call->on_recv);
 }
 
 /* ---- life and end ---- */
@@ -163,7 +61,7 @@ status_t call_create(struct rpc_owner *owner, grpc_call *grpc, bool is_server, c
     call->limits = *limits;
     call->callbacks = &no_callbacks;
     call->deadline_ns = RPC_NO_DEADLINE;
-    call->on_send.on_event = handle_send;
+    call->on_send.on_event = call_handle_send;
     call->on_recv.on_event = handle_recv;
     call->on_end.on_event = handle_end;
     call->on_kick.on_event = handle_kick;
@@ -217,7 +115,7 @@ static void call_release(struct rpc_call *call)
     call->grpc = NULL;
     pthread_mutex_unlock(&call->lock);
 
-    queue_clear(&call->queue);
+    call_queue_clear(&call->queue);
     free(call->queue.slots);
     call->queue.slots = NULL;
     call->queue.capacity = 0;
@@ -296,12 +194,12 @@ static void tell_done(struct rpc_call *call)
     gpr_free(text);
 }
 
-static void settle(struct rpc_call *call)
+void call_settle(struct rpc_call *call)
 {
     pthread_mutex_lock(&call->lock);
     if (done_is_due(call)) {
         call->done = true;
-        queue_clear(&call->queue);
+        call_queue_clear(&call->queue);
         if (call->held != NULL) {
             grpc_byte_buffer_destroy(call->held);
             call->held = NULL;
@@ -319,31 +217,6 @@ static void settle(struct rpc_call *call)
 }
 
 /* ---- events, on the call's thread ---- */
-
-static void handle_send(struct rpc_tag *tag, bool ok)
-{
-    struct rpc_call *call = CONTAINER_OF(tag, struct rpc_call, on_send);
-    pthread_mutex_lock(&call->lock);
-    call->batches--;
-    call->send_in_flight = false;
-    call->flying_bytes = 0;
-    call->flying_messages = 0;
-    call->end_sent = call->end_started && ok;
-    if (ok) {
-        pump(call);
-    } else {
-        queue_clear(&call->queue); /* the stream is broken; its end is on the way */
-    }
-    bool is_writable = ok && call->want_writable && !call->done && !queue_is_high(call);
-    if (is_writable) {
-        call->want_writable = false;
-    }
-    pthread_mutex_unlock(&call->lock);
-    if (is_writable && call->callbacks->on_writable != NULL) {
-        call->callbacks->on_writable(call->user, call);
-    }
-    settle(call);
-}
 
 /* Hands one message over and starts the next read. Takes message. */
 static void deliver(struct rpc_call *call, grpc_byte_buffer *message)
@@ -404,7 +277,7 @@ static void handle_recv(struct rpc_tag *tag, bool ok)
     if (half_closed && call->callbacks->on_half_close != NULL) {
         call->callbacks->on_half_close(call->user, call);
     }
-    settle(call);
+    call_settle(call);
 }
 
 static void handle_end(struct rpc_tag *tag, bool ok)
@@ -415,7 +288,7 @@ static void handle_end(struct rpc_tag *tag, bool ok)
     call->batches--;
     call->end_seen = true;
     pthread_mutex_unlock(&call->lock);
-    settle(call);
+    call_settle(call);
 }
 
 /* An empty batch, which the C core puts into the queue at once: how another thread makes the
@@ -436,7 +309,7 @@ static void handle_kick(struct rpc_tag *tag, bool ok)
     if (message != NULL) {
         deliver(call, message);
     }
-    settle(call);
+    call_settle(call);
 }
 
 /* ---- starting ---- */
@@ -448,7 +321,7 @@ void call_start_server(struct rpc_call *call, bool with_reads)
     op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
     op.data.recv_close_on_server.cancelled = &call->cancelled;
     pthread_mutex_lock(&call->lock);
-    start_batch(call, &op, 1, &call->on_end);
+    call_start_batch(call, &op, 1, &call->on_end);
     if (with_reads) {
         read_next(call);
     } else {
@@ -469,14 +342,14 @@ void call_start_client(struct rpc_call *call, bool wait_for_ready)
     ops[0].data.send_initial_metadata.metadata = call->send_head.pairs;
     call->head_sent = true;
     call->send_in_flight = true;
-    start_batch(call, ops, 1, &call->on_send);
+    call_start_batch(call, ops, 1, &call->on_send);
 
     memset(ops, 0, sizeof ops);
     ops[0].op = GRPC_OP_RECV_STATUS_ON_CLIENT;
     ops[0].data.recv_status_on_client.trailing_metadata = &call->trailing_array;
     ops[0].data.recv_status_on_client.status = &call->status;
     ops[0].data.recv_status_on_client.status_details = &call->status_details;
-    start_batch(call, ops, 1, &call->on_end);
+    call_start_batch(call, ops, 1, &call->on_end);
 
     /* The initial metadata is asked for together with the first message: without it the status
      * above would never complete, and so it is there when the first on_message comes. */
@@ -486,92 +359,11 @@ void call_start_client(struct rpc_call *call, bool wait_for_ready)
     ops[1].op = GRPC_OP_RECV_MESSAGE;
     ops[1].data.recv_message.recv_message = &call->recv_buffer;
     call->recv_in_flight = true;
-    start_batch(call, ops, 2, &call->on_recv);
+    call_start_batch(call, ops, 2, &call->on_recv);
     pthread_mutex_unlock(&call->lock);
 }
 
 /* ---- public ---- */
-
-/* Takes slice on success. */
-static status_t send_slice(struct rpc_call *call, grpc_slice slice)
-{
-    status_t st = STATUS_OK;
-    size_t len = GRPC_SLICE_LENGTH(slice);
-    pthread_mutex_lock(&call->lock);
-    uint32_t messages = call->queue.count + call->flying_messages;
-    size_t bytes = call->queue.bytes + call->flying_bytes;
-    if (call->done || call->end_seen || call->is_cancelled) {
-        st = STATUS(ST_CANCELLED, SCOPE_REQUEST);
-    } else if (call->end_wanted) {
-        st = STATUS(ST_FAILED_PRECONDITION, SCOPE_REQUEST);
-    } else if (messages > 0 && (messages >= call->limits.messages_max || bytes + len > call->limits.bytes_max)) {
-        call->want_writable = true;
-        st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
-    } else if (!queue_push(&call->queue, slice)) {
-        st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
-    } else {
-        if (queue_is_high(call)) {
-            call->want_writable = true;
-        }
-        pump(call);
-    }
-    pthread_mutex_unlock(&call->lock);
-    return st;
-}
-
-status_t rpc_call_send(struct rpc_call *call, const void *bytes, size_t len)
-{
-    if (len > INT32_MAX) {
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
-    }
-    grpc_slice slice = grpc_slice_from_copied_buffer(bytes, len);
-    status_t st = send_slice(call, slice);
-    if (failed(st)) {
-        grpc_slice_unref(slice);
-    }
-    return st;
-}
-
-static void buffer_slice_gone(void *buffer)
-{
-    rpc_buffer_unref(buffer);
-}
-
-status_t rpc_call_send_buffer(struct rpc_call *call, struct rpc_buffer *buffer)
-{
-    if (buffer->len > INT32_MAX) {
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
-    }
-    /* The slice has a reference of its own, so that a refusal leaves the caller's alone. */
-    rpc_buffer_ref(buffer);
-    grpc_slice slice = grpc_slice_new_with_user_data(buffer->bytes, buffer->len, buffer_slice_gone, buffer);
-    status_t st = send_slice(call, slice);
-    if (failed(st)) {
-        grpc_slice_unref(slice);
-        return st;
-    }
-    rpc_buffer_unref(buffer);
-    return STATUS_OK;
-}
-
-void rpc_call_set_send_limits(struct rpc_call *call, const struct rpc_send_limits *limits)
-{
-    pthread_mutex_lock(&call->lock);
-    call->limits = send_limits_or_default(limits);
-    pthread_mutex_unlock(&call->lock);
-}
-
-void rpc_call_send_queue(struct rpc_call *call, size_t *ret_bytes, uint32_t *ret_messages)
-{
-    pthread_mutex_lock(&call->lock);
-    if (ret_bytes != NULL) {
-        *ret_bytes = call->queue.bytes + call->flying_bytes;
-    }
-    if (ret_messages != NULL) {
-        *ret_messages = call->queue.count + call->flying_messages;
-    }
-    pthread_mutex_unlock(&call->lock);
-}
 
 void rpc_call_pause_reads(struct rpc_call *call)
 {
@@ -580,7 +372,7 @@ void rpc_call_pause_reads(struct rpc_call *call)
     /* A client whose call has failed already must not wait for a read that nobody starts. */
     if (call->end_seen && !call->done && !call->kick_in_flight) {
         call->kick_in_flight = true;
-        start_batch(call, NULL, 0, &call->on_kick);
+        call_start_batch(call, NULL, 0, &call->on_kick);
     }
     pthread_mutex_unlock(&call->lock);
 }
@@ -594,58 +386,10 @@ void rpc_call_resume_reads(struct rpc_call *call)
             read_next(call);
         } else if (!call->kick_in_flight) {
             call->kick_in_flight = true;
-            start_batch(call, NULL, 0, &call->on_kick);
+            call_start_batch(call, NULL, 0, &call->on_kick);
         }
     }
     pthread_mutex_unlock(&call->lock);
-}
-
-void rpc_call_half_close(struct rpc_call *call)
-{
-    if (call->is_server) {
-        return;
-    }
-    pthread_mutex_lock(&call->lock);
-    call->end_wanted = true;
-    pump(call);
-    pthread_mutex_unlock(&call->lock);
-}
-
-status_t rpc_call_finish(struct rpc_call *call, uint8_t code, const char *message, const struct rpc_metadata *metadata,
-                         size_t count)
-{
-    if (!call->is_server) {
-        return STATUS(ST_FAILED_PRECONDITION, SCOPE_REQUEST);
-    }
-    struct metadata_out trailing;
-    TRY(metadata_check(metadata, count, NULL));
-    TRY(metadata_out_init(&trailing, metadata, count));
-    status_t st = STATUS_OK;
-    pthread_mutex_lock(&call->lock);
-    if (call->end_wanted) {
-        st = STATUS(ST_FAILED_PRECONDITION, SCOPE_REQUEST);
-    } else if (call->done || call->end_seen || call->is_cancelled) {
-        st = STATUS(ST_CANCELLED, SCOPE_REQUEST);
-    } else {
-        call->end_wanted = true;
-        call->finish_code = (grpc_status_code)code;
-        call->finish_details = grpc_slice_from_copied_string(message != NULL ? message : "");
-        call->send_trailing = trailing;
-        pump(call);
-    }
-    pthread_mutex_unlock(&call->lock);
-    if (failed(st)) {
-        metadata_out_fini(&trailing);
-    }
-    return st;
-}
-
-void rpc_call_finish_status(struct rpc_call *call, status_t status, const char *message, uint32_t retry_ms)
-{
-    char text[RETRY_TEXT_MAX];
-    int len = snprintf(text, sizeof text, "%u", retry_ms);
-    struct rpc_metadata hint = {.key = RPC_RETRY_KEY, .value = text, .value_len = (size_t)len};
-    (void)!rpc_call_finish(call, status.code, message, &hint, retry_ms > 0 ? 1 : 0).code;
 }
 
 void rpc_call_cancel(struct rpc_call *call)
@@ -653,91 +397,10 @@ void rpc_call_cancel(struct rpc_call *call)
     pthread_mutex_lock(&call->lock);
     if (!call->done && !call->is_cancelled) {
         call->is_cancelled = true;
-        queue_clear(&call->queue);
+        call_queue_clear(&call->queue);
         (void)grpc_call_cancel_with_status(call->grpc, GRPC_STATUS_CANCELLED,
                                            call->is_server ? "cancelled by the server" : "cancelled by the caller",
                                            NULL);
     }
     pthread_mutex_unlock(&call->lock);
-}
-
-void rpc_call_peer(struct rpc_call *call, char *ret_peer, size_t cap)
-{
-    pthread_mutex_lock(&call->lock);
-    char *fresh = call->grpc != NULL ? grpc_call_get_peer(call->grpc) : NULL;
-    const char *peer = fresh != NULL ? fresh : call->peer;
-    snprintf(ret_peer, cap, "%s", peer != NULL ? peer : "");
-    pthread_mutex_unlock(&call->lock);
-    gpr_free(fresh);
-}
-
-bool rpc_call_peer_identity(struct rpc_call *call, char *ret_identity, size_t cap)
-{
-    static const char *const names[] = {GRPC_X509_SAN_PROPERTY_NAME, GRPC_X509_CN_PROPERTY_NAME};
-    ret_identity[0] = '\0';
-    bool found = false;
-    pthread_mutex_lock(&call->lock);
-    grpc_auth_context *context = call->grpc != NULL ? grpc_call_auth_context(call->grpc) : NULL;
-    for (size_t i = 0; context != NULL && !found && i < sizeof names / sizeof names[0]; i++) {
-        grpc_auth_property_iterator it = grpc_auth_context_find_properties_by_name(context, names[i]);
-        const grpc_auth_property *property = grpc_auth_property_iterator_next(&it);
-        if (property != NULL && property->value_length > 0) {
-            snprintf(ret_identity, cap, "%.*s", (int)property->value_length, property->value);
-            found = true;
-        }
-    }
-    if (context != NULL) {
-        grpc_auth_context_release(context);
-    }
-    pthread_mutex_unlock(&call->lock);
-    return found;
-}
-
-const char *rpc_call_method(const struct rpc_call *call)
-{
-    return call->method;
-}
-
-uint64_t rpc_call_deadline_ns(const struct rpc_call *call)
-{
-    return call->deadline_ns;
-}
-
-const char *rpc_call_metadata(const struct rpc_call *call, const char *key, size_t *ret_len)
-{
-    for (size_t i = 0; i < call->head.count; i++) {
-        if (strcmp(call->head.pairs[i].key, key) == 0) {
-            *ret_len = call->head.pairs[i].value_len;
-            return call->head.pairs[i].value;
-        }
-    }
-    *ret_len = 0;
-    return NULL;
-}
-
-/* ---- buffers ---- */
-
-status_t rpc_buffer_create(size_t len, struct rpc_buffer **ret_buffer, uint8_t **ret_bytes)
-{
-    struct rpc_buffer *buffer = len <= INT32_MAX ? malloc(sizeof *buffer + len) : NULL;
-    if (buffer == NULL) {
-        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
-    }
-    atomic_init(&buffer->refs, 1);
-    buffer->len = len;
-    *ret_buffer = buffer;
-    *ret_bytes = buffer->bytes;
-    return STATUS_OK;
-}
-
-void rpc_buffer_ref(struct rpc_buffer *buffer)
-{
-    atomic_fetch_add_explicit(&buffer->refs, 1, memory_order_relaxed);
-}
-
-void rpc_buffer_unref(struct rpc_buffer *buffer)
-{
-    if (buffer != NULL && atomic_fetch_sub_explicit(&buffer->refs, 1, memory_order_acq_rel) == 1) {
-        free(buffer);
-    }
 }

@@ -173,6 +173,14 @@ status_t call_create(struct rpc_owner *owner, grpc_call *grpc, bool is_server, c
 void call_start_server(struct rpc_call *call, bool with_reads);
 void call_start_client(struct rpc_call *call, bool wait_for_ready);
 
+/* call.c, for call_send.c. Hands a batch to the C core; the call's lock is held. */
+void call_start_batch(struct rpc_call *call, const grpc_op *ops, size_t count, struct rpc_tag *tag);
+/* After every event, without the lock: tells the end when it is due, and gives the call up. */
+void call_settle(struct rpc_call *call);
+/* call_send.c, for call.c. */
+void call_handle_send(struct rpc_tag *tag, bool ok);
+void call_queue_clear(struct send_queue *queue);
+
 gpr_timespec deadline_to_gpr(uint64_t deadline_ns);
 uint64_t deadline_from_gpr(gpr_timespec deadline);
 
