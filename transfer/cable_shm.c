@@ -19,6 +19,7 @@
 #include "transfer/loop.h"
 
 #define SOCKET_PREFIX "baton-kv-"
+#define PRIVATE_DIR_CHARS_MAX 64u /* a socket's path has 108, and its name takes 36 */
 /* Descriptors under way per link: enough that P sums the next frames while D copies, and few
  * enough that D still finds in the shared cache what P has just read (D's copy took 15 % less
  * CPU time with 4 than with 16). D answers every second frame, so that P is never idle. */
@@ -418,9 +419,40 @@ static void shm_close(struct kv_cable *cable)
     free(cable);
 }
 
+/* A folder that only this user can look into: the session's own where there is one, else a
+ * folder of ours in /tmp. One that somebody else made there first, or that others can enter, is
+ * refused and not used. */
+static status_t private_dir(char ret_dir[PRIVATE_DIR_CHARS_MAX], struct diag *diag)
+{
+    struct stat info;
+    const char *session = getenv("XDG_RUNTIME_DIR");
+    bool fits = session && session[0] == '/' && strlen(session) < PRIVATE_DIR_CHARS_MAX;
+    if (fits && lstat(session, &info) == 0 && S_ISDIR(info.st_mode) && info.st_uid == geteuid() &&
+        (info.st_mode & 077) == 0 && access(session, W_OK | X_OK) == 0) {
+        strcpy(ret_dir, session);
+        return STATUS_OK;
+    }
+    snprintf(ret_dir, PRIVATE_DIR_CHARS_MAX, "/tmp/baton-%u", (unsigned)geteuid());
+    if (mkdir(ret_dir, 0700) != 0 && errno != EEXIST) {
+        int cause = errno;
+        diag_set(diag, "shm cable: cannot make the folder %s: %s; --uds-dir names another", ret_dir, strerror(cause));
+        return STATUS_CAUSE(ST_UNAVAILABLE, SCOPE_NODE, cause);
+    }
+    if (lstat(ret_dir, &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid() || (info.st_mode & 077) != 0) {
+        diag_set(diag, "shm cable: %s is not a folder of this user alone; remove it, or --uds-dir names another", ret_dir);
+        return STATUS(ST_UNAVAILABLE, SCOPE_NODE);
+    }
+    return STATUS_OK;
+}
+
 static status_t listener_open(struct kv_cable *cable, struct diag *diag)
 {
+    char own_dir[PRIVATE_DIR_CHARS_MAX];
     const char *dir = cable->host->uds_dir;
+    if (!dir) {
+        TRY(private_dir(own_dir, diag));
+        dir = own_dir;
+    }
     uint64_t random = 0;
     if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random) { return STATUS_CAUSE(ST_INTERNAL, SCOPE_NODE, errno); }
     int chars = snprintf(cable->path, sizeof cable->path, "%s/" SOCKET_PREFIX "%d-%016llx", dir, (int)getpid(),

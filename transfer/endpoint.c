@@ -126,7 +126,7 @@ static status_t cables_open(struct kv_endpoint *endpoint, const struct kv_endpoi
         endpoint_cable_host_init(slot);
         slot->host.receives = endpoint->link_address[0] != '\0';
         slot->host.tcp_listen = endpoint->strings[0] ? endpoint->strings[0] : "";
-        slot->host.uds_dir = endpoint->strings[1] ? endpoint->strings[1] : "/tmp";
+        slot->host.uds_dir = endpoint->strings[1];
         slot->host.tls = (struct kv_endpoint_tls){endpoint->strings[2], endpoint->strings[3], endpoint->strings[4]};
         status_t st = ops->open(&slot->host, diag, &slot->cable);
         /* A wrong address or certificate is an error under "auto" too. */

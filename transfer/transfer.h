@@ -141,7 +141,7 @@ struct kv_endpoint_config {
                                         * whole number of blocks or more */
     const char *cables;     /* "auto" (= "shm,tcp"), "shm", "tcp", "tcp,shm": order of choice */
     const char *tcp_listen; /* D: "0.0.0.0:0"; port 0 picks one; "" or NULL: no tcp listener */
-    const char *uds_dir;    /* D: where the shm cable's socket lies; NULL takes /tmp; must exist */
+    const char *uds_dir;    /* D: where the shm cable's socket lies, must exist; NULL: a folder of this user alone */
     struct kv_endpoint_tls tls;
     struct kv_endpoint_limits limits;
     kv_event_fn on_event;
@@ -287,7 +287,7 @@ struct kv_cable_host {
     uint64_t connect_ns;
     bool receives; /* this process grants blocks: listen */
     const char *tcp_listen; /* "" : no listener */
-    const char *uds_dir;
+    const char *uds_dir; /* NULL: the cable picks one that only this user can enter */
     struct kv_endpoint_tls tls;
 
     /* D: which link has this token; false: nobody's. Compares in constant time. */

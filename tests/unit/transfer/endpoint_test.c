@@ -2,13 +2,17 @@
  * do to each other is in tests/conformance. */
 #include "transfer/transfer.h"
 
+#include <dirent.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -281,6 +285,55 @@ static void destroy_in_mid_transfer(void **state)
     assert_int_equal(event.status.code, ST_UNAVAILABLE);
 }
 
+static uint32_t kv_sockets_in(const char *dir)
+{
+    uint32_t count = 0;
+    DIR *folder = opendir(dir);
+    assert_non_null(folder);
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) { count += strncmp(entry->d_name, "baton-kv-", 9) == 0; }
+    closedir(folder);
+    return count;
+}
+
+/* An endpoint of shm without a folder of its own. */
+static status_t open_shm(struct diag *diag)
+{
+    struct kv_endpoint_config config = config_of(&d, true);
+    config.cables = "shm";
+    config.link_address = socket_streams_address(d.streams);
+    config.stream_context = d.streams;
+    struct kv_endpoint *endpoint = NULL;
+    status_t st = kv_endpoint_create(&config, diag, &endpoint);
+    if (!failed(st)) {
+        d.seen = kv_sockets_in(getenv("XDG_RUNTIME_DIR"));
+        kv_endpoint_destroy(endpoint);
+    }
+    return st;
+}
+
+/* Without --uds-dir the socket lies where no other user can look: in the session's folder if
+ * that is closed to others, else in one of our own. */
+static void the_socket_lies_in_a_private_folder(void **state)
+{
+    (void)state;
+    char session[] = "/tmp/endpoint_test.XXXXXX", own[64];
+    struct stat info;
+    struct diag diag = {.text = ""};
+    assert_non_null(mkdtemp(session)); /* 0700 */
+    setenv("XDG_RUNTIME_DIR", session, 1);
+    assert_false(failed(open_shm(&diag)));
+    assert_int_equal(d.seen, 1);
+    assert_int_equal(chmod(session, 0755), 0);
+    assert_false(failed(open_shm(&diag)));
+    assert_int_equal(d.seen, 0);
+    snprintf(own, sizeof own, "/tmp/baton-%u", (unsigned)geteuid());
+    assert_int_equal(lstat(own, &info), 0);
+    assert_int_equal(info.st_mode & 07777, 0700);
+    assert_int_equal(info.st_uid, geteuid());
+    unsetenv("XDG_RUNTIME_DIR");
+    assert_int_equal(rmdir(session), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -289,6 +342,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(pushes_are_checked, nodes_start, nodes_stop),
         cmocka_unit_test_setup_teardown(a_full_push_table_refuses, nodes_start, nodes_stop),
         cmocka_unit_test_setup_teardown(destroy_in_mid_transfer, nodes_start, nodes_stop),
+        cmocka_unit_test_setup_teardown(the_socket_lies_in_a_private_folder, nodes_start, nodes_stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
