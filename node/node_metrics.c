@@ -51,8 +51,8 @@ static const struct row gauge_rows[GAUGE_COUNT] = {
 };
 
 static const struct row counter_rows[COUNTER_COUNT] = {
-    [PROMPT_TOKENS] = {"vllm:prompt_tokens_total", "Prompt tokens computed here.", NULL, NULL},
-    [GENERATION_TOKENS] = {"vllm:generation_tokens_total", "Output tokens sampled here.", NULL, NULL},
+    [PROMPT_TOKENS] = {"baton_node_prompt_tokens_total", "Prompt tokens computed here.", NULL, NULL},
+    [GENERATION_TOKENS] = {"baton_node_generation_tokens_total", "Output tokens sampled here.", NULL, NULL},
     [PREEMPTIONS] = {"vllm:num_preemptions_total", "Sequences that gave their blocks up.", NULL, NULL},
     [FINISHED] = {"baton_legs_total", "Legs that ended here, by how.", "outcome", "finished"},
     [FAILED] = {"baton_legs_total", "Legs that ended here, by how.", "outcome", "failed"},

@@ -185,7 +185,7 @@ class Faults(unittest.TestCase):
                     refusals += 1
                 self.assertGreater(refusals, 0)
                 after = cluster.metrics("prefill-0")
-                key = next(k for k in before if k.startswith("vllm:prompt_tokens_total"))
+                key = next(k for k in before if k.startswith("baton_node_prompt_tokens_total"))
                 if refusals == 5:
                     self.assertEqual(before[key], after[key])
                 texts = [stream.communicate(timeout=100)[0] for stream in streams]

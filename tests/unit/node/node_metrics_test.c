@@ -82,7 +82,7 @@ static void all_series_exist_from_the_start(void **state)
     (void)state;
     assert_int_equal(get("/metrics"), 200);
     page_has("vllm:num_requests_running{model_name=\"tiny\"} 0");
-    page_has("vllm:generation_tokens_total{model_name=\"tiny\"} 0");
+    page_has("baton_node_generation_tokens_total{model_name=\"tiny\"} 0");
     page_has("baton_legs_total{model_name=\"tiny\",outcome=\"finished\"} 0");
     page_has("baton_kv_blocks{model_name=\"tiny\",state=\"quarantined\"} 0");
     page_has("vllm:cache_config_info{model_name=\"tiny\",block_size=\"16\",num_gpu_blocks=\"100\"} 1");
@@ -105,7 +105,7 @@ static void published_numbers_are_scraped(void **state)
     page_has("baton_prefill_backlog_seconds{model_name=\"tiny\"} 2");
     page_has("baton_kv_headroom_tokens{model_name=\"tiny\"} 400");
     page_has("baton_draining{model_name=\"tiny\"} 1");
-    page_has("vllm:generation_tokens_total{model_name=\"tiny\"} 1099511627776");
+    page_has("baton_node_generation_tokens_total{model_name=\"tiny\"} 1099511627776");
     page_has("baton_kv_bytes_total{model_name=\"tiny\",direction=\"in\"} 4096");
     page_has("baton_kv_links{model_name=\"tiny\"} 2");
     page_has("baton_kv_grants{model_name=\"tiny\",state=\"live\"} 6");
@@ -126,7 +126,7 @@ static void counters_only_grow(void **state)
     get("/metrics");
     get("/metrics");
     page_has("baton_engine_steps_total{model_name=\"tiny\"} 12");
-    page_has("vllm:prompt_tokens_total{model_name=\"tiny\"} 5");
+    page_has("baton_node_prompt_tokens_total{model_name=\"tiny\"} 5");
     page_has("baton_kv_links{model_name=\"tiny\"} 0");
     page_has("baton_kv_links_lost_total{model_name=\"tiny\"} 2");
 }
