@@ -126,8 +126,8 @@ def pick(answer):
 # ---- the layer push
 
 def push(folder):
-    """hidden = 1 - tail / alone. tail: from the prompt's last step (its first token is sampled) until P
-    knows from D that everything has landed and was checked. alone: the same bytes over the same cable
+    """hidden = 1 - tail / alone. tail: from the first token, which P sends when the prompt's last step is
+    done, until D says that everything has landed and was checked; both as they reach the router. alone: the same bytes over the same cable
     in one go while nothing computes, measured by bench/transfer in the same run."""
     for name, lengths in ((SHAPES[0], (512, 1024, 2048)), (SHAPES[1], (256, 512))):
         if QUICK and name != SHAPES[0]:
@@ -140,7 +140,7 @@ def push(folder):
                     tokens = ",".join(str((i * 7919 + turn * 31) % 100000) for i in range(length))
                     answer = cluster.generate("--tokens", tokens, "--max-tokens=2", "--ignore-eos", timeout=300)
                     timing, moved = answer["timing"], answer["route"]["kv_bytes"]
-                    tails.append(timing["transfer_ms"] - timing["prefill_queue_ms"] - timing["prefill_ms"])
+                    tails.append(timing["handover_ms"])
                     computes.append(timing["prefill_ms"])
                     transport = answer["route"]["transport"]
                 tail, alone = median(tails), tcp_alone_ms(moved, 8192 if name == SHAPES[0] else 32768)

@@ -192,6 +192,7 @@ json_t *answer_json(const struct answer *answer)
         json_object_set_new(timing, "prefill_queue_ms", number_json(route->prefill_queue_ms));
         json_object_set_new(timing, "prefill_ms", number_json(route->prefill_ms));
         json_object_set_new(timing, "transfer_ms", number_json(route->transfer_ms));
+        json_object_set_new(timing, "handover_ms", number_json(route->handover_ms));
         json_object_set_new(object, "route",
                             json_pack("{s:s, s:s, s:s, s:I, s:i}", "prefill_node", route->prefill_node, "decode_node",
                                       route->decode_node, "transport", route->transport, "kv_bytes",

@@ -287,6 +287,13 @@ static void take_leg_back(struct router_core *core, struct leg *leg, const char 
     router_leg_replace(core, leg, ST_INTERNAL, why);
 }
 
+/* Both moments are known: keep what lies between them. */
+static void note_handover(struct leg *leg)
+{
+    if (leg->first_token_ns == 0 || leg->landed_ns == 0) { return; }
+    leg->request->route.handover_ns = leg->landed_ns > leg->first_token_ns ? leg->landed_ns - leg->first_token_ns : 0;
+}
+
 /* Prompt log-probabilities come from the prefill node and tokens from both, on two streams:
  * the decode node's may be first. A client reads the prompt before the output, so they wait.
  * False: no memory. */
@@ -314,7 +321,12 @@ static void on_token(struct router_core *core, uint32_t node, const struct ctl_t
         core->stats.late_messages++;
         return;
     }
-    if (node == leg->decode_node) { leg->phase = LEG_DECODING; }
+    if (node == leg->decode_node) {
+        leg->phase = LEG_DECODING;
+    } else if (leg->first_token_ns == 0) {
+        leg->first_token_ns = core->now_ns;
+        note_handover(leg);
+    }
     if (!request->has_prompt_logprobs) {
         /* Whoever has them is gone: the prompt must be computed again. */
         bool may_come = leg->prefill_is_open && hold_token(request, token);
@@ -460,7 +472,14 @@ static void note_transfer(struct leg *leg, const struct ctl_prefill_done *done)
 static void on_prefill_done(struct router_core *core, uint32_t node, const struct ctl_prefill_done *done)
 {
     struct leg *leg = find_leg(core, done->leg);
-    if (leg && leg->prefill_node != NO_NODE && node == leg->decode_node) { note_transfer(leg, done); return; }
+    if (leg && leg->prefill_node != NO_NODE && node == leg->decode_node) {
+        note_transfer(leg, done);
+        if (leg->landed_ns == 0) {
+            leg->landed_ns = core->now_ns;
+            note_handover(leg);
+        }
+        return;
+    }
     if (!leg || leg->prefill_node != node || !leg->prefill_is_open) { core->stats.late_messages++; return; }
     close_prefill(core, leg);
     note_transfer(leg, done);

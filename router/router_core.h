@@ -74,6 +74,8 @@ struct router_route {
     const char *cable;         /* "shm", "tcp", "" */
     uint64_t kv_bytes;
     uint64_t prefill_queue_ns, prefill_compute_ns, transfer_ns;
+    uint64_t handover_ns;      /* from the prefill node's first token until its blocks had landed, as
+                                  the router heard of both: what of the transfer was not hidden */
 };
 
 struct router_action {

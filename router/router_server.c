@@ -345,6 +345,7 @@ static void on_finished(struct router_server *server, const struct router_action
         .prefill_queue_ns = route->prefill_queue_ns,
         .prefill_compute_ns = route->prefill_compute_ns,
         .transfer_ns = route->transfer_ns,
+        .handover_ns = route->handover_ns,
     };
     if (client->own_code != 0) {
         end_client(server, client, client->own_code, "the router is out of memory; try again later", 1000, &names);

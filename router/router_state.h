@@ -42,6 +42,8 @@ struct leg {
     bool resumed;
     bool prefill_cannot; /* a prefill node said that it can never take the leg: no retry will help */
     bool transfer_is_known; /* its bytes are counted: both ends report them */
+    uint64_t first_token_ns;  /* the prefill node's first token came; 0: not yet */
+    uint64_t landed_ns;       /* the decode node said that the blocks landed; 0: not yet */
     uint32_t transfer_failures;
     uint32_t without_progress;
     uint32_t backoff_ms;

@@ -303,6 +303,7 @@ static void put_tail(struct session *session, struct pb_writer *writer)
         .prefill_queue_ms = (double)route->prefill_queue_ns / NS_PER_MS,
         .prefill_ms = (double)route->prefill_compute_ns / NS_PER_MS,
         .transfer_ms = (double)route->transfer_ns / NS_PER_MS,
+        .handover_ms = (double)route->handover_ns / NS_PER_MS,
         .ttft_ms = ttft_ms,
         .total_ms = total_ms,
         .tpot_ms = longest > 1 ? (total_ms - ttft_ms) / (longest - 1) : 0,

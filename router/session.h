@@ -63,7 +63,7 @@ struct session_route {
     const char *prefill_node, *decode_node, *transport;
     uint64_t kv_bytes;
     uint32_t resumes;
-    uint64_t prefill_queue_ns, prefill_compute_ns, transfer_ns;
+    uint64_t prefill_queue_ns, prefill_compute_ns, transfer_ns, handover_ns;
 };
 
 /* The request is over; what is pending is still sent, and then the last message. */

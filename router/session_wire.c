@@ -78,6 +78,7 @@ void session_wire_route(struct pb_writer *writer, const struct session_wire_rout
     pb_put_double(writer, 10, route->ttft_ms);
     pb_put_double(writer, 11, route->total_ms);
     pb_put_double(writer, 12, route->tpot_ms);
+    pb_put_double(writer, 13, route->handover_ms);
     pb_end(writer, mark);
 }
 

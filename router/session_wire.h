@@ -34,7 +34,7 @@ struct session_wire_route {
     const char *prefill_node, *decode_node, *transport;
     uint64_t kv_bytes;
     uint32_t resumes;
-    double queue_ms, prefill_queue_ms, prefill_ms, transfer_ms, ttft_ms, total_ms, tpot_ms;
+    double queue_ms, prefill_queue_ms, prefill_ms, transfer_ms, ttft_ms, total_ms, tpot_ms, handover_ms;
 };
 
 /* TokenLogprob with its alternatives. scratch: overwritten. */
