@@ -1,5 +1,5 @@
 /* jinja_filters_text: filters that give text: case, escapes, white space, join, tojson.
- * Flow:    jinja_filters -> [jinja_filters_text] -> jinja_text, jinja_json
+ * Flow:    jinja_filters -> [jinja_filters_text] -> jinja_text, jinja_tojson
  * Thread:  the context's.
  * Memory:  the context's arena. */
 #include "model/chat_template/jinja_filters_internal.h"
