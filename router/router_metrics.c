@@ -195,11 +195,6 @@ void router_metrics_destroy(struct router_metrics *metrics)
     free(metrics);
 }
 
-uint16_t router_metrics_port(const struct router_metrics *metrics)
-{
-    return metrics->http ? metrics_http_port(metrics->http) : 0;
-}
-
 void router_metrics_set_ready(struct router_metrics *metrics, bool ready) { atomic_store(&metrics->is_ready, ready); }
 
 static double seconds(uint64_t ns) { return (double)ns / (double)NS_PER_S; }

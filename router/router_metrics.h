@@ -25,9 +25,6 @@ NODISCARD status_t router_metrics_create(const struct router_metrics_config *con
                                          struct diag *diag);
 void router_metrics_destroy(struct router_metrics *metrics); /* takes NULL */
 
-/* 0 where nothing is served. */
-uint16_t router_metrics_port(const struct router_metrics *metrics);
-
 /* /readyz. Any thread. */
 void router_metrics_set_ready(struct router_metrics *metrics, bool is_ready);
 

@@ -94,14 +94,6 @@ void kv_fingerprint_hash(const struct kv_fingerprint *fingerprint, uint8_t ret_h
     SHA256(wire, sizeof wire, ret_hash);
 }
 
-bool kv_fingerprint_equal(const struct kv_fingerprint *a, const struct kv_fingerprint *b)
-{
-    uint8_t wire_a[KV_FINGERPRINT_WIRE_BYTES], wire_b[KV_FINGERPRINT_WIRE_BYTES];
-    kv_fingerprint_encode(a, wire_a);
-    kv_fingerprint_encode(b, wire_b);
-    return memcmp(wire_a, wire_b, sizeof wire_a) == 0;
-}
-
 struct text { char *at; size_t size, used; uint32_t fields; };
 
 __attribute__((format(printf, 2, 3))) static void differs(struct text *text, const char *format, ...)

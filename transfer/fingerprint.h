@@ -47,8 +47,6 @@ NODISCARD status_t kv_fingerprint_decode(const void *wire, size_t wire_bytes, st
 void kv_fingerprint_hash(const struct kv_fingerprint *fingerprint,
                          uint8_t ret_hash[KV_FINGERPRINT_HASH_BYTES]);
 
-bool kv_fingerprint_equal(const struct kv_fingerprint *a, const struct kv_fingerprint *b);
-
 /* Writes "block_tokens: ours 16, theirs 32; dtype: ours f32, theirs bf16" (empty if equal),
  * cut at text_bytes and NUL-ended. Returns how many fields differ. */
 uint32_t kv_fingerprint_diff(const struct kv_fingerprint *ours, const struct kv_fingerprint *theirs,

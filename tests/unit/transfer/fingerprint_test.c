@@ -49,12 +49,12 @@ static void round_trip(void **state)
 {
     (void)state;
     struct kv_fingerprint a = sample(), b = sample(), out;
-    uint8_t wire[KV_FINGERPRINT_WIRE_BYTES];
+    uint8_t clean[KV_FINGERPRINT_WIRE_BYTES], wire[KV_FINGERPRINT_WIRE_BYTES];
     memcpy(b.kernel_set + strlen(b.kernel_set) + 1, "junk", 4);
-    assert_true(kv_fingerprint_equal(&a, &b));
+    kv_fingerprint_encode(&a, clean);
     kv_fingerprint_encode(&b, wire);
+    assert_memory_equal(clean, wire, sizeof wire);
     assert_int_equal(kv_fingerprint_decode(wire, sizeof wire, NULL, &out).code, ST_OK);
-    assert_true(kv_fingerprint_equal(&a, &out));
     assert_memory_equal(&a, &out, sizeof a);
 }
 
