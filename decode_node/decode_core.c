@@ -25,6 +25,23 @@ static void take_fenced(struct decode_core *core, const struct decode_event *eve
 static void drop_router(struct decode_core *core, uint32_t router);
 static void look_at_deadlines(struct decode_core *core);
 static void send_tokens(struct decode_core *core);
+struct ctl_load decode_core_load(const struct decode_core *core)
+{
+    struct decode_core_stats stats = decode_core_stats(core);
+    return (struct ctl_load){
+        .blocks_total = stats.blocks_total,
+        .blocks_free = stats.blocks_free,
+        .blocks_held = stats.blocks_held,
+        .blocks_cached = stats.blocks_cached,
+        .blocks_quarantined = stats.blocks_quarantined,
+        .sequences_running = stats.sequences_running,
+        .sequences_waiting = stats.sequences_waiting,
+        .tokens_queued = stats.tokens_queued,
+        .tokens_per_s = token_rate_per_s(&core->prefill_rate),
+        .draining = stats.draining,
+    };
+}
+
 static void send_load(struct decode_core *core);
 static status_t reserve_actions(struct decode_core *core);
 
@@ -507,19 +524,7 @@ static void send_tokens(struct decode_core *core)
 static void send_load(struct decode_core *core)
 {
     if (!router_set_wants_load(&core->routers, core->now_ns)) { return; }
-    struct decode_core_stats stats = decode_core_stats(core);
-    struct ctl_load load = {
-        .blocks_total = stats.blocks_total,
-        .blocks_free = stats.blocks_free,
-        .blocks_held = stats.blocks_held,
-        .blocks_cached = stats.blocks_cached,
-        .blocks_quarantined = stats.blocks_quarantined,
-        .sequences_running = stats.sequences_running,
-        .sequences_waiting = stats.sequences_waiting,
-        .tokens_queued = stats.tokens_queued,
-        .tokens_per_s = token_rate_per_s(&core->prefill_rate),
-        .draining = stats.draining,
-    };
+    struct ctl_load load = decode_core_load(core);
     uint32_t router;
     while (router_set_next_load(&core->routers, &load, core->now_ns, &router)) {
         struct decode_action *action = action_add(core, DECODE_ACT_SEND);

@@ -123,6 +123,9 @@ uint64_t decode_core_deadline_ns(const struct decode_core *core);
 
 struct decode_core_stats decode_core_stats(const struct decode_core *core);
 
+/* What LOAD says, and what /metrics shows: the same words to the router and to an operator. */
+struct ctl_load decode_core_load(const struct decode_core *core);
+
 /* Whose leg it is. False: it is none, or over. */
 bool decode_core_leg_router(const struct decode_core *core, struct leg_id id, uint32_t *ret_router);
 

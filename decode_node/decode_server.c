@@ -196,17 +196,7 @@ static void report(void *role, struct ctl_load *ret_load, struct node_totals *re
 {
     struct decode_server *server = role;
     struct decode_core_stats stats = decode_core_stats(server->core);
-    *ret_load = (struct ctl_load){
-        .blocks_total = stats.blocks_total,
-        .blocks_free = stats.blocks_free,
-        .blocks_held = stats.blocks_held,
-        .blocks_cached = stats.blocks_cached,
-        .blocks_quarantined = stats.blocks_quarantined,
-        .sequences_running = stats.sequences_running,
-        .sequences_waiting = stats.sequences_waiting,
-        .tokens_queued = stats.tokens_queued,
-        .draining = stats.draining,
-    };
+    *ret_load = decode_core_load(server->core);
     *ret_totals = (struct node_totals){
         .prompt_tokens = stats.prompt_tokens_computed,
         .generation_tokens = stats.tokens_generated,

@@ -24,6 +24,23 @@ static void send_done(struct prefill_core *core, const struct prefill_job *job, 
 static void drop_router(struct prefill_core *core, uint32_t router);
 static void look_at_deadlines(struct prefill_core *core);
 static void send_tokens(struct prefill_core *core);
+struct ctl_load prefill_core_load(const struct prefill_core *core)
+{
+    struct prefill_core_stats stats = prefill_core_stats(core);
+    return (struct ctl_load){
+        .blocks_total = stats.blocks_total,
+        .blocks_free = stats.blocks_free,
+        .blocks_held = stats.blocks_held,
+        .blocks_cached = stats.blocks_cached,
+        .blocks_quarantined = stats.blocks_quarantined,
+        .sequences_running = stats.jobs_computing,
+        .sequences_waiting = stats.jobs_waiting,
+        .tokens_queued = stats.tokens_queued,
+        .tokens_per_s = token_rate_per_s(&core->rate),
+        .draining = stats.draining,
+    };
+}
+
 static void send_load(struct prefill_core *core);
 static status_t reserve_actions(struct prefill_core *core);
 
@@ -367,19 +384,7 @@ static void send_tokens(struct prefill_core *core)
 static void send_load(struct prefill_core *core)
 {
     if (!router_set_wants_load(&core->routers, core->now_ns)) { return; }
-    struct prefill_core_stats stats = prefill_core_stats(core);
-    struct ctl_load load = {
-        .blocks_total = stats.blocks_total,
-        .blocks_free = stats.blocks_free,
-        .blocks_held = stats.blocks_held,
-        .blocks_cached = stats.blocks_cached,
-        .blocks_quarantined = stats.blocks_quarantined,
-        .sequences_running = stats.jobs_computing,
-        .sequences_waiting = stats.jobs_waiting,
-        .tokens_queued = stats.tokens_queued,
-        .tokens_per_s = token_rate_per_s(&core->rate),
-        .draining = stats.draining,
-    };
+    struct ctl_load load = prefill_core_load(core);
     uint32_t router;
     while (router_set_next_load(&core->routers, &load, core->now_ns, &router)) {
         struct prefill_action *action = prefill_action_add(core, PREFILL_ACT_SEND);

@@ -117,6 +117,9 @@ uint64_t prefill_core_deadline_ns(const struct prefill_core *core);
 
 struct prefill_core_stats prefill_core_stats(const struct prefill_core *core);
 
+/* What LOAD says, and what /metrics shows: the same words to the router and to an operator. */
+struct ctl_load prefill_core_load(const struct prefill_core *core);
+
 /* Walks everything; a CHECK fails where blocks, jobs and queues disagree. For tests and the
  * simulator, after every step. */
 void prefill_core_audit(const struct prefill_core *core);
