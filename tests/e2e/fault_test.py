@@ -166,6 +166,22 @@ class Faults(unittest.TestCase):
                 self.assertGreater(count, 0)
                 cluster.wait_idle()
 
+    def test_a_backlog_shows_where_the_autoscaler_looks(self):
+        """baton_prefill_backlog_seconds, the prefill pool's scaling signal, rises while prompts queue."""
+        flags = ["--prompt=" + LONG, "--max-tokens=2", "--ignore-eos", "--temperature=0"]
+        with Cluster(1, 1, prefill_flags=["--chunk-tokens=8", "--step-tokens=64"]) as cluster:
+            done = []
+            thread = threading.Thread(target=lambda: done.extend(cluster.generate_many([flags] * 24)))
+            thread.start()
+            highest = 0.0
+            while thread.is_alive():
+                highest = max(highest, *(v for k, v in cluster.metrics("prefill-0").items()
+                                         if k.startswith("baton_prefill_backlog_seconds")))
+            thread.join()
+            self.assertEqual(len(done), 24)
+            self.assertGreater(highest, 0)
+            cluster.wait_idle()
+
     def test_overload_is_refused_before_any_prefill(self):
         flags = ["--prompt=" + LONG, "--max-tokens=600", "--ignore-eos", "--temperature=0", "--quiet", "--n=4"]
         with Cluster(1, 1, router_flags=["--requests-max=3"]) as cluster:
