@@ -13,16 +13,7 @@
 #include "base/rng.h"
 #include "control/ctl_codec.h"
 #include "tests/unit/control/ctl_samples.h"
-
-static unsigned allocations;
-void *__real_malloc(size_t bytes);
-void *__wrap_malloc(size_t bytes);
-
-void *__wrap_malloc(size_t bytes)
-{
-    allocations++;
-    return __real_malloc(bytes);
-}
+#include "tests/unit/heap/counting_heap.h"
 
 static struct ctl_codec *open_codec(size_t bytes_max)
 {
@@ -199,9 +190,9 @@ static void a_settled_codec_allocates_nothing(void **state)
 {
     (void)state;
     struct ctl_codec *codec = open_codec(1 << 20);
-    unsigned settled = 0;
+    uint64_t settled = 0;
     for (int round = 0; round < 100; round++) {
-        if (round == 10) { settled = allocations; }
+        if (round == 10) { settled = heap_allocations(); }
         struct rng rng = rng_init(3);
         for (enum ctl_kind kind = CTL_ROUTER_HELLO; kind < CTL_KIND_COUNT; kind++) {
             struct ctl_msg msg, copy;
@@ -214,7 +205,7 @@ static void a_settled_codec_allocates_nothing(void **state)
         }
     }
     assert_true(settled > 0); /* the counter counts */
-    assert_int_equal(allocations, settled);
+    assert_int_equal(heap_allocations(), settled);
     ctl_codec_destroy(codec);
 }
 

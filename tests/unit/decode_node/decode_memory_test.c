@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "tests/unit/decode_node/decode_world.h"
+#include "tests/unit/heap/counting_heap.h"
 
 #define MS UINT64_C(1000000)
 
@@ -54,49 +55,24 @@ static void a_config_out_of_range_is_named(void **state)
     decode_core_destroy(NULL);
 }
 
-/* The linker sends the core's allocations here (see BUILD). */
-static uint64_t allocations;
-static uint64_t fails_at; /* that allocation gives NULL; 0: none does */
-void *__real_malloc(size_t bytes);
-void *__wrap_malloc(size_t bytes);
-void *__real_calloc(size_t count, size_t bytes);
-void *__wrap_calloc(size_t count, size_t bytes);
-void *__real_realloc(void *memory, size_t bytes);
-void *__wrap_realloc(void *memory, size_t bytes);
-
-void *__wrap_malloc(size_t bytes)
-{
-    return ++allocations == fails_at ? NULL : __real_malloc(bytes);
-}
-
-void *__wrap_calloc(size_t count, size_t bytes)
-{
-    return ++allocations == fails_at ? NULL : __real_calloc(count, bytes);
-}
-
-void *__wrap_realloc(void *memory, size_t bytes)
-{
-    return ++allocations == fails_at ? NULL : __real_realloc(memory, bytes);
-}
-
 /* Decoding, growing, preempting and computing again take no memory. */
 static void steps_do_not_allocate(void **state)
 {
     (void)state;
     struct decode_core_config config = world_config(70, 4);
     struct world *world = world_open(&config);
-    uint64_t before = allocations;
+    uint64_t before = heap_allocations();
     for (uint32_t i = 0; i < 4; i++) {
         struct world_leg *leg = world_leg(world, 0, 9, 240, 60 + i);
         leg->reserve.local_prefill = true;
         leg->reserve.work.params.ignore_eos = true;
         world_reserve(world, leg);
     }
-    assert_true(allocations > before); /* the counter counts */
-    before = allocations;
+    assert_true(heap_allocations() > before); /* the counter counts */
+    before = heap_allocations();
     uint32_t steps = 0;
     for (; world->plan != NULL && steps < 1000; steps++) { world_step_done(world); }
-    assert_int_equal(allocations, before);
+    assert_int_equal(heap_allocations(), before);
     assert_true(steps > 400);
     assert_true(world_stats(world).preemptions > 0);
     world_finish(world);
@@ -113,21 +89,21 @@ static void every_failed_allocation_is_a_status(void **state)
     status_t st = STATUS(ST_UNKNOWN, SCOPE_NODE);
     uint32_t failures = 0;
     for (uint64_t k = 1; failed(st); k++) {
-        fails_at = allocations + k;
+        heap_fail_next(k);
         st = decode_core_create(&config, &core, &diag);
         if (!failed(st)) { break; }
         assert_int_equal(st.code, ST_RESOURCE_EXHAUSTED);
         assert_null(core);
         failures++;
     }
-    fails_at = 0;
+    heap_fail_next(0);
     assert_true(failures > 15);
     decode_core_destroy(core);
     struct world *world = world_open(&config);
     struct world_leg *leg = world_leg(world, 0, 4, 4, 1);
-    fails_at = allocations + 1;
+    heap_fail_next(1);
     world_reserve(world, leg);
-    fails_at = 0;
+    heap_fail_next(0);
     assert_int_equal(leg->end, WORLD_REFUSED);
     assert_int_equal(leg->code, ST_RESOURCE_EXHAUSTED);
     world_close(world);

@@ -11,46 +11,11 @@
 #include <cmocka.h>
 #include <math.h>
 #include <pthread.h>
-#include <stdatomic.h>
 
 #include "engine/engine.h"
 #include "model/json_field.h"
 #include "model/safetensors.h"
-
-static atomic_uint allocations;
-
-void *__real_malloc(size_t bytes);
-void *__real_calloc(size_t count, size_t bytes);
-void *__real_realloc(void *old, size_t bytes);
-void *__real_aligned_alloc(size_t alignment, size_t bytes);
-void *__wrap_malloc(size_t bytes);
-void *__wrap_calloc(size_t count, size_t bytes);
-void *__wrap_realloc(void *old, size_t bytes);
-void *__wrap_aligned_alloc(size_t alignment, size_t bytes);
-
-void *__wrap_malloc(size_t bytes)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_malloc(bytes);
-}
-
-void *__wrap_calloc(size_t count, size_t bytes)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_calloc(count, bytes);
-}
-
-void *__wrap_realloc(void *old, size_t bytes)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_realloc(old, bytes);
-}
-
-void *__wrap_aligned_alloc(size_t alignment, size_t bytes)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_aligned_alloc(alignment, bytes);
-}
+#include "tests/unit/heap/counting_heap.h"
 
 enum { BLOCKS = 64, SLOTS = 8, ROWS_MAX = 160, TABLE_MAX = 12, OUTPUT_MAX = 64, LAYERS_MAX = 16 };
 
@@ -501,15 +466,15 @@ static void settled_steps_allocate_nothing(void **state)
     params.stop_token_count = 2;
     params.logprobs = 5;
     uint32_t tokens[OUTPUT_MAX];
-    unsigned settled = 0;
-    assert_true(atomic_load(&allocations) > 0); /* the counter counts */
+    uint64_t settled = 0;
+    assert_true(heap_allocations() > 0); /* the counter counts */
     for (uint32_t round = 0; round < 26; round++) {
-        if (round == 1) { settled = atomic_load(&allocations); }
+        if (round == 1) { settled = heap_allocations(); }
         struct run run_;
         run_init(&bench, 4, round, &run_);
         generate(&bench, &params, 16, &run_, 40, tokens);
     }
-    assert_int_equal(atomic_load(&allocations), settled);
+    assert_int_equal(heap_allocations(), settled);
     bench_close(&bench);
 }
 

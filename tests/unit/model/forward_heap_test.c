@@ -6,44 +6,9 @@
 #include <stdlib.h>
 
 #include <cmocka.h>
-#include <stdatomic.h>
 
+#include "tests/unit/heap/counting_heap.h"
 #include "tests/unit/model/forward_harness.h"
-
-static atomic_uint allocations;
-
-void *__real_malloc(size_t bytes);
-void *__real_calloc(size_t count, size_t bytes);
-void *__real_realloc(void *old, size_t bytes);
-void *__real_aligned_alloc(size_t alignment, size_t bytes);
-void *__wrap_malloc(size_t bytes);
-void *__wrap_calloc(size_t count, size_t bytes);
-void *__wrap_realloc(void *old, size_t bytes);
-void *__wrap_aligned_alloc(size_t alignment, size_t bytes);
-
-void *__wrap_malloc(size_t bytes)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_malloc(bytes);
-}
-
-void *__wrap_calloc(size_t count, size_t bytes)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_calloc(count, bytes);
-}
-
-void *__wrap_realloc(void *old, size_t bytes)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_realloc(old, bytes);
-}
-
-void *__wrap_aligned_alloc(size_t alignment, size_t bytes)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_aligned_alloc(alignment, bytes);
-}
 
 /* A prompt in chunks and a thousand decode steps allocate nothing. */
 static void a_thousand_steps_allocate_nothing(void **state)
@@ -55,7 +20,8 @@ static void a_thousand_steps_allocate_nothing(void **state)
         struct harness harness;
         uint32_t tokens[40] = {3};
         harness_open(models[m], &(struct harness_options){.isa = "auto", .threads = 2, .kv_dtype = DTYPE_F32}, &harness);
-        unsigned opened = atomic_load(&allocations);
+        uint64_t opened = heap_allocations();
+        assert_true(opened > 0); /* the counter counts */
         assert_true(opened > 0); /* the counter counts */
         for (int round = 0; round < 25; round++) {
             struct sequence sequence;
@@ -67,7 +33,7 @@ static void a_thousand_steps_allocate_nothing(void **state)
                 sequence_advance(&harness, &sequence, 1, FORWARD_WANT_LAST, logits);
             }
         }
-        assert_int_equal(atomic_load(&allocations), opened);
+        assert_int_equal(heap_allocations(), opened);
         harness_close(&harness);
     }
 }

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/heap/counting_heap.h"
 #include "tests/unit/prefill_node/prefill_world.h"
 
 #define MS UINT64_C(1000000)
@@ -409,31 +410,6 @@ static void a_config_out_of_range_is_named(void **state)
     prefill_core_destroy(NULL);
 }
 
-/* The linker sends the core's allocations here (see BUILD). */
-static uint64_t allocations;
-static uint64_t fails_at; /* that allocation gives NULL; 0: none does */
-void *__real_malloc(size_t bytes);
-void *__wrap_malloc(size_t bytes);
-void *__real_calloc(size_t count, size_t bytes);
-void *__wrap_calloc(size_t count, size_t bytes);
-void *__real_realloc(void *memory, size_t bytes);
-void *__wrap_realloc(void *memory, size_t bytes);
-
-void *__wrap_malloc(size_t bytes)
-{
-    return ++allocations == fails_at ? NULL : __real_malloc(bytes);
-}
-
-void *__wrap_calloc(size_t count, size_t bytes)
-{
-    return ++allocations == fails_at ? NULL : __real_calloc(count, bytes);
-}
-
-void *__wrap_realloc(void *memory, size_t bytes)
-{
-    return ++allocations == fails_at ? NULL : __real_realloc(memory, bytes);
-}
-
 static void steps_do_not_allocate(void **state)
 {
     (void)state;
@@ -441,13 +417,13 @@ static void steps_do_not_allocate(void **state)
     config.step_rows_max = 3;
     config.chunk_tokens = 1;
     struct pworld *world = pworld_open(&config);
-    uint64_t before = allocations;
+    uint64_t before = heap_allocations();
     for (uint32_t i = 0; i < 10; i++) { pworld_send(world, pworld_job(world, 0, 200, 0, i)); }
-    assert_true(allocations > before); /* the counter counts */
-    before = allocations;
+    assert_true(heap_allocations() > before); /* the counter counts */
+    before = heap_allocations();
     uint32_t steps = 0;
     for (; world->plan != NULL; steps++) { pworld_step_done(world); }
-    assert_int_equal(allocations, before);
+    assert_int_equal(heap_allocations(), before);
     assert_true(steps >= 200);
     pworld_finish(world);
     pworld_close(world);
@@ -463,21 +439,21 @@ static void every_failed_allocation_is_a_status(void **state)
     status_t st = STATUS(ST_UNKNOWN, SCOPE_NODE);
     uint32_t failures = 0;
     for (uint64_t k = 1; failed(st); k++) {
-        fails_at = allocations + k;
+        heap_fail_next(k);
         st = prefill_core_create(&config, &core, &diag);
         if (!failed(st)) { break; }
         assert_int_equal(st.code, ST_RESOURCE_EXHAUSTED);
         assert_null(core);
         failures++;
     }
-    fails_at = 0;
+    heap_fail_next(0);
     assert_true(failures > 15);
     prefill_core_destroy(core);
     struct pworld *world = pworld_open(&config);
     struct pworld_job *job = pworld_job(world, 0, 4, 0, 1);
-    fails_at = allocations + 1;
+    heap_fail_next(1);
     pworld_send(world, job);
-    fails_at = 0;
+    heap_fail_next(0);
     assert_int_equal(job->end, PWORLD_REFUSED);
     assert_int_equal(job->code, ST_RESOURCE_EXHAUSTED);
     assert_false(job->has_transfer);
