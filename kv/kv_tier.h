@@ -1,0 +1,86 @@
+/* kv_tier: KV blocks in host memory and on disk, below the pool.
+ * Flow:    core: TIER_STORE, TIER_LOAD -> [kv_tier] -> events -> core
+ * Thread:  one of its own does all copies and input/output; calls come from the core thread.
+ * Memory:  the host slab, the staging buffers and the tables are taken at create.
+ *
+ * Entries are found by kv_hash. A store copies a block of the pool into the host tier (or, where
+ * there is none, to disk); what the host tier must give up goes on to disk. Every entry carries a
+ * CRC32C that is checked when it is loaded. The disk file belongs to one layout fingerprint; after a
+ * crash its intact entries are found again and no other. */
+#ifndef BATON_KV_KV_TIER_H
+#define BATON_KV_KV_TIER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "base/status.h"
+#include "kv/kv_hash.h"
+#include "kv/tier_index.h"
+
+struct kv_tier;
+
+enum kv_tier_event_kind {
+    KV_TIER_STORED,       /* tag, hash, tier, bytes, elapsed_ns: the pool block is no longer read */
+    KV_TIER_STORE_FAILED, /* tag, hash, status: nor is it here */
+    KV_TIER_LOADED,       /* tag, hash, tier, bytes, elapsed_ns: the pool block holds the content, verified */
+    KV_TIER_LOAD_FAILED,  /* tag, hash, status: the pool block's bytes mean nothing; a DROPPED comes before it */
+    KV_TIER_DROPPED,      /* hash: no tier holds it any more */
+    KV_TIER_MOVED,        /* hash, tier: it is there now (host to disk) */
+    KV_TIER_FOUND,        /* hash, tier: the disk file has it from an earlier life; at start only */
+};
+
+struct kv_tier_event {
+    enum kv_tier_event_kind kind;
+    uint64_t tag;
+    struct kv_hash hash;
+    enum kv_tier_kind tier;
+    uint32_t block;
+    status_t status;
+    uint64_t bytes, elapsed_ns;
+};
+
+/* On the tier's thread (FOUND: inside create). Must not block for long. */
+typedef void (*kv_tier_event_fn)(void *user, const struct kv_tier_event *event);
+
+struct kv_tier_config {
+    void *pool;                      /* borrows until destroy */
+    size_t block_bytes;
+    uint32_t block_count;
+    uint8_t fingerprint_hash[32];    /* of the layout: another one's file is not read */
+    uint64_t host_bytes;             /* 0: no host tier */
+    const char *disk_path;           /* a file; NULL or "": no disk tier */
+    uint64_t disk_bytes;
+    uint32_t queue_max;              /* stores and loads under way; 0: 256 */
+    kv_tier_event_fn on_event;
+    void *user;
+};
+
+/* Bytes of memory that create will take, for the memory plan. */
+uint64_t kv_tier_memory_bytes(const struct kv_tier_config *config);
+
+/* Errors  INVALID_ARGUMENT (node): a budget smaller than one block, diag names it; RESOURCE_EXHAUSTED
+ *         (node): no memory or no room on the disk; UNAVAILABLE (node): the file cannot be opened. */
+NODISCARD status_t kv_tier_create(const struct kv_tier_config *config, struct kv_tier **ret_tier, struct diag *diag);
+
+/* Finishes what is under way, makes the disk file whole, stops the thread. No event comes after.
+ * Takes NULL. */
+void kv_tier_destroy(struct kv_tier *tier);
+
+/* Each ends in one STORED, STORE_FAILED, LOADED or LOAD_FAILED with its tag; the block is read or
+ * written until then.
+ * Errors  RESOURCE_EXHAUSTED (request): queue_max are under way; nothing happens. */
+NODISCARD status_t kv_tier_store(struct kv_tier *tier, struct kv_hash hash, uint32_t block, uint64_t tag);
+NODISCARD status_t kv_tier_load(struct kv_tier *tier, struct kv_hash hash, uint32_t block, uint64_t tag);
+
+struct kv_tier_stats {
+    uint64_t entries[KV_TIER_COUNT], entries_max[KV_TIER_COUNT], bytes[KV_TIER_COUNT]; /* now */
+    uint64_t stored[KV_TIER_COUNT], loaded[KV_TIER_COUNT], dropped[KV_TIER_COUNT];     /* since create */
+    uint64_t store_failures, load_failures, checksum_failures;
+    uint64_t bytes_per_s_store[KV_TIER_COUNT], bytes_per_s_load[KV_TIER_COUNT]; /* measured; 0: not yet */
+    uint32_t in_flight;
+    const char *disk_io; /* "io_uring", "pread/pwrite", or "" without a disk tier */
+};
+void kv_tier_stats_get(struct kv_tier *tier, struct kv_tier_stats *ret_stats); /* any thread */
+
+#endif
