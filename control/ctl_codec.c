@@ -150,6 +150,8 @@ static pb_work *work_new(struct arena *arena, const struct ctl_work *work)
     out->params = sampling_new(arena, &work->params);
     out->age_ns = work->age_ns;
     out->resumed = work->resumed;
+    out->priority = work->priority;
+    out->cache_salt = work->cache_salt;
     return out->leg && out->params ? out : NULL;
 }
 
@@ -255,6 +257,7 @@ static bool build_router_message(struct arena *arena, const struct ctl_msg *msg,
         NEW(Baton__Control__V1__Reserve, BATON__CONTROL__V1__RESERVE__INIT);
         out->work = work_new(arena, &msg->reserve.work);
         out->local_prefill = msg->reserve.local_prefill;
+        out->local_max_tokens = msg->reserve.local_max_tokens;
         out->wait_ms = msg->reserve.wait_ms;
         ret->reserve = out;
         ret->kind_case = BATON__CONTROL__V1__ROUTER_MESSAGE__KIND_RESERVE;
@@ -265,6 +268,7 @@ static bool build_router_message(struct arena *arena, const struct ctl_msg *msg,
         out->work = work_new(arena, &msg->prefill.work);
         out->ticket.len = msg->prefill.ticket_bytes;
         out->ticket.data = unconst_u8(msg->prefill.ticket);
+        out->grant_first = msg->prefill.grant_first;
         ret->prefill = out;
         ret->kind_case = BATON__CONTROL__V1__ROUTER_MESSAGE__KIND_PREFILL;
         return out->work != NULL;
@@ -317,6 +321,9 @@ static bool build_node_message(struct arena *arena, const struct ctl_msg *msg, p
         out->leg = leg_new(arena, msg->reserved.leg);
         out->ticket.len = msg->reserved.ticket_bytes;
         out->ticket.data = unconst_u8(msg->reserved.ticket);
+        out->is_local = msg->reserved.is_local;
+        out->cached_tokens = msg->reserved.cached_tokens;
+        out->grant_first = msg->reserved.grant_first;
         ret->reserved = out;
         ret->kind_case = BATON__CONTROL__V1__NODE_MESSAGE__KIND_RESERVED;
         return out->leg != NULL;
@@ -349,6 +356,7 @@ static bool build_node_message(struct arena *arena, const struct ctl_msg *msg, p
         out->queue_ns = msg->prefill_done.queue_ns;
         out->compute_ns = msg->prefill_done.compute_ns;
         out->transfer_ns = msg->prefill_done.transfer_ns;
+        out->cached_tokens = msg->prefill_done.cached_tokens;
         ret->prefill_done = out;
         ret->kind_case = BATON__CONTROL__V1__NODE_MESSAGE__KIND_PREFILL_DONE;
         return out->leg != NULL;
@@ -366,6 +374,8 @@ static bool build_node_message(struct arena *arena, const struct ctl_msg *msg, p
         out->tokens_queued = load->tokens_queued;
         out->tokens_per_s = load->tokens_per_s;
         out->draining = load->draining;
+        out->cache_tokens_asked = load->cache_tokens_asked;
+        out->cache_tokens_found = load->cache_tokens_found;
         ret->load = out;
         ret->kind_case = BATON__CONTROL__V1__NODE_MESSAGE__KIND_LOAD;
         return true;
@@ -467,6 +477,8 @@ static status_t work_from_pb(struct arena *arena, const pb_work *in, struct ctl_
             },
         .age_ns = in->age_ns,
         .resumed = in->resumed,
+        .priority = in->priority,
+        .cache_salt = in->cache_salt,
     };
     return STATUS_OK;
 }
@@ -532,12 +544,14 @@ static status_t router_message_from_pb(struct arena *arena, const pb_router_mess
     case BATON__CONTROL__V1__ROUTER_MESSAGE__KIND_RESERVE:
         out->kind = CTL_RESERVE;
         out->reserve.local_prefill = in->reserve->local_prefill;
+        out->reserve.local_max_tokens = in->reserve->local_max_tokens;
         out->reserve.wait_ms = in->reserve->wait_ms;
         return work_from_pb(arena, in->reserve->work, &out->reserve.work, diag);
     case BATON__CONTROL__V1__ROUTER_MESSAGE__KIND_PREFILL:
         out->kind = CTL_PREFILL;
         out->prefill.ticket = in->prefill->ticket.data;
         out->prefill.ticket_bytes = (uint32_t)in->prefill->ticket.len;
+        out->prefill.grant_first = in->prefill->grant_first;
         return work_from_pb(arena, in->prefill->work, &out->prefill.work, diag);
     case BATON__CONTROL__V1__ROUTER_MESSAGE__KIND_PREFILL_LOST:
         out->kind = CTL_PREFILL_LOST;
@@ -588,6 +602,9 @@ static status_t node_message_from_pb(struct arena *arena, const pb_node_message 
         if (!in->reserved->leg) { return malformed(diag, "a reservation without a leg"); }
         out->kind = CTL_RESERVED;
         out->reserved = (struct ctl_reserved){.leg = leg_from_pb(in->reserved->leg),
+                                              .is_local = in->reserved->is_local,
+                                              .cached_tokens = in->reserved->cached_tokens,
+                                              .grant_first = in->reserved->grant_first,
                                               .ticket_bytes = (uint32_t)in->reserved->ticket.len,
                                               .ticket = in->reserved->ticket.data};
         return STATUS_OK;
@@ -621,7 +638,8 @@ static status_t node_message_from_pb(struct arena *arena, const pb_node_message 
         out->prefill_done = (struct ctl_prefill_done){.leg = leg_from_pb(from->leg), .cable = from->cable,
                                                       .bytes = from->bytes, .queue_ns = from->queue_ns,
                                                       .compute_ns = from->compute_ns,
-                                                      .transfer_ns = from->transfer_ns};
+                                                      .transfer_ns = from->transfer_ns,
+                                                      .cached_tokens = from->cached_tokens};
         return STATUS_OK;
     }
     case BATON__CONTROL__V1__NODE_MESSAGE__KIND_LOAD: {
@@ -638,6 +656,8 @@ static status_t node_message_from_pb(struct arena *arena, const pb_node_message 
             .tokens_queued = from->tokens_queued,
             .tokens_per_s = from->tokens_per_s,
             .draining = from->draining,
+            .cache_tokens_asked = from->cache_tokens_asked,
+            .cache_tokens_found = from->cache_tokens_found,
         };
         return STATUS_OK;
     }

@@ -21,7 +21,7 @@
 #include "model/sampling_params.h"
 
 /* Grows when a message changes so that an older peer would misread it. */
-#define CTL_PROTOCOL_VERSION 1u
+#define CTL_PROTOCOL_VERSION 2u
 
 struct leg_id {
     uint64_t hi; /* the router's boot id: no two routers issue the same leg */
@@ -75,6 +75,8 @@ struct ctl_work {
     struct sampling_params params; /* params.n is the request's; stop_tokens, logit_bias borrowed */
     uint64_t age_ns;         /* since the request came to the router; clocks are not shared, ages are */
     bool resumed;            /* the client already streams: goes before new work, is not refused for load */
+    int32_t priority;        /* higher goes first and is preempted last; 0 where nobody says */
+    uint64_t cache_salt;     /* kv_hash_root(): blocks are shared among equal salts only; 0: all */
 };
 
 enum ctl_kind {
@@ -88,7 +90,8 @@ enum ctl_kind {
     CTL_CANCEL,         /* either: free the leg, or one sequence of it; no answer */
     /* node -> router */
     CTL_NODE_HELLO,     /* first message */
-    CTL_RESERVED,       /* decode: the blocks are held, here is the ticket (remote prefill only) */
+    CTL_RESERVED,       /* decode: the blocks are held; here is the ticket, or word that it computes the
+                           prompt itself (which it may leave out where the router told it to) */
     CTL_REFUSED,        /* either: the leg was not taken; nothing is held */
     CTL_PROMPT_LOGPROBS,/* whoever computed the prompt; before its first token */
     CTL_TOKENS,         /* tokens of one step, all sequences; prefill sends first tokens so too */
@@ -124,7 +127,9 @@ struct ctl_node_hello {
 
 struct ctl_reserve {
     struct ctl_work work;
-    bool local_prefill;  /* compute the prompt here; no ticket */
+    bool local_prefill;  /* compute the prompt here, whatever it costs; no ticket */
+    uint32_t local_max_tokens; /* else: compute it here if at most so many of its tokens are missing from
+                                  the cache; 0: never */
     uint32_t wait_ms;    /* how long the leg may wait for blocks before REFUSED; 0: do not wait */
 };
 
@@ -132,6 +137,7 @@ struct ctl_prefill {
     struct ctl_work work;
     uint32_t ticket_bytes;
     const uint8_t *ticket;
+    uint32_t grant_first; /* as RESERVED said */
 };
 
 struct ctl_cancel {
@@ -142,6 +148,10 @@ struct ctl_cancel {
 
 struct ctl_reserved {
     struct leg_id leg;
+    bool is_local;          /* the decode node computes the prompt itself; there is no ticket */
+    uint32_t cached_tokens; /* of prompt and output, found in the decode node's cache */
+    uint32_t grant_first;   /* the block of the sequence that the grant's index 0 is: those before it are
+                               cached, or lie before every window */
     uint32_t ticket_bytes;
     const uint8_t *ticket;
 };
@@ -173,6 +183,7 @@ struct ctl_prefill_done {
     uint64_t queue_ns;     /* from arrival at the node to its first chunk */
     uint64_t compute_ns;   /* first chunk to first token */
     uint64_t transfer_ns;  /* first push to acknowledgement */
+    uint32_t cached_tokens; /* prefill: of prompt and output, not computed because its cache had them */
 };
 
 struct ctl_load {
@@ -182,6 +193,7 @@ struct ctl_load {
     uint64_t tokens_queued;     /* prompt tokens still to be computed here */
     uint32_t tokens_per_s;      /* measured prefill rate, 0 while unknown */
     bool draining;              /* give it nothing new */
+    uint64_t cache_tokens_asked, cache_tokens_found; /* since boot: of prompts, in its prefix cache and tiers */
 };
 
 struct ctl_msg {

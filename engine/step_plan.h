@@ -52,8 +52,10 @@ struct step_span {
     uint32_t next_token;
 
     /* Prefill only: blocks of the prompt that are complete after this span, as indices into
-     * the block table and the grant alike. Their slices leave layer by layer. */
+     * the block table; in the grant each has its index less grant_first. Their slices leave layer
+     * by layer. Blocks before grant_first are not pushed. */
     struct leg_id leg;
+    uint32_t grant_first;
     uint32_t push_first;
     uint32_t push_count;
 };

@@ -55,6 +55,7 @@ static void fill_work(struct rng *rng, struct ctl_work *work)
     *work = (struct ctl_work){
         .leg = any_leg(rng), .sequence_first = any32(rng), .sequence_count = any32(rng), .prompt = prompt,
         .output = output, .age_ns = any(rng), .resumed = rng_below(rng, 2),
+        .priority = (int32_t)any32(rng), .cache_salt = any(rng),
     };
     work->prompt_count = fill(rng, prompt, TOKENS_MAX);
     work->output_count = fill(rng, output, TOKENS_MAX);
@@ -101,11 +102,13 @@ void ctl_sample(enum ctl_kind kind, struct rng *rng, struct ctl_msg *msg)
         fill_work(rng, &msg->reserve.work);
         msg->reserve.local_prefill = rng_below(rng, 2);
         msg->reserve.wait_ms = any32(rng);
+        msg->reserve.local_max_tokens = any32(rng);
         break;
     case CTL_PREFILL:
         fill_work(rng, &msg->prefill.work);
         msg->prefill.ticket_bytes = fill_raw(rng);
         msg->prefill.ticket = raw;
+        msg->prefill.grant_first = any32(rng);
         break;
     case CTL_PREFILL_LOST: msg->prefill_lost = any_leg(rng); break;
     case CTL_CANCEL:
@@ -133,6 +136,9 @@ void ctl_sample(enum ctl_kind kind, struct rng *rng, struct ctl_msg *msg)
         msg->reserved.leg = any_leg(rng);
         msg->reserved.ticket_bytes = fill_raw(rng);
         msg->reserved.ticket = raw;
+        msg->reserved.is_local = rng_below(rng, 2);
+        msg->reserved.cached_tokens = any32(rng);
+        msg->reserved.grant_first = any32(rng);
         break;
     case CTL_REFUSED:
     case CTL_PREFILL_FAILED:
@@ -158,14 +164,14 @@ void ctl_sample(enum ctl_kind kind, struct rng *rng, struct ctl_msg *msg)
     case CTL_PREFILL_DONE:
         msg->prefill_done = (struct ctl_prefill_done){.leg = any_leg(rng), .cable = rng_below(rng, 2) ? "shm" : "",
                                                       .bytes = any(rng), .queue_ns = any(rng), .compute_ns = any(rng),
-                                                      .transfer_ns = any(rng)};
+                                                      .transfer_ns = any(rng), .cached_tokens = any32(rng)};
         break;
     case CTL_LOAD:
         msg->load = (struct ctl_load){
             .blocks_total = any32(rng), .blocks_free = any32(rng), .blocks_held = any32(rng),
             .blocks_cached = any32(rng), .blocks_quarantined = any32(rng), .sequences_running = any32(rng),
             .sequences_waiting = any32(rng), .tokens_queued = any(rng), .tokens_per_s = any32(rng),
-            .draining = rng_below(rng, 2),
+            .draining = rng_below(rng, 2), .cache_tokens_asked = any(rng), .cache_tokens_found = any(rng),
         };
         break;
     default: break;
@@ -202,6 +208,8 @@ static const char *work_difference(const struct ctl_work *a, const struct ctl_wo
     SAME_ARRAY(output, output_count);
     SAME(age_ns);
     SAME(resumed);
+    SAME(priority);
+    SAME(cache_salt);
     SAME_BITS(params.temperature);
     SAME(params.top_k);
     SAME_BITS(params.top_p);
@@ -262,9 +270,11 @@ const char *ctl_difference(const struct ctl_msg *a, const struct ctl_msg *b)
     case CTL_RESERVE:
         SAME(reserve.local_prefill);
         SAME(reserve.wait_ms);
+        SAME(reserve.local_max_tokens);
         return work_difference(&a->reserve.work, &b->reserve.work);
     case CTL_PREFILL:
         SAME_ARRAY(prefill.ticket, prefill.ticket_bytes);
+        SAME(prefill.grant_first);
         return work_difference(&a->prefill.work, &b->prefill.work);
     case CTL_PREFILL_LOST: SAME_BITS(prefill_lost); break;
     case CTL_CANCEL:
@@ -276,6 +286,9 @@ const char *ctl_difference(const struct ctl_msg *a, const struct ctl_msg *b)
     case CTL_RESERVED:
         SAME_BITS(reserved.leg);
         SAME_ARRAY(reserved.ticket, reserved.ticket_bytes);
+        SAME(reserved.is_local);
+        SAME(reserved.cached_tokens);
+        SAME(reserved.grant_first);
         break;
     case CTL_REFUSED:
     case CTL_PREFILL_FAILED:
@@ -306,6 +319,7 @@ const char *ctl_difference(const struct ctl_msg *a, const struct ctl_msg *b)
         SAME(prefill_done.queue_ns);
         SAME(prefill_done.compute_ns);
         SAME(prefill_done.transfer_ns);
+        SAME(prefill_done.cached_tokens);
         break;
     case CTL_LOAD:
         SAME(load.blocks_total);
@@ -318,6 +332,8 @@ const char *ctl_difference(const struct ctl_msg *a, const struct ctl_msg *b)
         SAME(load.tokens_queued);
         SAME(load.tokens_per_s);
         SAME(load.draining);
+        SAME(load.cache_tokens_asked);
+        SAME(load.cache_tokens_found);
         break;
     default: return "kind";
     }
