@@ -160,7 +160,8 @@ void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uin
         if (span->push_count == 0) { continue; }
         struct open_leg *leg = find(push, span->leg);
         if (!leg) { continue; }
-        push_slices(push, leg, layer, span->push_first, span->block_table + span->push_first, span->push_count);
+        push_slices(push, leg, layer, span->push_first - span->grant_first, span->block_table + span->push_first,
+                    span->push_count);
     }
     pthread_mutex_unlock(&push->mutex);
 }

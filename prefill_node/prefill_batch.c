@@ -84,6 +84,7 @@ static void plan_span(struct prefill_core *core, struct prefill_job *job, uint32
     bool is_last = end == job->total;
     uint32_t push_first = job->computed / block_tokens;
     uint32_t push_end = is_last ? prefill_blocks_for(core, end) : end / block_tokens;
+    if (push_first < job->grant_first) { push_first = push_end < job->grant_first ? push_end : job->grant_first; }
     uint32_t at = step->plan.span_count++;
     struct step_span *span = &step->spans[at];
     *span = (struct step_span){
@@ -95,6 +96,7 @@ static void plan_span(struct prefill_core *core, struct prefill_job *job, uint32
         .sample_slots = step->sample_slots + step->sample_count,
         .prompt_logprobs = job->work.params.prompt_logprobs,
         .leg = job->id,
+        .grant_first = job->grant_first,
         .push_first = push_first,
         .push_count = push_end - push_first,
     };

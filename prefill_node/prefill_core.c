@@ -251,6 +251,11 @@ static status_t validate_prefill(struct prefill_core *core, const struct ctl_pre
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }
     uint32_t blocks = prefill_blocks_for(core, work->prompt_count + work->output_count);
+    if (prefill->grant_first >= blocks) {
+        diag_set(&core->text, "grant_first is %u; it must be less than the %u blocks of prompt and output",
+                 prefill->grant_first, blocks);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
+    }
     if (blocks > core->config.block_count) {
         diag_set(&core->text, "a prompt of %u tokens with %u output tokens needs %u KV blocks and this node has %u; "
                  "shorten it, or raise --kv-memory of the prefill node",

@@ -18,6 +18,7 @@ struct prefill_job *job_take(struct prefill_core *core, uint32_t router, const s
     job->arrival_ns = core->now_ns;
     job->stall_until_ns = UINT64_MAX;
     job->total = total;
+    job->grant_first = prefill->grant_first;
     job->blocks = (uint32_t *)(void *)(job + 1);
     char *arrays = (char *)job->blocks + table_bytes;
     job->work = work_copy(work, arrays);
@@ -33,7 +34,7 @@ struct prefill_job *job_take(struct prefill_core *core, uint32_t router, const s
     action->leg = job->id;
     action->ticket = job->ticket;
     action->ticket_bytes = job->ticket_bytes;
-    action->block_count = prefill_blocks_for(core, total);
+    action->block_count = prefill_blocks_for(core, total) - job->grant_first;
     return job;
 }
 

@@ -48,6 +48,7 @@ struct prefill_job {
     uint64_t stall_until_ns;
     uint32_t total;               /* prompt and output: what is computed */
     uint32_t computed;
+    uint32_t grant_first;         /* blocks before it are not sent: the decode node has them */
     uint32_t block_count;
     uint32_t *blocks;             /* [blocks for total] */
     uint32_t ticket_bytes;

@@ -209,7 +209,7 @@ static void on_client_gone(struct router_core *core, uint64_t handle)
 
 /* ---- legs ---- */
 
-static struct leg *find_leg(struct router_core *core, struct leg_id id)
+struct leg *router_leg_find(struct router_core *core, struct leg_id id)
 {
     uint32_t slot = (uint32_t)(id.lo & 0xffffffu);
     if (id.hi != core->config.router_boot_id || slot >= core->legs_max) { return NULL; }
@@ -274,7 +274,7 @@ static void on_sequence_stop(struct router_core *core, uint64_t handle, uint32_t
     sequence_done(core, request, index, leg, false);
 }
 
-static void take_leg_back(struct router_core *core, struct leg *leg, const char *why)
+void router_leg_take_back(struct router_core *core, struct leg *leg, const char *why)
 {
     uint32_t nodes[] = {leg->decode_node, leg->prefill_is_open ? leg->prefill_node : NO_NODE};
     for (unsigned i = 0; i < 2; i++) {
@@ -312,7 +312,7 @@ static bool hold_token(struct request *request, const struct ctl_token *token)
 
 static void on_token(struct router_core *core, uint32_t node, const struct ctl_token *token)
 {
-    struct leg *leg = find_leg(core, token->leg);
+    struct leg *leg = router_leg_find(core, token->leg);
     if (!leg || (node != leg->decode_node && node != leg->prefill_node)) { core->stats.late_messages++; return; }
     struct request *request = leg->request;
     uint32_t index = token->sequence;
@@ -330,7 +330,7 @@ static void on_token(struct router_core *core, uint32_t node, const struct ctl_t
     if (!request->has_prompt_logprobs) {
         /* Whoever has them is gone: the prompt must be computed again. */
         bool may_come = leg->prefill_is_open && hold_token(request, token);
-        if (!may_come) { take_leg_back(core, leg, "the prompt's log-probabilities were lost"); }
+        if (!may_come) { router_leg_take_back(core, leg, "the prompt's log-probabilities were lost"); }
         return;
     }
     struct sequence *sequence = &request->sequences[index];
@@ -347,7 +347,7 @@ static void on_token(struct router_core *core, uint32_t node, const struct ctl_t
         if (token->position + 1 != sequence->output_count) { return; }
     } else {
         /* The stream is ordered, so a gap is a broken node: take the leg away from it. */
-        take_leg_back(core, leg, "a node skipped a token");
+        router_leg_take_back(core, leg, "a node skipped a token");
         return;
     }
     if (token->finish == FINISH_NONE) { return; }
@@ -373,20 +373,6 @@ void router_sequence_end(struct router_core *core, struct request *request, uint
     sequence_done(core, request, index, NULL, false);
 }
 
-static void on_reserved(struct router_core *core, uint32_t node, const struct ctl_reserved *reserved)
-{
-    struct leg *leg = find_leg(core, reserved->leg);
-    if (!leg || leg->decode_node != node || leg->phase != LEG_RESERVING || leg->local) { core->stats.late_messages++; return; }
-    if (reserved->ticket_bytes > TICKET_BYTES_MAX) {
-        struct request *request = leg->request;
-        router_finish(core, request, ST_INTERNAL, 0, "a decode node sent a ticket that is too large");
-        return;
-    }
-    leg->ticket_bytes = reserved->ticket_bytes;
-    memcpy(leg->ticket, reserved->ticket, reserved->ticket_bytes);
-    router_leg_prefill(core, leg);
-}
-
 /* The decode node's refusal, or the prefill node's: its message lives in the codec's memory,
  * so it is kept. One message a step is enough: a step handles one refusal. */
 static const char *keep_message(struct router_core *core, const char *message)
@@ -397,7 +383,7 @@ static const char *keep_message(struct router_core *core, const char *message)
 
 static void on_refused(struct router_core *core, uint32_t node, const struct ctl_failure *failure)
 {
-    struct leg *leg = find_leg(core, failure->leg);
+    struct leg *leg = router_leg_find(core, failure->leg);
     if (!leg) { core->stats.late_messages++; return; }
     if (node == leg->prefill_node && leg->phase == LEG_PREFILLING) {
         close_prefill(core, leg);
@@ -427,12 +413,12 @@ static void on_refused(struct router_core *core, uint32_t node, const struct ctl
 static void want_prompt_logprobs(struct router_core *core, struct leg *leg)
 {
     if (leg->request->has_prompt_logprobs) { return; }
-    take_leg_back(core, leg, "the prompt's log-probabilities were lost with its prefill node");
+    router_leg_take_back(core, leg, "the prompt's log-probabilities were lost with its prefill node");
 }
 
 static void on_prefill_failed(struct router_core *core, uint32_t node, const struct ctl_failure *failure)
 {
-    struct leg *leg = find_leg(core, failure->leg);
+    struct leg *leg = router_leg_find(core, failure->leg);
     if (!leg || leg->prefill_node != node || !leg->prefill_is_open) { core->stats.late_messages++; return; }
     close_prefill(core, leg);
     if (leg->phase == LEG_DECODING) { want_prompt_logprobs(core, leg); }
@@ -444,7 +430,7 @@ static void on_prefill_failed(struct router_core *core, uint32_t node, const str
 
 static void on_leg_failed(struct router_core *core, uint32_t node, const struct ctl_failure *failure)
 {
-    struct leg *leg = find_leg(core, failure->leg);
+    struct leg *leg = router_leg_find(core, failure->leg);
     if (!leg || leg->decode_node != node) { core->stats.late_messages++; return; }
     if (!leg->local && leg->phase == LEG_PREFILLING && leg->prefill_node != NO_NODE) {
         leg->transfer_failures++;
@@ -471,7 +457,7 @@ static void note_transfer(struct leg *leg, const struct ctl_prefill_done *done)
 
 static void on_prefill_done(struct router_core *core, uint32_t node, const struct ctl_prefill_done *done)
 {
-    struct leg *leg = find_leg(core, done->leg);
+    struct leg *leg = router_leg_find(core, done->leg);
     if (leg && leg->prefill_node != NO_NODE && node == leg->decode_node) {
         note_transfer(leg, done);
         if (leg->landed_ns == 0) {
@@ -485,12 +471,14 @@ static void on_prefill_done(struct router_core *core, uint32_t node, const struc
     note_transfer(leg, done);
     leg->request->route.prefill_queue_ns = done->queue_ns;
     leg->request->route.prefill_compute_ns = done->compute_ns;
+    uint32_t total = router_leg_tokens(leg);
+    leg->request->route.prefill_cached_tokens = done->cached_tokens < total ? done->cached_tokens : total;
     if (leg->phase == LEG_DECODING) { want_prompt_logprobs(core, leg); }
 }
 
 static void on_prompt_logprobs(struct router_core *core, uint32_t node, const struct ctl_prompt_logprobs *logprobs)
 {
-    struct leg *leg = find_leg(core, logprobs->leg);
+    struct leg *leg = router_leg_find(core, logprobs->leg);
     if (!leg || (node != leg->decode_node && node != leg->prefill_node)) { core->stats.late_messages++; return; }
     struct request *request = leg->request;
     /* They come in chunks, and again from the start when a leg broke half way. */
@@ -509,7 +497,7 @@ static void on_prompt_logprobs(struct router_core *core, uint32_t node, const st
     /* A held token may end its leg, and the last of them the request: it is in the graveyard
      * then, whole until the next step. */
     for (uint32_t i = 0; i < request->held_count; i++) {
-        struct leg *holder = find_leg(core, request->held[i].leg);
+        struct leg *holder = router_leg_find(core, request->held[i].leg);
         if (holder) { on_token(core, holder->decode_node, &request->held[i]); }
     }
     request->held_count = 0;
@@ -596,7 +584,7 @@ static void on_message(struct router_core *core, uint32_t node, const struct ctl
 {
     if (!core->nodes[node].up) { core->stats.late_messages++; return; }
     switch (msg->kind) {
-    case CTL_RESERVED: on_reserved(core, node, &msg->reserved); break;
+    case CTL_RESERVED: router_reserved(core, node, &msg->reserved); break;
     case CTL_REFUSED: on_refused(core, node, &msg->failure); break;
     case CTL_PREFILL_FAILED: on_prefill_failed(core, node, &msg->failure); break;
     case CTL_LEG_FAILED: on_leg_failed(core, node, &msg->failure); break;

@@ -76,6 +76,9 @@ struct router_route {
     uint64_t prefill_queue_ns, prefill_compute_ns, transfer_ns;
     uint64_t handover_ns;      /* from the prefill node's first token until its blocks had landed, as
                                   the router heard of both: what of the transfer was not hidden */
+    uint32_t cached_prompt_tokens;  /* found in the decode node's cache by the last leg that began
+                                       with the prompt */
+    uint32_t prefill_cached_tokens; /* of prompt and output, in the prefill node's cache; the last leg's */
 };
 
 struct router_action {

@@ -125,17 +125,11 @@ void router_leg_cancel(struct router_core *core, struct leg *leg)
 
 /* ---- choice ---- */
 
-static uint32_t tokens_of(const struct leg *leg)
-{
-    const struct request *request = leg->request;
-    return request->prompt_count + request->sequences[leg->sequence_first].output_count;
-}
-
 static uint32_t blocks_of(const struct leg *leg, const struct node_entry *node)
 {
     /* The prompt's blocks, and for each sequence beyond the first a copy of the last one. */
     uint32_t per_block = node->block_tokens > 0 ? node->block_tokens : 16;
-    return (tokens_of(leg) + per_block) / per_block + leg->sequence_count - 1;
+    return (router_leg_tokens(leg) + per_block) / per_block + leg->sequence_count - 1;
 }
 
 static bool can_take(const struct node_entry *node, enum node_role role)
@@ -251,7 +245,7 @@ void router_leg_place(struct router_core *core, struct leg *leg)
     leg->blocks = blocks_of(leg, node);
     leg->loads_seen = node->loads;
     node->pending_blocks += leg->blocks;
-    leg->local = tokens_of(leg) <= core->config.local_prefill_tokens ||
+    leg->local = router_leg_tokens(leg) <= core->config.local_prefill_tokens ||
                  leg->transfer_failures >= TRANSFER_FAILURES_MAX || choose_prefill(core, leg, false) == NO_NODE;
     leg->phase = LEG_RESERVING;
     uint64_t wait_ns = leg->give_up_ns > core->now_ns ? leg->give_up_ns - core->now_ns : 0;
@@ -302,13 +296,14 @@ void router_leg_prefill(struct router_core *core, struct leg *leg)
     }
     leg->prefill_node = prefill;
     leg->prefill_is_open = true;
-    leg->tokens = tokens_of(leg);
+    leg->tokens = router_leg_tokens(leg);
     core->nodes[prefill].own_tokens += leg->tokens;
     leg->phase = LEG_PREFILLING;
     struct ctl_msg *msg = send(core, prefill, CTL_PREFILL);
     msg->prefill.work = work_of(core, leg);
     msg->prefill.ticket = leg->ticket;
     msg->prefill.ticket_bytes = leg->ticket_bytes;
+    msg->prefill.grant_first = leg->grant_first;
     mark_tried(leg, prefill);
     leg->request->route.prefill_node = prefill;
 }

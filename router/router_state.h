@@ -1,5 +1,6 @@
 /* router_state: the tables of router_core, for its own files only.
- * Flow:    router_core (events) and router_place (where to) share them
+ * Flow:    router_core (events), router_place (where to) and router_reserve (what a decode node
+ *          promised) share them
  * Thread:  the router's core thread.
  * Memory:  nodes and legs are tables of fixed size; a request is one allocation. */
 #ifndef BATON_ROUTER_ROUTER_STATE_H
@@ -21,7 +22,7 @@
 enum leg_phase {
     LEG_FREE,       /* the slot is not in use */
     LEG_WAITING,    /* waits for retry_ns, or for a node that can take it */
-    LEG_RESERVING,  /* RESERVE was sent; waits for RESERVED, REFUSED, or (local) tokens */
+    LEG_RESERVING,  /* RESERVE was sent; waits for RESERVED, REFUSED, or (told to compute it) tokens */
     LEG_PREFILLING, /* PREFILL was sent; waits for first tokens, or for word that it failed */
     LEG_LOST,       /* PREFILL_LOST was sent; waits for LEG_FAILED, or for tokens after all */
     LEG_DECODING,   /* the decode node has it; waits for tokens */
@@ -53,6 +54,8 @@ struct leg {
     uint64_t loads_seen;    /* which is the one after so many */
     uint32_t tokens;        /* counted against the prefill node while it computes */
     uint64_t tried[ROUTER_NODES_MAX / 64]; /* nodes that refused it */
+    uint32_t local_max_tokens; /* as RESERVE said */
+    uint32_t grant_first;      /* as RESERVED said: the first block that the prefill node must send */
     uint32_t ticket_bytes;
     uint8_t ticket[TICKET_BYTES_MAX];
 };
@@ -123,7 +126,7 @@ struct router_core {
     char message[512]; /* of the FINISHED being made; actions copy none: one per step is enough */
 };
 
-/* --- router_core.c, for router_place.c */
+/* --- router_core.c, for the other parts */
 
 /* Tells the client that a sequence ended; its leg is the caller's affair. Ends the request
  * with its last one, and all legs with that. */
@@ -134,11 +137,28 @@ void router_finish(struct router_core *core, struct request *request, uint8_t co
                    const char *message);
 void router_want_tick(struct router_core *core, uint64_t at_ns);
 
+/* The live leg of that id; NULL: none. */
+struct leg *router_leg_find(struct router_core *core, struct leg_id id);
+
+/* A node broke the rules: it loses the leg, which is placed again. */
+void router_leg_take_back(struct router_core *core, struct leg *leg, const char *why);
+
+/* --- router_reserve.c */
+
+/* The decode node holds the leg's blocks. */
+void router_reserved(struct router_core *core, uint32_t node, const struct ctl_reserved *reserved);
+
 /* --- router_place.c */
 
 static inline struct leg_id leg_id_of(const struct router_core *core, const struct leg *leg)
 {
     return (struct leg_id){.hi = core->config.router_boot_id, .lo = leg->lo};
+}
+
+/* Prompt and output: what must be computed before the leg's next token. */
+static inline uint32_t router_leg_tokens(const struct leg *leg)
+{
+    return leg->request->prompt_count + leg->request->sequences[leg->sequence_first].output_count;
 }
 
 /* Cuts a leg for sequences first .. first+count-1 of the request; it waits to be placed. */

@@ -212,6 +212,23 @@ static void with_room_all_goes_through(void **state)
     layer_push_destroy(NULL);
 }
 
+/* A grant that begins after cached blocks counts from there, and the bytes come from the table. */
+static void a_grant_counts_from_its_first_block(void **state)
+{
+    (void)state;
+    static struct kv_endpoint endpoint;
+    static uint32_t table[7];
+    for (uint32_t i = 0; i < 7; i++) { table[i] = 1000 + i - 3; } /* what the fake expects at the grant's index */
+    struct layer_push *push = open_push(&endpoint, 4, 1000);
+    assert_false(failed(begin(push, 1, LAYERS * 4)));
+    struct step_span span = {.leg = leg(1), .block_table = table, .block_count = 7, .grant_first = 3, .push_first = 3,
+                             .push_count = 4};
+    push_layers(push, &span, 1, 0, LAYERS);
+    assert_false(failed(layer_push_commit(push, leg(1), (const uint8_t *)"x", 1)));
+    assert_int_equal(endpoint.commits, 1);
+    close_push(&endpoint, push);
+}
+
 /* However little room there is, each slice arrives once, and the commit only after the last. */
 static void what_is_refused_waits_in_order(void **state)
 {
@@ -463,7 +480,8 @@ static void three_threads_lose_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(with_room_all_goes_through),      cmocka_unit_test(what_is_refused_waits_in_order),
+        cmocka_unit_test(with_room_all_goes_through),      cmocka_unit_test(a_grant_counts_from_its_first_block),
+        cmocka_unit_test(what_is_refused_waits_in_order),
         cmocka_unit_test(payloads_have_bounds),            cmocka_unit_test(a_commit_refused_late_aborts),
         cmocka_unit_test(a_commit_refused_now_is_told),    cmocka_unit_test(the_dead_do_not_block_the_living),
         cmocka_unit_test(a_slot_reused_inherits_nothing),  cmocka_unit_test(room_is_found_without_an_event),

@@ -38,6 +38,10 @@ static void random_job(struct pworld *world, struct rng *rng)
         work->sequence_count = 1 + (uint32_t)rng_below(rng, work->params.n - work->sequence_first);
     }
     if (output == 0 && rng_below(rng, 3) == 0) { work->params.prompt_logprobs = 1; }
+    if (rng_below(rng, 3) == 0) {
+        uint32_t blocks = (prompt + output + world->config.block_tokens - 1) / world->config.block_tokens;
+        job->prefill.grant_first = (uint32_t)rng_below(rng, blocks + rng_below(rng, 2)); /* at times one too far */
+    }
     if (!world->router_is_up[router]) { job->end = PWORLD_DROPPED; }
     pworld_send(world, job);
     if (rng_below(rng, 20) == 0) { pworld_send(world, job); }

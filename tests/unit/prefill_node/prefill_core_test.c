@@ -52,6 +52,11 @@ static void hostile_prefills_are_refused_by_field(void **state)
     job->prefill.work.params.n = 9;
     job->prefill.work.sequence_count = 9;
     refused(world, job, ST_INVALID_ARGUMENT, "--batch");
+    for (uint32_t wild = 0; wild < 2; wild++) {
+        job = pworld_job(world, 0, 8, 0, 10 + wild);
+        job->prefill.grant_first = wild ? UINT32_MAX : 2;
+        refused(world, job, ST_INVALID_ARGUMENT, "grant_first");
+    }
     job = pworld_job(world, 0, 32, 0, 9); /* exactly fits */
     pworld_send(world, job);
     pworld_finish(world);
@@ -312,6 +317,28 @@ static void blocks_leave_as_chunks_complete_them(void **state)
     pworld_close(world);
 }
 
+/* Blocks that the decode node has are computed, for what comes after them reads them, and stay
+ * here; the grant's first block is the first that leaves. The world checks each block. */
+static void blocks_before_the_grant_stay_here(void **state)
+{
+    (void)state;
+    struct prefill_core_config config = pworld_config(32);
+    config.chunk_tokens = 6;
+    struct pworld *world = pworld_open(&config);
+    struct pworld_job *job = pworld_job(world, 0, 17, 0, 1);
+    job->prefill.grant_first = 2;
+    pworld_send(world, job);
+    const uint32_t pushed[3] = {0, 1, 3};
+    for (uint32_t i = 0; i < 3; i++) {
+        pworld_step_done(world);
+        assert_int_equal(job->pushed_count, pushed[i]);
+    }
+    assert_true(job->is_committed);
+    pworld_finish(world);
+    assert_int_equal(job->end, PWORLD_DONE);
+    pworld_close(world);
+}
+
 /* Short prompts share a step under the token budget, in order of arrival. */
 static void short_prompts_share_a_step(void **state)
 {
@@ -476,6 +503,7 @@ int main(void)
         cmocka_unit_test(a_router_that_is_gone_frees_its_jobs_only),
         cmocka_unit_test(a_failed_step_fails_its_jobs_or_the_node),
         cmocka_unit_test(blocks_leave_as_chunks_complete_them),
+        cmocka_unit_test(blocks_before_the_grant_stay_here),
         cmocka_unit_test(short_prompts_share_a_step),
         cmocka_unit_test(a_step_samples_no_more_than_its_slots),
         cmocka_unit_test(blocks_go_in_order_and_resumed_first),

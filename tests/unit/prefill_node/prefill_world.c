@@ -96,6 +96,12 @@ static struct pworld_job *find(struct pworld *world, struct leg_id id)
 
 static uint32_t total(const struct pworld_job *job) { return job->prefill.work.prompt_count + job->prefill.work.output_count; }
 
+/* What the decode node waits for. */
+static uint32_t grant_blocks(const struct pworld *world, const struct pworld_job *job)
+{
+    return (total(job) + world->config.block_tokens - 1) / world->config.block_tokens - job->prefill.grant_first;
+}
+
 void pworld_event(struct pworld *world, const struct prefill_event *event)
 {
     struct prefill_event timed = *event;
@@ -111,7 +117,8 @@ void pworld_event(struct pworld *world, const struct prefill_event *event)
         const struct pworld_job *job = world->jobs[i];
         if (!job->has_transfer) { continue; }
         for (uint32_t b = 0; b < job->pushed_count; b++) {
-            CHECK(kv_model_holds(world->model, job->pushed[b], job->text, b * world->config.block_tokens, total(job)));
+            uint32_t first = (job->prefill.grant_first + b) * world->config.block_tokens;
+            CHECK(kv_model_holds(world->model, job->pushed[b], job->text, first, total(job)));
         }
     }
 }
@@ -209,7 +216,7 @@ static void perform(struct pworld *world, const struct prefill_action *action)
         CHECK(action->ticket_bytes == sizeof job->ticket);
         CHECK(action->ticket != job->ticket);
         CHECK(memcmp(action->ticket, job->ticket, sizeof job->ticket) == 0);
-        CHECK(action->block_count == (total(job) + world->config.block_tokens - 1) / world->config.block_tokens);
+        CHECK(action->block_count == grant_blocks(world, job));
         job->has_transfer = true;
         break;
     }
@@ -218,7 +225,7 @@ static void perform(struct pworld *world, const struct prefill_action *action)
         CHECK(job->has_transfer);
         CHECK(!job->is_committed);
         CHECK(!job->is_aborted);
-        CHECK(job->pushed_count == (total(job) + world->config.block_tokens - 1) / world->config.block_tokens);
+        CHECK(job->pushed_count == grant_blocks(world, job));
         CHECK(action->token_count == job->prefill.work.sequence_count);
         for (uint32_t i = 0; i < action->token_count; i++) { check_token(job, &action->tokens[i], i); }
         job->is_committed = true;
@@ -329,7 +336,8 @@ void pworld_step_done(struct pworld *world)
     for (uint32_t i = 0; i < plan->span_count; i++) {
         const struct step_span *span = &plan->spans[i];
         struct pworld_job *job = find(world, span->leg);
-        CHECK(span->push_count == 0 || span->push_first == job->pushed_count);
+        CHECK(span->grant_first == job->prefill.grant_first);
+        CHECK(span->push_count == 0 || span->push_first == span->grant_first + job->pushed_count);
         CHECK(span->push_first + span->push_count <= span->block_count);
         for (uint32_t b = 0; b < span->push_count; b++) {
             job->pushed[job->pushed_count++] = span->block_table[span->push_first + b];

@@ -33,7 +33,7 @@ struct pworld_job {
     bool has_token[PWORLD_SEQS_MAX], is_cancelled[PWORLD_SEQS_MAX];
     uint32_t logprob_next;
     bool has_transfer, is_aborted, is_committed; /* has_transfer: its blocks are being read */
-    uint32_t pushed_count;                       /* blocks, in order */
+    uint32_t pushed_count;                       /* blocks, in order, from grant_first on */
     uint32_t pushed[PWORLD_TEXT_MAX];            /* pool block of each */
     struct ctl_prefill_done done;
 };

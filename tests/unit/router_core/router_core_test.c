@@ -112,10 +112,17 @@ static struct leg_id reserved_at(const struct fixture *fx, uint32_t node)
     return msg->reserve.work.leg;
 }
 
-static void reserved(struct fixture *fx, uint32_t node, struct leg_id leg)
+static void reserved_with(struct fixture *fx, uint32_t node, struct ctl_reserved reservation)
 {
     static const uint8_t ticket[] = "ticket";
-    message(fx, node, (struct ctl_msg){.kind = CTL_RESERVED, .reserved = {.leg = leg, .ticket = ticket, .ticket_bytes = sizeof ticket}});
+    if (reservation.ticket_bytes == 0) { reservation.ticket_bytes = sizeof ticket; }
+    reservation.ticket = ticket;
+    message(fx, node, (struct ctl_msg){.kind = CTL_RESERVED, .reserved = reservation});
+}
+
+static void reserved(struct fixture *fx, uint32_t node, struct leg_id leg)
+{
+    reserved_with(fx, node, (struct ctl_reserved){.leg = leg});
 }
 
 static void refused(struct fixture *fx, uint32_t node, struct leg_id leg, uint8_t code)
@@ -290,6 +297,80 @@ static void a_request_goes_through_both_pools(void **state)
     token(&fx, D0, leg, 0, 2, FINISH_NONE);
     assert_int_equal(fx.actions.count, 0);
     end(&fx);
+}
+
+/* What the decode node has cached is not asked of the prefill node, and the client is told. */
+static void a_grant_begins_behind_what_is_cached(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, D0);
+    uint64_t request = submit(&fx); /* 10 tokens in blocks of 4 */
+    struct leg_id leg = reserved_at(&fx, D0);
+    reserved_with(&fx, D0, (struct ctl_reserved){.leg = leg, .cached_tokens = 8, .grant_first = 2});
+    assert_int_equal(sent(&fx, P0, CTL_PREFILL)->prefill.grant_first, 2);
+    token(&fx, P0, leg, 0, 0, FINISH_NONE);
+    message(&fx, P0, (struct ctl_msg){.kind = CTL_PREFILL_DONE,
+                                      .prefill_done = {.leg = leg, .cable = "shm", .bytes = 64, .cached_tokens = 4}});
+    token(&fx, D0, leg, 0, 1, FINISH_STOP);
+    assert_finished(&fx, request, ST_OK);
+    assert_int_equal(told(&fx, ROUTER_ACT_FINISHED)->route.cached_prompt_tokens, 8);
+    assert_int_equal(told(&fx, ROUTER_ACT_FINISHED)->route.prefill_cached_tokens, 4);
+    end(&fx);
+}
+
+/* A decode node that was told to compute the prompt may say what it found; that is all it says. */
+static void a_local_reservation_tells_what_was_cached(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, D0);
+    uint64_t request = submit(&fx);
+    struct leg_id leg = reserved_at(&fx, D0);
+    assert_true(sent(&fx, D0, CTL_RESERVE)->reserve.local_prefill);
+    reserved(&fx, D0, leg); /* a ticket, where none was wanted */
+    assert_int_equal(fx.actions.count, 0);
+    message(&fx, D0, (struct ctl_msg){.kind = CTL_RESERVED, .reserved = {.leg = leg, .is_local = true, .cached_tokens = 4}});
+    assert_int_equal(fx.actions.count, 0);
+    message(&fx, D0, (struct ctl_msg){.kind = CTL_RESERVED, .reserved = {.leg = leg, .is_local = true, .cached_tokens = 9}});
+    assert_int_equal(router_core_stats(fx.core).late_messages, 2);
+    token(&fx, D0, leg, 0, 0, FINISH_STOP);
+    assert_finished(&fx, request, ST_OK);
+    assert_int_equal(told(&fx, ROUTER_ACT_FINISHED)->route.cached_prompt_tokens, 4);
+    assert_string_equal(told(&fx, ROUTER_ACT_FINISHED)->route.cable, "local");
+    end(&fx);
+}
+
+/* A reservation that cannot be true takes the leg from the node that sent it, and from no other;
+ * the request goes on. */
+static void a_reservation_that_cannot_be_true_loses_the_leg(void **state)
+{
+    (void)state;
+    const struct ctl_reserved wild[] = {
+        {.cached_tokens = 10}, {.cached_tokens = UINT32_MAX}, {.grant_first = 3}, {.grant_first = UINT32_MAX},
+        {.is_local = true},    {.ticket_bytes = 1u << 20},
+    };
+    for (unsigned i = 0; i < sizeof wild / sizeof wild[0]; i++) {
+        struct fixture fx;
+        open(&fx);
+        up(&fx, P0);
+        up(&fx, D0);
+        submit(&fx);
+        struct ctl_reserved reservation = wild[i];
+        reservation.leg = reserved_at(&fx, D0);
+        reserved_with(&fx, D0, reservation);
+        assert_true(leg_id_equal(sent(&fx, D0, CTL_CANCEL)->cancel.leg, reservation.leg));
+        assert_null(sent(&fx, P0, CTL_PREFILL));
+        assert_null(told(&fx, ROUTER_ACT_FINISHED));
+        struct leg_id next = reserved_at(&fx, D0);
+        assert_false(leg_id_equal(next, reservation.leg));
+        reserved(&fx, D0, next);
+        assert_non_null(sent(&fx, P0, CTL_PREFILL));
+        end(&fx);
+    }
 }
 
 /* The decode node's word on the transfer comes ahead of its tokens, so a route names its cable even
@@ -734,6 +815,9 @@ int main(void)
         cmocka_unit_test(strange_messages_are_counted_and_ignored),
         cmocka_unit_test(a_refused_leg_tries_every_node_once),
         cmocka_unit_test(a_request_goes_through_both_pools),
+        cmocka_unit_test(a_grant_begins_behind_what_is_cached),
+        cmocka_unit_test(a_local_reservation_tells_what_was_cached),
+        cmocka_unit_test(a_reservation_that_cannot_be_true_loses_the_leg),
         cmocka_unit_test(a_transfer_is_known_from_either_end),
         cmocka_unit_test(a_first_token_may_be_the_last),
         cmocka_unit_test(too_large_for_every_prefill_node),
