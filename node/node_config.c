@@ -23,6 +23,9 @@ const struct flag node_flags[] = {
     {"chunk-tokens", FLAG_U32, AT(chunk_tokens), "256", "tokens", "Most rows of one prompt in one step.", 1, 65536},
     {"batch-max", FLAG_U32, AT(batch_max), "64", "N", "Sequences that run at once; prefill: first tokens of one step.", 1, 4096},
     {"waiting-max", FLAG_U32, AT(waiting_max), "256", "N", "Legs beyond --batch-max that may wait; one more is refused.", 0, 65536},
+    {"prefix-cache", FLAG_STRING, AT(prefix_cache), "on", "on|off", "Blocks outlive their requests and are found again by what they hold.", 0, 0},
+    {"preempt", FLAG_STRING, AT(preempt), "auto", "auto|swap|recompute", "decode: whether a sequence that gives way saves its blocks in a KV tier or is computed again; auto: the cheaper by measured rates.", 0, 0},
+    {"itl-stretch", FLAG_F32, AT(itl_stretch), "1.5", "X", "decode: a step with prompt rows in it takes at most so many times the time of one without; 0: no limit but --chunk-tokens.", 0, 0},
     {"routers-max", FLAG_U32, AT(routers_max), "16", "N", "Routers attached at once.", 1, 256},
     /* Not a liveness check: a dead link is seen within seconds, a dead node or router at once, and
      * each takes its grants back. A prompt may wait in a prefill node's queue for longer than any
@@ -60,6 +63,25 @@ static status_t check_cables(const char *cables, struct diag *diag)
     return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
 }
 
+static bool is_one_of(const char *value, const char *const *words, size_t word_count)
+{
+    for (size_t i = 0; i < word_count; i++) {
+        if (value && strcmp(value, words[i]) == 0) { return true; }
+    }
+    return false;
+}
+
+static status_t check_cache(const struct node_config *config, struct diag *diag)
+{
+    static const char *const switches[] = {"on", "off"};
+    static const char *const ways[] = {"auto", "swap", "recompute"};
+    if (!is_one_of(config->prefix_cache, switches, 2)) { return bad(diag, "--prefix-cache: takes on or off"); }
+    if (!is_one_of(config->preempt, ways, 3)) { return bad(diag, "--preempt: takes auto, swap or recompute"); }
+    bool is_stretch = config->itl_stretch == 0 || (config->itl_stretch >= 1 && config->itl_stretch <= 1000);
+    if (!is_stretch) { return bad(diag, "--itl-stretch: takes 0, for no limit, or 1 to 1000"); }
+    return STATUS_OK;
+}
+
 status_t node_config_check(const struct node_config *config, struct diag *diag)
 {
     if (!config->model) { return bad(diag, "--model: needed, a Hugging Face model directory"); }
@@ -74,6 +96,7 @@ status_t node_config_check(const struct node_config *config, struct diag *diag)
     TRY(net_address_check("tcp-listen", config->tcp_listen, diag));
     TRY(net_address_check("metrics-listen", config->metrics_listen, diag));
     TRY(check_cables(config->cables, diag));
+    TRY(check_cache(config, diag));
     int tls = (config->tls_cert != NULL) + (config->tls_key != NULL) + (config->tls_ca != NULL);
     if (tls != 0 && tls != 3) { return bad(diag, "--tls-cert, --tls-key and --tls-ca go together"); }
     return STATUS_OK;

@@ -25,6 +25,9 @@ struct node_config {
     const char *metrics_listen;
     const char *tls_cert, *tls_key, *tls_ca;
     const char *log_level;
+    const char *prefix_cache; /* "on", "off" */
+    const char *preempt;      /* "auto", "swap", "recompute" */
+    float itl_stretch;        /* 0: no limit */
     uint32_t threads;
     uint32_t block_tokens;
     uint32_t step_tokens;

@@ -72,6 +72,10 @@ static void what_does_not_fit_together_is_refused(void **state)
         {{"--model=d", "--tls-cert=a.pem", NULL}, "go together"},
         {{"--model=d", "--tls-cert=a", "--tls-key=b", NULL}, "--tls-ca"},
         {{"--model=d", "--threads=257", NULL}, "from 0 to 256"},
+        {{"--model=d", "--prefix-cache=maybe", NULL}, "on or off"},
+        {{"--model=d", "--preempt=never", NULL}, "auto, swap or recompute"},
+        {{"--model=d", "--itl-stretch=0.5", NULL}, "1 to 1000"},
+        {{"--model=d", "--itl-stretch=nan", NULL}, "--itl-stretch"},
         {{"--model=d", "--lease=0s", NULL}, "from 1ms to 3600s"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
