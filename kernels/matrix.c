@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "kernels/int_layout.h"
 
 /* 4 words at any address; gcc and clang turn shuffles of it into unpack instructions. */
 typedef uint32_t words4 __attribute__((vector_size(16)));
@@ -35,26 +36,21 @@ uint32_t kernels_matrix_depth(const struct kernels_matrix *matrix)
     }
 }
 
-/* Of an INT4 group of 16 outputs. */
-static size_t group_bytes(const struct kernels_matrix *matrix)
-{
-    return (size_t)matrix->group * KERNELS_PANEL / 2 + KERNELS_PANEL * (matrix->has_zeros ? 3 : 2);
-}
-
 size_t kernels_matrix_panel_bytes(const struct kernels_matrix *matrix)
 {
     size_t depth = kernels_matrix_depth(matrix);
     switch (matrix->format) {
     case KERNELS_WEIGHT_F32: return depth * KERNELS_PANEL * 4;
-    case KERNELS_WEIGHT_INT8: return depth * KERNELS_PANEL + KERNELS_PANEL * 8;
-    case KERNELS_WEIGHT_INT4: return (depth / matrix->group * group_bytes(matrix) + 63) / 64 * 64;
+    case KERNELS_WEIGHT_INT8: return int8_panel_bytes(matrix->n_in);
+    case KERNELS_WEIGHT_INT4: return int4_panel_bytes(matrix);
     default: return depth * KERNELS_PANEL * 2;
     }
 }
 
 size_t kernels_matrix_bytes(const struct kernels_matrix *matrix)
 {
-    return kernels_matrix_panel_bytes(matrix) * kernels_matrix_panels(matrix);
+    size_t bytes = kernels_matrix_panel_bytes(matrix) * kernels_matrix_panels(matrix);
+    return matrix->format == KERNELS_WEIGHT_INT4 ? bytes + int4_order_bytes(matrix) : bytes;
 }
 
 /* ---- packing ------------------------------------------------------------------------------- */
@@ -174,19 +170,22 @@ static void read_int8(const struct kernels_matrix *matrix, const unsigned char *
     }
 }
 
-static void read_int4(const struct kernels_matrix *matrix, const unsigned char *panel, uint32_t o, uint32_t k, uint32_t count,
+static void read_int4(const struct kernels_matrix *matrix, const unsigned char *panel, uint32_t o, uint32_t first, uint32_t count,
                       float *values)
 {
-    const size_t nibbles_bytes = (size_t)matrix->group * KERNELS_PANEL / 2;
-    for (uint32_t i = 0; i < count; i++, k++) {
-        const unsigned char *group = panel + k / matrix->group * group_bytes(matrix);
-        const uint32_t in = k % matrix->group;
-        unsigned byte = group[((size_t)(in / 8) * KERNELS_PANEL + o) * 4 + in % 4];
-        unsigned nibble = in % 8 < 4 ? byte & 15u : byte >> 4;
+    const unsigned char *order = (const unsigned char *)matrix->data + kernels_matrix_panel_bytes(matrix) * kernels_matrix_panels(matrix);
+    /* Out of order, the wanted inputs may lie anywhere. */
+    uint32_t k = matrix->has_order ? 0 : first, end = matrix->has_order ? int4_k(matrix) : first + count;
+    for (; k < end; k++) {
+        uint32_t input = k, group = k / matrix->group, in_group = k % matrix->group;
+        if (matrix->has_order) { memcpy(&input, order + (size_t)k * 4, 4); }
+        if (input < first || input - first >= count) { continue; }
+        unsigned byte = panel[int4_codes_at(matrix, group) + (size_t)(in_group / 8) * 64 + o * 4 + in_group % 4];
+        unsigned nibble = in_group % 8 < 4 ? byte & 15u : byte >> 4;
         uint16_t scale;
-        memcpy(&scale, group + nibbles_bytes + o * 2, 2);
-        int zero = matrix->has_zeros ? group[nibbles_bytes + KERNELS_PANEL * 2 + o] : 8;
-        values[i] = f16_to_f32(scale) * (float)((int)nibble - zero);
+        memcpy(&scale, panel + int4_scales_at(matrix, group) + o * 2, 2);
+        int zero = matrix->has_zeros ? panel[int4_zeros_at(matrix, group) + o] : INT4_ZERO_SYMMETRIC;
+        values[input - first] = f16_to_f32(scale) * (float)((int)nibble - zero);
     }
 }
 

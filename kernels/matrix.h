@@ -12,9 +12,8 @@
  *   F16   [k][16]: vcvtph2ps turns 16 neighbours into floats; k filled up to a multiple of 2
  *   INT8  [k/4][16][4], k filled up to a multiple of 64; then f32 scale[16] and i32 sum[16] of the
  *         integers over k (for unsigned times signed products). Packed by quantize.h
- *   INT4  a group after the other: [group/8][16][4] bytes, where a byte holds inputs 8i+j (low
- *         nibble) and 8i+4+j (high nibble), j its place of 0..3; then f16 scale[16]; then, with
- *         has_zeros, u8 zero[16]; k filled up to whole groups, panels to 64 bytes. By quantize.h
+ *   INT4  blocks of 4 groups of inputs, see int_layout.h; k filled up to whole groups. With has_order
+ *         a u32 for each input of that depth follows the last panel. By quantize.h
  * What is filled up, outputs past n_out and inputs past n_in, is zero and adds nothing. */
 #ifndef BATON_KERNELS_MATRIX_H
 #define BATON_KERNELS_MATRIX_H
@@ -45,6 +44,7 @@ struct kernels_matrix {
     uint32_t n_in;  /* >= 1 */
     uint32_t group; /* INT4: inputs that share a scale: 32, 64 or 128; else 0 */
     bool has_zeros; /* INT4: each group has zero points of its own; else the zero point is 8 */
+    bool has_order; /* INT4: groups are of inputs out of order: see int_layout.h */
     const void *data;
 };
 

@@ -123,9 +123,12 @@ static void integer_sizes(void **state)
     struct kernels_matrix m = {.format = KERNELS_WEIGHT_INT8, .n_out = 17, .n_in = 65};
     assert_int_equal(kernels_matrix_bytes(&m), 2 * (128 * 16 + 64 + 64));
     m = (struct kernels_matrix){.format = KERNELS_WEIGHT_INT4, .n_out = 16, .n_in = 64, .group = 32};
-    assert_int_equal(kernels_matrix_bytes(&m), 2 * (256 + 32));
+    assert_int_equal(kernels_matrix_bytes(&m), 128 + 2 * 256);
     m.has_zeros = true;
-    assert_int_equal(kernels_matrix_bytes(&m), (2 * (256 + 32 + 16) + 63) / 64 * 64);
+    assert_int_equal(kernels_matrix_bytes(&m), 128 + 64 + 2 * 256);
+    m.has_order = true;
+    m.n_in = 5 * 32 - 1; /* two blocks, the second with one group */
+    assert_int_equal(kernels_matrix_bytes(&m), 2 * (128 + 64) + 5 * 256 + 5 * 32 * 4);
 }
 
 int main(void)

@@ -1,0 +1,231 @@
+#include "kernels/quantize.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/check.h"
+
+#define GROUP_MAX 128u
+
+static float element(const struct quantize_rows *rows, uint32_t out, uint32_t k)
+{
+    const unsigned char *at = (const unsigned char *)rows->data + ((size_t)out * rows->stride + k) * dtype_bytes(rows->dtype);
+    uint16_t half;
+    float value;
+    switch (rows->dtype) {
+    case DTYPE_BF16: memcpy(&half, at, 2); return bf16_to_f32(half);
+    case DTYPE_F16: memcpy(&half, at, 2); return f16_to_f32(half);
+    default: memcpy(&value, at, 4); return value;
+    }
+}
+
+/* Elements [k, k + count) of a row as f32. */
+static void elements(const struct quantize_rows *rows, uint32_t out, uint32_t k, uint32_t count, float *ret_values)
+{
+    if (rows->dtype == DTYPE_BF16) { /* the common case, in a loop that compiles to vectors */
+        const unsigned char *at = (const unsigned char *)rows->data + ((size_t)out * rows->stride + k) * 2;
+        for (uint32_t i = 0; i < count; i++) {
+            uint16_t half;
+            memcpy(&half, at + 2 * i, 2);
+            ret_values[i] = bf16_to_f32(half);
+        }
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) { ret_values[i] = element(rows, out, k + i); }
+}
+
+/* The largest magnitude, as bits: so a NaN is larger than infinity, and that larger than any number. */
+static uint32_t largest_bits(const float *x, uint32_t count)
+{
+    uint32_t largest = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], 4);
+        bits &= 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
+
+static float from_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* To nearest, ties to even, for |v| < 2^22, without a call: adding 1.5 * 2^23 rounds. */
+static int32_t nearest(float v)
+{
+    float shifted = v + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    return bits - 0x4b400000;
+}
+
+void quantize_x(const float *x, uint32_t count, int8_t *ret_codes, float *ret_scale)
+{
+    uint32_t bits = largest_bits(x, count);
+    if (bits >= 0x7f800000u) {
+        memset(ret_codes, 0, count);
+        *ret_scale = NAN;
+        return;
+    }
+    float largest = from_bits(bits);
+    if (largest < QUANTIZE_X_MIN) { largest = QUANTIZE_X_MIN; }
+    float factor = QUANTIZE_X_CODES / largest;
+    for (uint32_t i = 0; i < count; i++) { ret_codes[i] = (int8_t)nearest(x[i] * factor); }
+    *ret_scale = largest * QUANTIZE_X_STEP;
+}
+
+/* ---- int8 ---------------------------------------------------------------------------------- */
+
+enum { CHUNK = 256 }; /* elements at a time: a multiple of INT8_K_STEP */
+
+static void int8_output(const struct quantize_rows *rows, uint32_t out, unsigned char *panel)
+{
+    uint32_t index = out % KERNELS_PANEL;
+    float values[CHUNK];
+    uint32_t bits = 0;
+    for (uint32_t k = 0; k < rows->n_in; k += CHUNK) {
+        uint32_t count = rows->n_in - k < CHUNK ? rows->n_in - k : CHUNK;
+        elements(rows, out, k, count, values);
+        uint32_t largest = largest_bits(values, count);
+        bits = largest > bits ? largest : bits;
+    }
+    bool is_finite = bits < 0x7f800000u;
+    float largest = is_finite ? from_bits(bits) : 0.0f;
+    if (largest < QUANTIZE_X_MIN) { largest = QUANTIZE_X_MIN; }
+    float factor = 127.0f / largest, scale = is_finite ? largest * QUANTIZE_X_STEP : NAN;
+    int32_t sum = 0;
+    for (uint32_t k = 0; is_finite && k < rows->n_in; k += CHUNK) {
+        uint32_t count = rows->n_in - k < CHUNK ? rows->n_in - k : CHUNK;
+        int8_t codes[CHUNK];
+        elements(rows, out, k, count, values);
+        for (uint32_t i = 0; i < count; i++) { codes[i] = (int8_t)nearest(values[i] * factor); }
+        for (uint32_t i = 0; i < count; i++) { sum += codes[i]; }
+        memset(codes + count, 0, CHUNK - count);
+        for (uint32_t i = 0; i < count; i += 4) { memcpy(panel + int8_code_at(index, k + i), codes + i, 4); }
+    }
+    memcpy(panel + int8_scales_at(rows->n_in) + (size_t)index * 4, &scale, 4);
+    memcpy(panel + int8_sums_at(rows->n_in) + (size_t)index * 4, &sum, 4);
+}
+
+void quantize_int8(const struct quantize_rows *rows, uint32_t panel_first, uint32_t panels, void *data)
+{
+    for (uint32_t panel = panel_first; panel < panel_first + panels; panel++) {
+        size_t panel_bytes = int8_panel_bytes(rows->n_in);
+        unsigned char *to = (unsigned char *)data + panel * panel_bytes;
+        memset(to, 0, panel_bytes);
+        for (uint32_t i = 0; i < KERNELS_PANEL && panel * KERNELS_PANEL + i < rows->n_out; i++) {
+            int8_output(rows, panel * KERNELS_PANEL + i, to);
+        }
+    }
+}
+
+/* ---- int4 ---------------------------------------------------------------------------------- */
+
+static float group_error(const float *w, uint32_t count, float scale)
+{
+    float factor = 1.0f / scale, lanes[16] = {0}; /* lanes, so that the sum may be vectors */
+    for (uint32_t i = 0; i < count; i++) {
+        float code = w[i] * factor;
+        code = code < -8.0f ? -8.0f : code > 7.0f ? 7.0f : code;
+        float error = w[i] - scale * (float)nearest(code);
+        lanes[i % 16] += error * error;
+    }
+    float sum = 0;
+    for (int i = 0; i < 16; i++) { sum += lanes[i]; }
+    return sum;
+}
+
+/* A code's 16 steps are one more on the negative side: the scale's sign puts the largest weight there.
+ * Shrinking the step by up to a sixth cuts that weight and serves the others better; -7.. lets it be. */
+static uint16_t group_scale(const float *w, uint32_t count)
+{
+    static const float divisors[] = {-8.0f, -7.0f, -7.5f, -8.4f, -8.8f, -9.3f, -9.8f, 8.0f, 8.6f, 9.3f};
+    uint32_t bits = largest_bits(w, count);
+    if (bits >= 0x7f800000u) { return 0x7e00u; }
+    float largest = 0.0f;
+    for (uint32_t i = 0; i < count; i++) { largest = fabsf(w[i]) > fabsf(largest) ? w[i] : largest; }
+    uint16_t best = 0;
+    float best_error = HUGE_VALF;
+    for (size_t i = 0; i < sizeof divisors / sizeof divisors[0]; i++) {
+        uint16_t half = f32_to_f16(largest / divisors[i]);
+        if ((half & 0x7fffu) == 0 || (half & 0x7fffu) >= 0x7c00u) { continue; } /* 0: all codes 8, exact for zeros */
+        float error = group_error(w, count, f16_to_f32(half));
+        if (error < best_error) {
+            best_error = error;
+            best = half;
+        }
+    }
+    /* Weights beyond f16's range even after the division are treated as not finite. */
+    return best == 0 && fabsf(largest) > 1.0f ? 0x7e00u : best;
+}
+
+static void write_code(const struct kernels_matrix *matrix, unsigned char *panel, uint32_t index, uint32_t k, uint8_t code)
+{
+    uint32_t in_group = k % matrix->group;
+    unsigned char *at = panel + int4_codes_at(matrix, k / matrix->group) + (size_t)(in_group / 8) * 64 + index * 4 + in_group % 4;
+    *at = (unsigned char)(*at | (in_group % 8 < 4 ? code : code << 4));
+}
+
+static void write_u16(unsigned char *at, uint16_t value) { memcpy(at, &value, 2); }
+
+static unsigned char *panel_begin(const struct kernels_matrix *matrix, uint32_t panel, void *data)
+{
+    size_t bytes = kernels_matrix_panel_bytes(matrix);
+    unsigned char *at = (unsigned char *)data + panel * bytes;
+    memset(at, 0, bytes);
+    return at;
+}
+
+void quantize_int4(const struct quantize_rows *rows, const struct kernels_matrix *matrix, uint32_t panel_first,
+                   uint32_t panels, void *data)
+{
+    CHECK(!matrix->has_zeros);
+    CHECK(!matrix->has_order);
+    CHECK(matrix->group <= GROUP_MAX);
+    float w[GROUP_MAX];
+    for (uint32_t panel = panel_first; panel < panel_first + panels; panel++) {
+        unsigned char *to = panel_begin(matrix, panel, data);
+        for (uint32_t i = 0; i < KERNELS_PANEL && panel * KERNELS_PANEL + i < rows->n_out; i++) {
+            for (uint32_t g = 0; g < int4_groups(matrix); g++) {
+                uint32_t k = g * matrix->group, count = rows->n_in - k < matrix->group ? rows->n_in - k : matrix->group;
+                elements(rows, panel * KERNELS_PANEL + i, k, count, w);
+                uint16_t half = group_scale(w, count);
+                float scale = f16_to_f32(half);
+                write_u16(to + int4_scales_at(matrix, g) + i * 2, half);
+                bool is_number = (half & 0x7fffu) != 0 && (half & 0x7fffu) < 0x7c00u;
+                float factor = is_number ? 1.0f / scale : 0.0f;
+                uint8_t codes[GROUP_MAX];
+                memset(codes, INT4_ZERO_SYMMETRIC, sizeof codes);
+                for (uint32_t j = 0; is_number && j < count; j++) {
+                    float code = w[j] * factor;
+                    code = code < -8.0f ? -8.0f : code > 7.0f ? 7.0f : code;
+                    codes[j] = (uint8_t)(INT4_ZERO_SYMMETRIC + nearest(code));
+                }
+                unsigned char *at = to + int4_codes_at(matrix, g) + i * 4;
+                for (uint32_t j = 0; j < matrix->group; j += 8) {
+                    for (uint32_t b = 0; b < 4; b++) { at[j * 8 + b] = (unsigned char)(codes[j + b] | codes[j + 4 + b] << 4); }
+                }
+            }
+        }
+    }
+}
+
+void quantize_int4_panel(const struct kernels_matrix *matrix, uint32_t panel, const uint8_t *codes, const uint16_t *scales,
+                         const uint8_t *zeros, void *data)
+{
+    uint32_t groups = int4_groups(matrix);
+    unsigned char *to = panel_begin(matrix, panel, data);
+    for (uint32_t i = 0; i < KERNELS_PANEL && panel * KERNELS_PANEL + i < matrix->n_out; i++) {
+        for (uint32_t g = 0; g < groups; g++) {
+            write_u16(to + int4_scales_at(matrix, g) + i * 2, scales[(size_t)i * groups + g]);
+            if (matrix->has_zeros) { to[int4_zeros_at(matrix, g) + i] = zeros[(size_t)i * groups + g]; }
+        }
+        for (uint32_t k = 0; k < matrix->n_in; k++) {
+            write_code(matrix, to, i, k, codes[(size_t)i * matrix->n_in + k]);
+        }
+    }
+}
