@@ -5,16 +5,12 @@
 
 #include "base/check.h"
 #include "decode_node/decode_state.h"
-#include "sched/work_copy.h"
 
 /* A duplicate of a RESERVE comes soon after it or not at all. */
 #define ENDED_LEGS_REMEMBERED 4096u
 
 static status_t check_config(const struct decode_core_config *config, struct diag *diag);
 static status_t take_message(struct decode_core *core, const struct decode_event *event);
-static void take_reserve(struct decode_core *core, uint32_t router, const struct ctl_reserve *reserve);
-static status_t validate_reserve(struct decode_core *core, const struct ctl_reserve *reserve);
-static void refuse(struct decode_core *core, uint32_t router, struct leg_id leg, uint8_t code, const char *message);
 static void take_cancel(struct decode_core *core, uint32_t router, const struct ctl_cancel *cancel);
 static void take_prefill_lost(struct decode_core *core, uint32_t router, struct leg_id id);
 static void take_landed(struct decode_core *core, const struct decode_event *event);
@@ -25,23 +21,6 @@ static void take_fenced(struct decode_core *core, const struct decode_event *eve
 static void drop_router(struct decode_core *core, uint32_t router);
 static void look_at_deadlines(struct decode_core *core);
 static void send_tokens(struct decode_core *core);
-struct ctl_load decode_core_load(const struct decode_core *core)
-{
-    struct decode_core_stats stats = decode_core_stats(core);
-    return (struct ctl_load){
-        .blocks_total = stats.blocks_total,
-        .blocks_free = stats.blocks_free,
-        .blocks_held = stats.blocks_held,
-        .blocks_cached = stats.blocks_cached,
-        .blocks_quarantined = stats.blocks_quarantined,
-        .sequences_running = stats.sequences_running,
-        .sequences_waiting = stats.sequences_waiting,
-        .tokens_queued = stats.tokens_queued,
-        .tokens_per_s = token_rate_per_s(&core->prefill_rate),
-        .draining = stats.draining,
-    };
-}
-
 static void send_load(struct decode_core *core);
 static status_t reserve_actions(struct decode_core *core);
 
@@ -209,45 +188,6 @@ uint64_t decode_core_deadline_ns(const struct decode_core *core)
     return deadline_ns;
 }
 
-struct decode_core_stats decode_core_stats(const struct decode_core *core)
-{
-    struct kv_pool_counts blocks = kv_pool_counts(core->pool);
-    struct decode_core_stats stats = {
-        .blocks_total = blocks.total,
-        .blocks_free = blocks.free,
-        .blocks_held = blocks.held,
-        .blocks_cached = blocks.cached,
-        .blocks_quarantined = blocks.quarantined,
-        .legs = core->legs.count,
-        .sequences_running = core->running.count,
-        .sequences_preempted = core->preempted.count,
-        .tokens_generated = core->tokens_generated,
-        .prompt_tokens_computed = core->prompt_tokens_computed,
-        .preemptions = core->preemptions,
-        .legs_finished = core->legs_finished,
-        .legs_failed = core->legs_failed,
-        .legs_cancelled = core->legs_cancelled,
-        .legs_refused = core->legs_refused,
-        .late_messages = core->late_messages,
-        .steps = core->steps,
-        .draining = core->is_draining,
-        .idle = core->legs.count == 0 && !core->step.is_in_flight,
-    };
-    for (struct list_link *link = list_first(&core->legs); link != NULL; link = list_next(&core->legs, link)) {
-        const struct decode_leg *leg = LIST_OWNER(link, struct decode_leg, link);
-        for (uint32_t i = 0; i < leg->seq_count; i++) {
-            const struct decode_seq *seq = &leg->seqs[i];
-            bool is_computed_here = !leg->is_remote || leg->is_forked;
-            bool has_work = seq->list != NULL && is_computed_here;
-            if (has_work && seq_total(seq) - seq->computed > 1) {
-                stats.tokens_queued += seq_total(seq) - seq->computed;
-            }
-            if (!seq->is_over && seq->state != SEQ_RUNNING) { stats.sequences_waiting++; }
-        }
-    }
-    return stats;
-}
-
 /* ---------------------------------------------------------------- messages */
 
 static status_t take_message(struct decode_core *core, const struct decode_event *event)
@@ -258,7 +198,7 @@ static status_t take_message(struct decode_core *core, const struct decode_event
         return STATUS_OK;
     }
     if (msg->kind == CTL_RESERVE) {
-        take_reserve(core, event->router, &msg->reserve);
+        reserve_take(core, event->router, &msg->reserve);
     } else if (msg->kind == CTL_CANCEL) {
         take_cancel(core, event->router, &msg->cancel);
     } else if (msg->kind == CTL_PREFILL_LOST) {
@@ -267,85 +207,6 @@ static status_t take_message(struct decode_core *core, const struct decode_event
         core->late_messages++;
     }
     return STATUS_OK;
-}
-
-static void take_reserve(struct decode_core *core, uint32_t router, const struct ctl_reserve *reserve)
-{
-    const struct ctl_work *work = &reserve->work;
-    if (leg_index_is_known(core->index, work->leg)) {
-        core->late_messages++;
-        return;
-    }
-    if (core->is_draining) {
-        refuse(core, router, work->leg, ST_UNAVAILABLE, "the decode node is draining; use another one");
-        return;
-    }
-    if (failed(validate_reserve(core, reserve))) {
-        refuse(core, router, work->leg, ST_INVALID_ARGUMENT, core->text.text);
-        return;
-    }
-    if (core->legs.count == core->config.legs_max) {
-        refuse(core, router, work->leg, ST_RESOURCE_EXHAUSTED,
-               "the decode node holds as many requests as it can; try again later");
-        return;
-    }
-    /* Resumed legs go before new ones, and are not refused for load. */
-    uint32_t ahead = core->preempted.count + core->resumed.count + core->fresh.count;
-    uint32_t blocks = blocks_for(core, work->prompt_count + work->output_count + 1) + work->sequence_count - 1;
-    bool must_wait = ahead > 0 || blocks > kv_pool_free_count(core->pool);
-    if (!work->resumed && must_wait && (reserve->wait_ms == 0 || ahead >= core->config.waiting_max)) {
-        refuse(core, router, work->leg, ST_RESOURCE_EXHAUSTED,
-               "the decode node has no free KV blocks for this request; try again later");
-        return;
-    }
-    if (leg_take(core, router, reserve) == NULL) {
-        refuse(core, router, work->leg, ST_RESOURCE_EXHAUSTED, "the decode node is out of memory; try again later");
-    }
-}
-
-/* What can never run is refused now, with the flag that would let it: it would wait for good. */
-static status_t validate_reserve(struct decode_core *core, const struct ctl_reserve *reserve)
-{
-    const struct ctl_work *work = &reserve->work;
-    struct work_limits limits = {.vocab_size = core->config.vocab_size, .context_tokens = core->config.context_tokens};
-    TRY(work_validate(work, &limits, &core->text));
-    uint32_t longest = blocks_for(core, work->prompt_count + work->params.max_tokens);
-    if (longest > core->config.block_count) {
-        diag_set(&core->text, "a prompt of %u tokens with max_tokens %u needs %u KV blocks and this node has %u; "
-                 "lower max_tokens, or raise --kv-memory of the decode node",
-                 work->prompt_count, work->params.max_tokens, longest, core->config.block_count);
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
-    }
-    uint32_t first = blocks_for(core, work->prompt_count + work->output_count + 1);
-    if (first > core->config.block_count - (work->sequence_count - 1) ||
-        work->sequence_count > core->config.block_count) {
-        diag_set(&core->text, "a prompt of %u tokens with n %u needs %llu KV blocks to start and this node has %u; "
-                 "lower n, or raise --kv-memory of the decode node", work->prompt_count, work->sequence_count,
-                 (unsigned long long)first + work->sequence_count - 1, core->config.block_count);
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
-    }
-    if (reserve->local_prefill && work->sequence_count > core->config.batch_max) {
-        diag_set(&core->text, "n is %u and this node runs %u sequences at once; lower n, or raise --batch-max of the "
-                 "decode node", work->sequence_count, core->config.batch_max);
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
-    }
-    return STATUS_OK;
-}
-
-static void refuse(struct decode_core *core, uint32_t router, struct leg_id leg, uint8_t code, const char *message)
-{
-    struct decode_action *action = action_add(core, DECODE_ACT_SEND);
-    action->router = router;
-    action->leg = leg;
-    action->msg.kind = CTL_REFUSED;
-    action->msg.failure = (struct ctl_failure){
-        .leg = leg,
-        .code = code,
-        .retry_after_ms = code == ST_RESOURCE_EXHAUSTED ? retry_after_ms(core) : 0,
-        .message = message,
-    };
-    core->legs_refused++;
-    leg_index_remember(core->index, leg);
 }
 
 bool decode_core_leg_router(const struct decode_core *core, struct leg_id id, uint32_t *ret_router)
@@ -556,7 +417,7 @@ struct decode_action *action_add(struct decode_core *core, enum decode_action_ki
     return action;
 }
 
-/* ---------------------------------------------------------------- config and audit */
+/* ---------------------------------------------------------------- config */
 
 static status_t check_config(const struct decode_core_config *config, struct diag *diag)
 {
@@ -586,110 +447,4 @@ static status_t check_config(const struct decode_core_config *config, struct dia
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     return STATUS_OK;
-}
-
-static void own(const struct decode_core *core, uint32_t count, const uint32_t *blocks)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        CHECK(blocks[i] < core->config.block_count);
-        core->audit_owners[blocks[i]]++;
-    }
-}
-
-static void audit_seq(const struct decode_core *core, const struct decode_seq *seq, uint32_t *ret_slots)
-{
-    const struct decode_leg *leg = seq->leg;
-    const struct list *lists[SEQ_STATE_COUNT] = {
-        [SEQ_GRANTED] = &core->granted, [SEQ_READY] = &core->ready, [SEQ_RUNNING] = &core->running};
-    if (seq->state == SEQ_WAITING) {
-        CHECK(seq->list == &core->preempted || seq->list == &core->resumed || seq->list == &core->fresh);
-        CHECK(seq->block_count == 0);
-        CHECK(seq->computed == 0);
-    } else {
-        CHECK(seq->list == lists[seq->state]);
-    }
-    CHECK(list_link_is_in(&seq->link) == (seq->list != NULL));
-    CHECK(seq->block_count <= leg->table_max);
-    CHECK(seq->output_count <= leg->output_max);
-    CHECK(seq->computed <= seq_total(seq));
-    bool is_carrier = seq->index == 0;
-    switch (seq->state) {
-    case SEQ_FORKING:
-        CHECK(!leg->is_forked);
-        CHECK(!is_carrier);
-        CHECK(!seq->is_over);
-        CHECK(seq->block_count == 0);
-        break;
-    case SEQ_GRANTED:
-        CHECK(is_carrier);
-        CHECK(leg->is_remote);
-        CHECK(!leg->is_forked);
-        break;
-    case SEQ_FENCING:
-        CHECK(seq->is_over);
-        CHECK(!leg->is_fenced);
-        break;
-    case SEQ_READY:
-        CHECK(seq->slot == NO_SLOT);
-        CHECK(seq->block_count > 0);
-        break;
-    case SEQ_RUNNING:
-        CHECK(seq->block_count > 0);
-        CHECK(seq->computed < seq_total(seq));
-        break;
-    case SEQ_LEAVING:
-        CHECK(seq->is_over);
-        CHECK(seq->is_in_step);
-        break;
-    case SEQ_ENDED:
-        CHECK(seq->is_over);
-        CHECK(seq->block_count == 0);
-        CHECK(seq->slot == NO_SLOT);
-        CHECK(seq->spare == NO_BLOCK);
-        break;
-    default:
-        break;
-    }
-    if (seq->is_in_step) { CHECK(core->step.is_in_flight); }
-    if (seq->slot != NO_SLOT) { (*ret_slots)++; }
-    if (seq->state != SEQ_FENCING) { own(core, seq->block_count, seq->blocks); }
-    if (seq->spare != NO_BLOCK) { own(core, 1, &seq->spare); }
-    if (seq->copy_source != NO_BLOCK) { own(core, 1, &seq->copy_source); }
-}
-
-void decode_core_audit(const struct decode_core *core)
-{
-    const struct list *lists[] = {&core->preempted, &core->resumed, &core->fresh,
-                                  &core->granted,   &core->ready,   &core->running};
-    memset(core->audit_owners, 0, core->config.block_count * sizeof *core->audit_owners);
-    uint32_t slots = 0;
-    uint32_t listed = 0;
-    uint32_t quarantined = 0;
-    CHECK(core->ended.count == 0);
-    CHECK(core->legs.count == leg_index_live_count(core->index));
-    for (struct list_link *link = list_first(&core->legs); link != NULL; link = list_next(&core->legs, link)) {
-        const struct decode_leg *leg = LIST_OWNER(link, struct decode_leg, link);
-        CHECK(leg_index_find(core->index, leg->id) == leg);
-        uint32_t ended = 0;
-        for (uint32_t i = 0; i < leg->seq_count; i++) {
-            const struct decode_seq *seq = &leg->seqs[i];
-            audit_seq(core, seq, &slots);
-            ended += seq->state == SEQ_ENDED;
-            listed += seq->list != NULL;
-            if (seq->state == SEQ_FENCING) { quarantined += seq->block_count; }
-        }
-        CHECK(ended == leg->ended_count);
-        CHECK(ended < leg->seq_count);
-    }
-    uint32_t in_lists = 0;
-    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) { in_lists += lists[i]->count; }
-    CHECK(in_lists == listed);
-    CHECK(slots + core->slot_free_count == core->config.batch_max);
-    if (core->step.is_in_flight) {
-        for (uint32_t i = 0; i < core->step.plan.copy_count; i++) { own(core, 1, &core->step.copies[i].source_block); }
-    }
-    kv_pool_audit(core->pool, core->audit_owners);
-    struct kv_pool_counts counts = kv_pool_counts(core->pool);
-    CHECK(counts.free + counts.held + counts.cached + counts.quarantined == counts.total);
-    CHECK(counts.quarantined == quarantined);
 }

@@ -13,8 +13,9 @@
  * one that resumes waits until it is served or cancelled. A sequence's claim is the age of its
  * request; where blocks run out the youngest claim gives its blocks up.
  *
- * Parts: decode_state.h (the tables), decode_leg.c (one leg's life), decode_batch.c (blocks,
- * slots and steps), decode_core.c (events).
+ * Parts: decode_state.h (the tables), decode_reserve.c (what is taken), decode_leg.c (one leg's
+ * life), decode_admit.c (blocks and slots), decode_batch.c (steps), decode_stats.c, decode_audit.c,
+ * decode_core.c (events).
  * Source: continuous batching, Orca (OSDI 2022); paged blocks, arXiv 2309.06180. */
 #ifndef BATON_DECODE_NODE_DECODE_CORE_H
 #define BATON_DECODE_NODE_DECODE_CORE_H

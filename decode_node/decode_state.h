@@ -1,5 +1,6 @@
 /* decode_state: the tables behind decode_core, shared by its parts and nobody else.
- * Flow:    decode_core (events) -> decode_leg (one leg's life), decode_batch (blocks, slots, steps)
+ * Flow:    decode_core (events) -> decode_reserve, decode_leg (one leg's life), decode_admit (blocks,
+ *          slots), decode_batch (steps) -> decode_stats, decode_audit
  * Thread:  the node's core thread only.
  * Memory:  carved in decode_core_create; a leg's sequences, tokens and block tables are one
  *          allocation that ends with the leg.
@@ -142,7 +143,17 @@ static inline uint32_t blocks_for(const struct decode_core *core, uint32_t token
     return (token_count + core->config.block_tokens - 1) / core->config.block_tokens;
 }
 
+static inline struct decode_seq *seq_of(struct list_link *link)
+{
+    return link == NULL ? NULL : LIST_OWNER(link, struct decode_seq, link);
+}
+
 struct decode_action *action_add(struct decode_core *core, enum decode_action_kind kind);
+
+/* --- decode_reserve.c */
+
+/* Takes, refuses or ignores a RESERVE from the wire. */
+void reserve_take(struct decode_core *core, uint32_t router, const struct ctl_reserve *reserve);
 
 /* --- decode_leg.c */
 
@@ -185,10 +196,23 @@ uint32_t retry_after_ms(const struct decode_core *core);
 /* Frees the legs that ended in this event. */
 void legs_reap(struct decode_core *core);
 
-/* --- decode_batch.c */
+/* --- decode_admit.c */
 
 /* Blocks that a sequence in a queue needs to go on: its tokens, one more, and the spares. */
 uint32_t seq_blocks_needed(const struct decode_core *core, const struct decode_seq *seq);
+
+bool seq_has_block_for_next_row(const struct decode_core *core, const struct decode_seq *seq);
+
+/* Gives running sequences the block that their next row needs; may preempt: no step is in flight. */
+void admit_growth(struct decode_core *core);
+
+/* Gives blocks to those that wait for them, in order. */
+void admit_waiting(struct decode_core *core);
+
+/* Gives slots to sequences that have blocks, in order; no step is in flight. */
+void admit_to_slots(struct decode_core *core);
+
+/* --- decode_batch.c */
 
 /* Gives blocks and slots to whom they are due, and plans a step if none is in flight. */
 void batch_schedule(struct decode_core *core);
