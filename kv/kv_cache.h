@@ -39,9 +39,8 @@ struct kv_cache_stats {
 NODISCARD status_t kv_cache_create(const struct kv_cache_config *config, struct kv_cache **ret_cache);
 void kv_cache_destroy(struct kv_cache *cache); /* takes NULL */
 
-/* Finds the block named `hash` and takes one reference to it; `depth` is its index in the
- * sequence. False: no block has that name now. Walk a prompt from block 0 until the first false.
- * Cost O(1). */
+/* Finds the block named `hash` and takes one reference to it. False: no block has that name now.
+ * Walk a prompt from block 0 until the first false. Cost O(1). */
 bool kv_cache_take(struct kv_cache *cache, struct kv_hash hash, uint32_t *ret_block);
 
 /* The same without a reference and without counting: is it here? */
@@ -67,7 +66,9 @@ bool kv_cache_publish(struct kv_cache *cache, uint32_t block, struct kv_hash has
 void kv_cache_ref(struct kv_cache *cache, uint32_t block);
 
 /* Gives back one reference to each of blocks[count]. The last reference to a named block makes it
- * cached, to a nameless one free. Name order of a sequence: pass its blocks in table order. */
+ * cached, to a nameless one free. Pass the blocks of a sequence in table order: the last ones are
+ * evicted first. Cost O(count), and where the prefix before blocks[0] was released earlier, its
+ * length once. */
 void kv_cache_release(struct kv_cache *cache, uint32_t count, const uint32_t *blocks);
 
 /* Moves held nameless blocks, one reference each, to quarantine; frees them again. */
@@ -77,7 +78,8 @@ void kv_cache_fence(struct kv_cache *cache, uint32_t count, const uint32_t *bloc
 /* What would be evicted next and is not marked as stored: at most `max` cached blocks, in order of
  * eviction. A tier saves them ahead of time: kv_cache_hold() one, store it, mark it, release it. */
 uint32_t kv_cache_victims(const struct kv_cache *cache, uint32_t max, uint32_t *ret_blocks, struct kv_hash *ret_hashes);
-/* A reference to a cached or held block, for the time of a copy; does not make it younger. */
+/* A reference to a cached or held block, for the time of a copy; does not make it younger. Meant for
+ * victims: giving it back costs a step for each cached block that would be evicted before it. */
 void kv_cache_hold(struct kv_cache *cache, uint32_t block);
 /* The block's content lies in a tier too, or (false) no longer. */
 void kv_cache_mark_stored(struct kv_cache *cache, uint32_t block, bool is_stored);

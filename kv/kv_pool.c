@@ -4,15 +4,17 @@
 
 #include "base/check.h"
 
-/* refs[] holds the count of a held block; these two stand for the other states, so that one
+/* refs[] holds the count of a held block; these three stand for the other states, so that one
  * word per block says everything and a double release cannot pass unseen. */
 #define BLOCK_FREE 0u
 #define BLOCK_QUARANTINED UINT32_MAX
+#define BLOCK_CACHED (UINT32_MAX - 1)
 
 struct kv_pool {
     uint32_t total;
     uint32_t free_count;
     uint32_t held_count;
+    uint32_t cached_count;
     uint32_t quarantined_count;
     uint32_t *refs;  /* [total] */
     uint32_t *stack; /* [total]; the first free_count entries are free, the last freed is taken
@@ -64,7 +66,7 @@ void kv_pool_ref(struct kv_pool *pool, uint32_t block)
 {
     CHECK(block < pool->total);
     CHECK(pool->refs[block] != BLOCK_FREE);
-    CHECK(pool->refs[block] < BLOCK_QUARANTINED - 1);
+    CHECK(pool->refs[block] < BLOCK_CACHED - 1);
     pool->refs[block]++;
 }
 
@@ -74,11 +76,38 @@ void kv_pool_release(struct kv_pool *pool, uint32_t count, const uint32_t *block
         uint32_t block = blocks[i];
         CHECK(block < pool->total);
         CHECK(pool->refs[block] != BLOCK_FREE);
-        CHECK(pool->refs[block] != BLOCK_QUARANTINED);
+        CHECK(pool->refs[block] < BLOCK_CACHED);
         if (--pool->refs[block] > 0) { continue; }
         pool->held_count--;
         pool->stack[pool->free_count++] = block;
     }
+}
+
+void kv_pool_keep(struct kv_pool *pool, uint32_t block)
+{
+    CHECK(block < pool->total);
+    CHECK(pool->refs[block] == 1);
+    pool->refs[block] = BLOCK_CACHED;
+    pool->held_count--;
+    pool->cached_count++;
+}
+
+void kv_pool_retake(struct kv_pool *pool, uint32_t block)
+{
+    CHECK(block < pool->total);
+    CHECK(pool->refs[block] == BLOCK_CACHED);
+    pool->refs[block] = 1;
+    pool->cached_count--;
+    pool->held_count++;
+}
+
+void kv_pool_evict(struct kv_pool *pool, uint32_t block)
+{
+    CHECK(block < pool->total);
+    CHECK(pool->refs[block] == BLOCK_CACHED);
+    pool->refs[block] = BLOCK_FREE;
+    pool->cached_count--;
+    pool->stack[pool->free_count++] = block;
 }
 
 void kv_pool_quarantine(struct kv_pool *pool, uint32_t count, const uint32_t *blocks)
@@ -111,6 +140,7 @@ struct kv_pool_counts kv_pool_counts(const struct kv_pool *pool)
         .total = pool->total,
         .free = pool->free_count,
         .held = pool->held_count,
+        .cached = pool->cached_count,
         .quarantined = pool->quarantined_count,
     };
 }
@@ -118,18 +148,27 @@ struct kv_pool_counts kv_pool_counts(const struct kv_pool *pool)
 uint32_t kv_pool_refs(const struct kv_pool *pool, uint32_t block)
 {
     CHECK(block < pool->total);
-    return pool->refs[block] == BLOCK_QUARANTINED ? 0 : pool->refs[block];
+    return pool->refs[block] >= BLOCK_CACHED ? 0 : pool->refs[block];
+}
+
+bool kv_pool_is_cached(const struct kv_pool *pool, uint32_t block)
+{
+    CHECK(block < pool->total);
+    return pool->refs[block] == BLOCK_CACHED;
 }
 
 void kv_pool_audit(const struct kv_pool *pool, const uint32_t *owners)
 {
     uint32_t free_count = 0;
     uint32_t held_count = 0;
+    uint32_t cached_count = 0;
     uint32_t quarantined_count = 0;
     for (uint32_t block = 0; block < pool->total; block++) {
         uint32_t refs = pool->refs[block];
         if (refs == BLOCK_FREE) {
             free_count++;
+        } else if (refs == BLOCK_CACHED) {
+            cached_count++;
         } else if (refs == BLOCK_QUARANTINED) {
             quarantined_count++;
         } else {
@@ -139,8 +178,9 @@ void kv_pool_audit(const struct kv_pool *pool, const uint32_t *owners)
     }
     CHECK(free_count == pool->free_count);
     CHECK(held_count == pool->held_count);
+    CHECK(cached_count == pool->cached_count);
     CHECK(quarantined_count == pool->quarantined_count);
-    CHECK(free_count + held_count + quarantined_count == pool->total);
+    CHECK(free_count + held_count + cached_count + quarantined_count == pool->total);
     /* As many free blocks as stack entries, and each entry is free: if one were there twice,
      * another would be missing, which reserve's own CHECK meets when it is taken again. */
     for (uint32_t i = 0; i < pool->free_count; i++) { CHECK(pool->refs[pool->stack[i]] == BLOCK_FREE); }

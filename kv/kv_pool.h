@@ -3,11 +3,13 @@
  * Thread:  the node's core thread only.
  * Memory:  everything is taken in create; nothing afterwards. The blocks' bytes are not here.
  *
- * A block is free, held by one or more references, or in quarantine: a remote write may
- * still touch it. free + held + cached + quarantined == total at every moment. */
+ * A block is free, held by one or more references, cached (nobody holds it, but its content may be
+ * wanted again: kv_cache decides), or in quarantine: a remote write may still touch it.
+ * free + held + cached + quarantined == total at every moment. */
 #ifndef BATON_KV_KV_POOL_H
 #define BATON_KV_KV_POOL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -34,6 +36,15 @@ void kv_pool_ref(struct kv_pool *pool, uint32_t block);
 /* Gives back one reference to each of blocks[count]; the last one frees the block. */
 void kv_pool_release(struct kv_pool *pool, uint32_t count, const uint32_t *blocks);
 
+/* The last reference to a held block becomes nobody's: it is cached, and not free. */
+void kv_pool_keep(struct kv_pool *pool, uint32_t block);
+
+/* A cached block is held again, by one reference. */
+void kv_pool_retake(struct kv_pool *pool, uint32_t block);
+
+/* A cached block is free. */
+void kv_pool_evict(struct kv_pool *pool, uint32_t block);
+
 /* Moves held blocks, one reference each, to quarantine. */
 void kv_pool_quarantine(struct kv_pool *pool, uint32_t count, const uint32_t *blocks);
 
@@ -43,8 +54,9 @@ void kv_pool_fence(struct kv_pool *pool, uint32_t count, const uint32_t *blocks)
 uint32_t kv_pool_free_count(const struct kv_pool *pool);
 struct kv_pool_counts kv_pool_counts(const struct kv_pool *pool);
 
-/* References to a block; 0 when it is free or in quarantine. */
+/* References to a block; 0 when it is free, cached or in quarantine. */
 uint32_t kv_pool_refs(const struct kv_pool *pool, uint32_t block);
+bool kv_pool_is_cached(const struct kv_pool *pool, uint32_t block);
 
 /* CHECKs the free list, every state and every count against each other.
  * owners  [total] references that the caller knows of, or NULL. Cost O(total). */
