@@ -179,9 +179,10 @@ json_t *answer_json(const struct answer *answer)
     }
     if (answer->last && answer->last->usage) {
         const Baton__V1__Usage *usage = answer->last->usage;
-        json_object_set_new(object, "usage", json_pack("{s:I, s:I, s:I}", "prompt_tokens", (json_int_t)usage->prompt_tokens,
+        json_object_set_new(object, "usage", json_pack("{s:I, s:I, s:I, s:I}", "prompt_tokens", (json_int_t)usage->prompt_tokens,
                                                        "completion_tokens", (json_int_t)usage->completion_tokens, "total_tokens",
-                                                       (json_int_t)usage->prompt_tokens + usage->completion_tokens));
+                                                       (json_int_t)usage->prompt_tokens + usage->completion_tokens,
+                                                       "cached_prompt_tokens", (json_int_t)usage->cached_prompt_tokens));
     }
     if (answer->last && answer->last->route) {
         const Baton__V1__Route *route = answer->last->route;
@@ -194,9 +195,10 @@ json_t *answer_json(const struct answer *answer)
         json_object_set_new(timing, "transfer_ms", number_json(route->transfer_ms));
         json_object_set_new(timing, "handover_ms", number_json(route->handover_ms));
         json_object_set_new(object, "route",
-                            json_pack("{s:s, s:s, s:s, s:I, s:i}", "prefill_node", route->prefill_node, "decode_node",
+                            json_pack("{s:s, s:s, s:s, s:I, s:i, s:I}", "prefill_node", route->prefill_node, "decode_node",
                                       route->decode_node, "transport", route->transport, "kv_bytes",
-                                      (json_int_t)route->kv_bytes, "resumes", (int)route->resumes));
+                                      (json_int_t)route->kv_bytes, "resumes", (int)route->resumes, "prefill_cached_tokens",
+                                      (json_int_t)route->prefill_cached_tokens));
     }
     json_object_set_new(object, "timing", timing);
     return object;
@@ -215,6 +217,10 @@ void answer_print_route(const struct answer *answer, FILE *out)
             answer->sequence_count > 0 && finish_name(answer->sequences[0].finish_reason) ? ", finish " : "",
             answer->sequence_count > 0 && finish_name(answer->sequences[0].finish_reason)
                 ? finish_name(answer->sequences[0].finish_reason) : "");
+    if (usage->cached_prompt_tokens > 0 || route->prefill_cached_tokens > 0) {
+        fprintf(out, "cached     %u of the prompt on the decode node, %u on the prefill node\n", usage->cached_prompt_tokens,
+                route->prefill_cached_tokens);
+    }
     fprintf(out, "TTFT       %.1f ms\n", route->ttft_ms);
     fprintf(out, "TPOT       %.2f ms\n", route->tpot_ms);
     if (route->resumes > 0) { fprintf(out, "resumed    %u times after a death\n", route->resumes); }

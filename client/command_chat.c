@@ -8,12 +8,14 @@
 #include "client/answer.h"
 #include "client/connect_flags.h"
 #include "client/sampling_flags.h"
+#include "client/sharing_flags.h"
 
 #define MESSAGES_MAX 1024u
 
 struct chat_config {
     struct connect_flags connect;
     struct sampling_flags sampling;
+    struct sharing_flags sharing;
     const char *system, *message;
     const char *tools, *variables;
     bool json, quiet;
@@ -26,6 +28,7 @@ static const struct flag chat_flags[] = {
     {"tools", FLAG_STRING, offsetof(struct chat_config, tools), NULL, "JSON", "Tools for the template, a JSON array.", 0, 0},
     {"template-variables", FLAG_STRING, offsetof(struct chat_config, variables), NULL, "JSON", "Further template variables, a JSON object.", 0, 0},
     SAMPLING_FLAGS(offsetof(struct chat_config, sampling)),
+    SHARING_FLAGS(offsetof(struct chat_config, sharing)),
     {"json", FLAG_BOOL, offsetof(struct chat_config, json), NULL, NULL, "One JSON object an answer.", 0, 0},
     {"quiet", FLAG_BOOL, offsetof(struct chat_config, quiet), NULL, NULL, "Text only, not where it ran.", 0, 0},
 };
@@ -67,8 +70,11 @@ static status_t ask(struct api *api, const struct chat_config *config, struct co
     request.sampling = &sampling;
     char *tools = config->tools ? strdup(config->tools) : NULL;
     char *variables = config->variables ? strdup(config->variables) : NULL;
+    char *salt = config->sharing.cache_salt ? strdup(config->sharing.cache_salt) : NULL;
     request.tools_json = tools ? tools : empty;
     request.template_variables_json = variables ? variables : empty;
+    request.priority = config->sharing.priority;
+    request.cache_salt = salt ? salt : empty;
     answer->start_ns = clock_now_ns();
     struct api_call *call = NULL;
     status_t st = api_call_start(api, "/baton.v1.Inference/Chat", &request.base, UINT64_MAX, false, &call, diag);
@@ -76,6 +82,7 @@ static status_t ask(struct api *api, const struct chat_config *config, struct co
     api_call_end(call);
     free(tools);
     free(variables);
+    free(salt);
     return st;
 }
 

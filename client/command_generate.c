@@ -7,11 +7,13 @@
 #include "client/answer.h"
 #include "client/connect_flags.h"
 #include "client/sampling_flags.h"
+#include "client/sharing_flags.h"
 #include "client/text_file.h"
 
 struct generate_config {
     struct connect_flags connect;
     struct sampling_flags sampling;
+    struct sharing_flags sharing;
     const char *prompt, *prompt_file, *tokens;
     uint64_t timeout_ns;
     bool no_special_tokens, json, quiet, wait;
@@ -24,6 +26,7 @@ static const struct flag generate_flags[] = {
     {"tokens", FLAG_STRING, offsetof(struct generate_config, tokens), NULL, "1,2,3", "The same as token ids, taken as they are.", 0, 0},
     {"no-special-tokens", FLAG_BOOL, offsetof(struct generate_config, no_special_tokens), NULL, NULL, "Do not put BOS and the like around the text.", 0, 0},
     SAMPLING_FLAGS(offsetof(struct generate_config, sampling)),
+    SHARING_FLAGS(offsetof(struct generate_config, sharing)),
     {"timeout", FLAG_DURATION, offsetof(struct generate_config, timeout_ns), "0s", "TIME", "Deadline of the request; 0s: none.", 0, 0},
     {"wait", FLAG_BOOL, offsetof(struct generate_config, wait), NULL, NULL, "Wait for the router to come up.", 0, 0},
     {"json", FLAG_BOOL, offsetof(struct generate_config, json), NULL, NULL, "One JSON object instead of text.", 0, 0},
@@ -85,13 +88,15 @@ int command_generate(int argc, char **argv)
     struct diag diag = {{0}};
     Baton__V1__GenerateRequest request = BATON__V1__GENERATE_REQUEST__INIT;
     Baton__V1__TokenIds tokens = BATON__V1__TOKEN_IDS__INIT;
-    char *text = NULL;
+    char *text = NULL, *salt = strdup(config.sharing.cache_salt ? config.sharing.cache_salt : "");
     status_t st = build_prompt(&config, &request, &tokens, &text, &diag);
     if (!failed(st)) { st = sampling_flags_build(&config.sampling, &diag); }
     struct answer answer = {.wants_json = config.json, .stream_text = !config.json};
     if (!failed(st)) {
         request.sampling = &config.sampling.message;
         request.no_special_tokens = config.no_special_tokens;
+        request.priority = config.sharing.priority;
+        if (salt) { request.cache_salt = salt; }
         st = run(&config, &request, &answer, &diag);
     }
     if (!failed(st) && config.json) {
@@ -112,6 +117,7 @@ int command_generate(int argc, char **argv)
     fflush(stdout);
     answer_fini(&answer);
     free(text);
+    free(salt);
     free(tokens.ids);
     return failed(st) ? command_fail("generate", st, &diag) : 0;
 }

@@ -22,14 +22,15 @@ static const struct flag status_flags[] = {
 
 static json_t *node_json(const Baton__V1__NodeStatus *node)
 {
-    return json_pack("{s:s, s:s, s:s, s:b, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:i, s:b, s:I}", "name", node->name,
+    return json_pack("{s:s, s:s, s:s, s:b, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:i, s:b, s:I, s:I, s:I}", "name", node->name,
                      "address", node->address, "role", node->role, "attached", node->attached, "problem", node->problem,
                      "blocks_total", (int)node->blocks_total, "blocks_free", (int)node->blocks_free, "blocks_held",
                      (int)node->blocks_held, "blocks_cached", (int)node->blocks_cached, "blocks_quarantined",
                      (int)node->blocks_quarantined, "sequences_running", (int)node->sequences_running,
                      "sequences_waiting", (int)node->sequences_waiting, "tokens_queued", (json_int_t)node->tokens_queued,
                      "tokens_per_s", (int)node->tokens_per_s, "draining", node->draining, "boot_epoch",
-                     (json_int_t)node->boot_epoch);
+                     (json_int_t)node->boot_epoch, "cache_tokens_asked", (json_int_t)node->cache_tokens_asked,
+                     "cache_tokens_found", (json_int_t)node->cache_tokens_found);
 }
 
 static void print_json(const Baton__V1__GetStatusResponse *status)
@@ -56,11 +57,16 @@ static void print_text(const Baton__V1__GetStatusResponse *status)
     printf("requests   %u live (%u waiting), %" PRIu64 " finished, %" PRIu64 " failed, %" PRIu64 " cancelled, %" PRIu64
            " refused, %" PRIu64 " resumed\n", status->requests_live, status->requests_waiting, status->requests_finished,
            status->requests_failed, status->requests_cancelled, status->requests_refused, status->legs_resumed);
-    printf("%-8s %-32s %-22s %9s %9s %7s %7s %s\n", "role", "name", "address", "blocks", "free", "running", "waiting", "state");
+    printf("%-8s %-32s %-22s %9s %9s %9s %7s %7s %7s %s\n", "role", "name", "address", "blocks", "free", "cached", "hits",
+           "running", "waiting", "state");
     for (size_t i = 0; i < status->n_nodes; i++) {
         const Baton__V1__NodeStatus *node = status->nodes[i];
-        printf("%-8s %-32s %-22s %9u %9u %7u %7u %s%s%s\n", node->role, node->name, node->address, node->blocks_total,
-               node->blocks_free, node->sequences_running, node->sequences_waiting,
+        char hits[16] = "-"; /* of the prompt tokens that were looked for; none yet: no rate */
+        if (node->cache_tokens_asked > 0) {
+            snprintf(hits, sizeof hits, "%.0f%%", 100.0 * (double)node->cache_tokens_found / (double)node->cache_tokens_asked);
+        }
+        printf("%-8s %-32s %-22s %9u %9u %9u %7s %7u %7u %s%s%s\n", node->role, node->name, node->address, node->blocks_total,
+               node->blocks_free, node->blocks_cached, hits, node->sequences_running, node->sequences_waiting,
                node->draining ? "draining" : node->attached ? "attached" : "away", node->problem[0] ? ": " : "",
                node->problem);
     }

@@ -146,6 +146,8 @@ static void fill_node(Baton__V1__NodeStatus *status, struct node_text *text, con
     status->tokens_queued = load->tokens_queued;
     status->tokens_per_s = load->tokens_per_s;
     status->draining = load->draining;
+    status->cache_tokens_asked = load->cache_tokens_asked;
+    status->cache_tokens_found = load->cache_tokens_found;
 }
 
 static void answer_status(void *user, struct rpc_call *call, const struct router_view *view)

@@ -7,6 +7,7 @@
 
 #include "base/arena.h"
 #include "base/clock.h"
+#include "router/cache_salt.h"
 #include "router/pb_wire.h"
 
 #define REFUSE STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST)
@@ -103,6 +104,23 @@ static status_t finish_spec(const struct served_model *model, const Baton__V1__S
     return STATUS_OK;
 }
 
+/* What is not about tokens. The salt is read from the wire: a NUL is part of it. */
+static status_t finish_sharing(int32_t priority, const uint8_t *bytes, size_t len, uint32_t salt_field,
+                               struct request_spec *spec, struct diag *diag)
+{
+    const uint8_t *salt = (const uint8_t *)"";
+    size_t salt_len = 0;
+    (void)pb_find_bytes(bytes, len, salt_field, &salt, &salt_len);
+    if (salt_len > CACHE_SALT_BYTES_MAX) {
+        diag_set(diag, "cache_salt has %zu bytes; at most %u are taken", salt_len, CACHE_SALT_BYTES_MAX);
+        request_spec_fini(spec);
+        return REFUSE;
+    }
+    spec->priority = priority;
+    spec->cache_salt = cache_salt_number(salt, salt_len);
+    return STATUS_OK;
+}
+
 static status_t encode(const struct served_model *model, const char *field, const void *text, size_t len, bool add_special,
                        struct token_buf *ids, struct diag *diag)
 {
@@ -150,6 +168,7 @@ status_t request_parse_generate(const struct served_model *model, const uint8_t 
     if (request) { st = check_stop_nul(bytes, len, 3, diag); }
     if (!failed(st)) { st = generate_ids(model, request, bytes, len, &ids, diag); }
     if (!failed(st)) { st = finish_spec(model, request->sampling, &ids, drawn_seed, ret_spec, diag); }
+    if (!failed(st)) { st = finish_sharing(request->priority, bytes, len, 6, ret_spec, diag); }
     token_buf_fini(&ids);
     arena_fini(&arena);
     return st;
@@ -312,6 +331,7 @@ status_t request_parse_chat(const struct served_model *model, const uint8_t *byt
     Baton__V1__ChatRequest *request = unpack(&arena, &baton__v1__chat_request__descriptor, bytes, len, diag);
     if (request) { st = chat_ids(model, request, bytes, len, &ids, NULL, diag); }
     if (!failed(st)) { st = finish_spec(model, request->sampling, &ids, drawn_seed, ret_spec, diag); }
+    if (!failed(st)) { st = finish_sharing(request->priority, bytes, len, 7, ret_spec, diag); }
     token_buf_fini(&ids);
     arena_fini(&arena);
     return st;

@@ -36,6 +36,8 @@ struct request_spec {
     struct stop_string stops[STOP_STRINGS_MAX];
     bool include_stop;
     bool show_special_tokens;
+    int32_t priority;
+    uint64_t cache_salt; /* cache_salt_number(); request_parse sets both, after request_spec_init */
     void *block; /* params' arrays and the stops' bytes */
 };
 

@@ -167,6 +167,8 @@ static struct request *request_create(const struct router_event *event)
     request->arrival_ns = event->now_ns;
     request->deadline_ns = event->deadline_ns;
     request->prompt_count = event->prompt_count;
+    request->priority = event->priority;
+    request->cache_salt = event->cache_salt;
     request->has_prompt_logprobs = params->prompt_logprobs < 0 || event->prompt_count < 2;
     request->prompt_logprobs_next = 1;
     request->first_leg = NO_LEG;

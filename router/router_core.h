@@ -35,7 +35,7 @@ struct router_core_config {
 };
 
 enum router_event_kind {
-    ROUTER_EV_SUBMIT,        /* request, tokens, params, deadline */
+    ROUTER_EV_SUBMIT,        /* request, tokens, params, priority, cache_salt, deadline */
     ROUTER_EV_CLIENT_GONE,   /* request: cancelled or disconnected */
     ROUTER_EV_SEQUENCE_STOP, /* request, sequence: a stop string was seen; it needs no more tokens */
     ROUTER_EV_NODE_UP,       /* node, msg: its NODE_HELLO, checked by the server */
@@ -55,6 +55,8 @@ struct router_event {
     uint32_t prompt_count;
     const uint32_t *prompt;     /* [prompt_count], copied */
     const struct sampling_params *params; /* validated; copied, arrays too */
+    int32_t priority;
+    uint64_t cache_salt;        /* 0: shared by all */
     uint64_t deadline_ns;       /* UINT64_MAX: none */
 };
 

@@ -210,6 +210,8 @@ static struct ctl_work work_of(const struct router_core *core, const struct leg 
         .params = request->params,
         .age_ns = core->now_ns - request->arrival_ns,
         .resumed = leg->resumed,
+        .priority = request->priority,
+        .cache_salt = request->cache_salt,
     };
     if (request->has_prompt_logprobs || sequence->output_count > 0) { work.params.prompt_logprobs = -1; }
     return work;

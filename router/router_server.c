@@ -346,6 +346,8 @@ static void on_finished(struct router_server *server, const struct router_action
         .prefill_compute_ns = route->prefill_compute_ns,
         .transfer_ns = route->transfer_ns,
         .handover_ns = route->handover_ns,
+        .cached_prompt_tokens = route->cached_prompt_tokens,
+        .prefill_cached_tokens = route->prefill_cached_tokens,
     };
     if (client->own_code != 0) {
         end_client(server, client, client->own_code, "the router is out of memory; try again later", 1000, &names);
@@ -432,6 +434,8 @@ static void on_submit(struct router_server *server, struct router_client *client
         .prompt_count = spec->prompt_count,
         .prompt = spec->prompt,
         .params = &spec->params,
+        .priority = spec->priority,
+        .cache_salt = spec->cache_salt,
         .deadline_ns = client->deadline_ns,
     };
     step(server, event);

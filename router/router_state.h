@@ -75,6 +75,8 @@ struct request {
     uint32_t prompt_count;
     uint32_t *prompt;
     struct sampling_params params; /* arrays point into this allocation */
+    int32_t priority;
+    uint64_t cache_salt;
     bool has_prompt_logprobs;      /* they were passed on, or not asked for */
     uint32_t prompt_logprobs_next;
     uint32_t held_count, held_capacity;

@@ -306,9 +306,10 @@ static void put_tail(struct session *session, struct pb_writer *writer)
         .handover_ms = (double)route->handover_ns / NS_PER_MS,
         .ttft_ms = ttft_ms,
         .total_ms = total_ms,
+        .prefill_cached_tokens = route->prefill_cached_tokens,
         .tpot_ms = longest > 1 ? (total_ms - ttft_ms) / (longest - 1) : 0,
     };
-    session_wire_usage(writer, session->spec.prompt_count, session->completion_tokens);
+    session_wire_usage(writer, session->spec.prompt_count, session->completion_tokens, route->cached_prompt_tokens);
     session_wire_route(writer, &wire);
 }
 

@@ -64,6 +64,7 @@ struct session_route {
     uint64_t kv_bytes;
     uint32_t resumes;
     uint64_t prefill_queue_ns, prefill_compute_ns, transfer_ns, handover_ns;
+    uint32_t cached_prompt_tokens, prefill_cached_tokens;
 };
 
 /* The request is over; what is pending is still sent, and then the last message. */

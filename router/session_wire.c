@@ -55,11 +55,13 @@ void session_wire_logprob(struct pb_writer *writer, uint32_t field, const struct
     pb_end(writer, mark);
 }
 
-void session_wire_usage(struct pb_writer *writer, uint32_t prompt_tokens, uint32_t completion_tokens)
+void session_wire_usage(struct pb_writer *writer, uint32_t prompt_tokens, uint32_t completion_tokens,
+                        uint32_t cached_prompt_tokens)
 {
     size_t mark = pb_begin(writer, GENERATE_USAGE);
     pb_put_uint(writer, 1, prompt_tokens);
     pb_put_uint(writer, 2, completion_tokens);
+    pb_put_uint(writer, 3, cached_prompt_tokens);
     pb_end(writer, mark);
 }
 
@@ -79,6 +81,7 @@ void session_wire_route(struct pb_writer *writer, const struct session_wire_rout
     pb_put_double(writer, 11, route->total_ms);
     pb_put_double(writer, 12, route->tpot_ms);
     pb_put_double(writer, 13, route->handover_ms);
+    pb_put_uint(writer, 14, route->prefill_cached_tokens);
     pb_end(writer, mark);
 }
 

@@ -34,13 +34,15 @@ struct session_wire_route {
     const char *prefill_node, *decode_node, *transport;
     uint64_t kv_bytes;
     uint32_t resumes;
+    uint32_t prefill_cached_tokens;
     double queue_ms, prefill_queue_ms, prefill_ms, transfer_ms, ttft_ms, total_ms, tpot_ms, handover_ms;
 };
 
 /* TokenLogprob with its alternatives. scratch: overwritten. */
 void session_wire_logprob(struct pb_writer *writer, uint32_t field, const struct tokenizer *tokenizer, uint32_t token,
                           const struct token_logprob *logprob, struct text_buf *scratch);
-void session_wire_usage(struct pb_writer *writer, uint32_t prompt_tokens, uint32_t completion_tokens);
+void session_wire_usage(struct pb_writer *writer, uint32_t prompt_tokens, uint32_t completion_tokens,
+                        uint32_t cached_prompt_tokens);
 void session_wire_route(struct pb_writer *writer, const struct session_wire_route *route);
 /* A UInt, written also when 0: absent means something else. */
 void session_wire_uint(struct pb_writer *writer, uint32_t field, uint32_t value);

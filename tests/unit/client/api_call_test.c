@@ -72,10 +72,12 @@ static void serve_story(struct rpc_call *call)
     char prefill[] = "p0", decode[] = "d0", cable[] = "shm";
     usage.prompt_tokens = 2;
     usage.completion_tokens = 4;
+    usage.cached_prompt_tokens = 1;
     route.prefill_node = prefill;
     route.decode_node = decode;
     route.transport = cable;
     route.kv_bytes = UINT64_C(5) << 32;
+    route.prefill_cached_tokens = 3;
     route.ttft_ms = 1.0 / 0.0;
     part = part_of(1, word, NULL, 0);
     part.finish_reason = BATON__V1__FINISH_REASON__FINISH_REASON_LENGTH;
@@ -317,9 +319,11 @@ static void an_answer_comes_together(void **state)
     json_t *usage = json_object_get(object, "usage");
     assert_int_equal(json_integer_value(json_object_get(usage, "prompt_tokens")), 2);
     assert_int_equal(json_integer_value(json_object_get(usage, "total_tokens")), 6);
+    assert_int_equal(json_integer_value(json_object_get(usage, "cached_prompt_tokens")), 1);
     json_t *route = json_object_get(object, "route");
     assert_string_equal(json_string_value(json_object_get(route, "prefill_node")), "p0");
     assert_true(json_integer_value(json_object_get(route, "kv_bytes")) == INT64_C(5) << 32);
+    assert_int_equal(json_integer_value(json_object_get(route, "prefill_cached_tokens")), 3);
     assert_true(json_is_null(json_object_get(json_object_get(object, "timing"), "ttft_ms")));
     json_decref(object);
 

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "router/cache_salt.h"
 #include "router/request_parse.h"
 
 static struct served_model model;
@@ -64,6 +65,35 @@ static void a_nul_is_not_lost(void **state)
     const uint8_t chat[] = {0x0a, 9, 0x0a, 4, 'u', 's', 'e', 'r', 0x12, 1, 0};
     assert_int_equal(request_parse_chat(&model, chat, sizeof chat, 1, &spec, &diag).code, ST_INVALID_ARGUMENT);
     assert_non_null(strstr(diag.text, "NUL"));
+}
+
+/* A salt is what was sent, byte for byte; one that is too long is named, and none is the cache
+ * that all share. */
+static void salts_are_told_apart(void **state)
+{
+    (void)state;
+    const uint8_t plain[] = {0x0a, 1, 'a'}, salted[] = {0x0a, 1, 'a', 0x28, 5, 0x32, 1, 'x'};
+    const uint8_t nul[] = {0x0a, 1, 'a', 0x32, 2, 'x', 0}, other[] = {0x0a, 1, 'a', 0x32, 2, 'x', 'y'};
+    const struct { const uint8_t *bytes; size_t len; } all[] = {
+        {plain, sizeof plain}, {salted, sizeof salted}, {nul, sizeof nul}, {other, sizeof other}};
+    uint64_t salts[4];
+    struct request_spec spec;
+    struct diag diag = {{0}};
+    for (unsigned i = 0; i < 4; i++) {
+        assert_false(failed(request_parse_generate(&model, all[i].bytes, all[i].len, 1, &spec, &diag)));
+        assert_int_equal(spec.priority, i == 1 ? 5 : 0);
+        salts[i] = spec.cache_salt;
+        request_spec_fini(&spec);
+        for (unsigned j = 0; j < i; j++) { assert_true(salts[i] != salts[j]); }
+    }
+    assert_true(salts[0] == 0);
+    static uint8_t large[4 + 3 + 257] = {0x0a, 1, 'a', 0x32, 0x81, 2};
+    memset(large + 6, 's', 257);
+    assert_int_equal(request_parse_generate(&model, large, 6 + 257, 1, &spec, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "cache_salt"));
+    large[4] = 0x80; /* one less */
+    assert_false(failed(request_parse_generate(&model, large, 6 + 256, 1, &spec, &diag)));
+    request_spec_fini(&spec);
 }
 
 /* Text that is empty is a prompt where the tokenizer puts something around it, and named otherwise. */
@@ -148,10 +178,14 @@ static void a_chat_is_rendered(void **state)
     assert_int_equal(rendered.len, sizeof expected - 1);
     assert_memory_equal(rendered.data, expected, sizeof expected - 1);
     uint8_t bytes[4096];
+    chat.request.priority = -3;
+    chat.request.cache_salt = (char *)"mine";
     size_t len = pack(&chat.request.base, bytes);
     struct request_spec spec;
     assert_false(failed(request_parse_chat(&model, bytes, len, 1, &spec, &diag)));
     assert_int_equal(spec.prompt_count, count);
+    assert_int_equal(spec.priority, -3);
+    assert_true(spec.cache_salt == cache_salt_number("mine", 4));
     request_spec_fini(&spec);
     text_buf_fini(&rendered);
 }
@@ -205,7 +239,7 @@ static void bad_chats_are_named(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(nonsense_is_refused), cmocka_unit_test(empty_text_needs_a_bos),
+        cmocka_unit_test(salts_are_told_apart), cmocka_unit_test(nonsense_is_refused), cmocka_unit_test(empty_text_needs_a_bos),
         cmocka_unit_test(without_a_tokenizer_ids_are_served), cmocka_unit_test(a_nul_is_not_lost), cmocka_unit_test(a_chat_is_rendered),
         cmocka_unit_test(the_last_message_is_continued), cmocka_unit_test(bad_chats_are_named),
     };

@@ -66,7 +66,7 @@ static void finish(struct bench *bench)
 {
     struct session_route route = {.prefill_node = "p0", .decode_node = "d0", .transport = "shm", .kv_bytes = 640,
                                   .resumes = 1, .prefill_queue_ns = 1000000, .prefill_compute_ns = 2000000,
-                                  .transfer_ns = 3000000};
+                                  .transfer_ns = 3000000, .cached_prompt_tokens = 1, .prefill_cached_tokens = 4};
     session_finish(bench->session, true, &route, 5000000);
 }
 
@@ -251,12 +251,14 @@ static void pending_tokens_merge(void **state)
     assert_string_equal(bench->last->request_id, "");
     assert_int_equal(bench->last->usage->prompt_tokens, 2);
     assert_int_equal(bench->last->usage->completion_tokens, 1000);
+    assert_int_equal(bench->last->usage->cached_prompt_tokens, 1);
     const Baton__V1__Route *route = bench->last->route;
     assert_string_equal(route->prefill_node, "p0");
     assert_string_equal(route->decode_node, "d0");
     assert_string_equal(route->transport, "shm");
     assert_int_equal(route->kv_bytes, 640);
     assert_int_equal(route->resumes, 1);
+    assert_int_equal(route->prefill_cached_tokens, 4);
     assert_true(route->prefill_queue_ms == 1 && route->prefill_ms == 2 && route->transfer_ms == 3);
     assert_true(route->ttft_ms == 1 && route->total_ms == 4);
     assert_false(read_one(bench));

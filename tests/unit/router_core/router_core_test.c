@@ -508,6 +508,29 @@ static void one_prompt_token_has_no_logprobs(void **state)
     end(&fx);
 }
 
+/* Priority and salt reach both nodes, with every leg. */
+static void priority_and_salt_reach_both_nodes(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    open(&fx);
+    up(&fx, P0);
+    up(&fx, D0);
+    step(&fx, (struct router_event){.kind = ROUTER_EV_SUBMIT, .request = 1, .prompt = prompt, .prompt_count = 10, .params = &fx.params,
+                                    .priority = -7, .cache_salt = UINT64_MAX, .deadline_ns = UINT64_MAX});
+    for (int leg = 0; leg < 2; leg++) {
+        struct leg_id id = reserved_at(&fx, D0);
+        const struct ctl_work *work = &sent(&fx, D0, CTL_RESERVE)->reserve.work;
+        assert_true(work->priority == -7 && work->cache_salt == UINT64_MAX);
+        reserved(&fx, D0, id);
+        work = &sent(&fx, P0, CTL_PREFILL)->prefill.work;
+        assert_true(work->priority == -7 && work->cache_salt == UINT64_MAX);
+        down(&fx, D0);
+        up(&fx, D0);
+    }
+    end(&fx);
+}
+
 /* A client that goes frees both nodes at once, and hears one answer. */
 static void a_cancel_reaches_both_nodes(void **state)
 {
@@ -823,6 +846,7 @@ int main(void)
         cmocka_unit_test(too_large_for_every_prefill_node),
         cmocka_unit_test(prompt_logprobs_come_before_the_output),
         cmocka_unit_test(one_prompt_token_has_no_logprobs),
+        cmocka_unit_test(priority_and_salt_reach_both_nodes),
         cmocka_unit_test(a_cancel_reaches_both_nodes),
         cmocka_unit_test(a_stop_string_ends_one_sequence),
         cmocka_unit_test(a_deadline_ends_the_request),
