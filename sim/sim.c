@@ -75,7 +75,9 @@ void sim_result_print(const struct sim_result *sum, uint64_t seeds, FILE *out)
         {"failed_steps", sum->failed_steps}, {"stops", sum->stops}, {"leases", sum->leases}, {"router_deaths", sum->router_deaths}, {"router_drains", sum->router_drains},
         {"resumed_legs", sum->resumed}, {"revoked", sum->revoked}, {"late_landings", sum->late_landings},
         {"corrupted", sum->corrupted}, {"repeated_messages", sum->repeated}, {"late_messages", sum->late_messages},
-        {"duplicate_tokens", sum->duplicate_tokens},
+        {"duplicate_tokens", sum->duplicate_tokens}, {"turns", sum->turns}, {"rows_computed", sum->rows_computed},
+        {"cached_tokens", sum->cached_tokens}, {"pushed_cached", sum->pushed_cached}, {"tier_stores", sum->tier_stores}, {"tier_loads", sum->tier_loads},
+        {"tier_failures", sum->tier_failures}, {"tier_found", sum->tier_found},
     };
     fprintf(out, "event=sim_done seeds=%llu", (unsigned long long)seeds);
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
@@ -146,6 +148,8 @@ static const struct sim_node *stopped_for(const struct sim_world *world, const s
     case SIM_CONN_DOWN_NODE: nodes[0] = world->conns[event->a].node; break;
     case SIM_STEP_LAYER:
     case SIM_STEP_DONE:
+    case SIM_TIER_DONE:
+    case SIM_TIER_EVENT:
     case SIM_TICK_NODE: nodes[0] = event->a; break;
     case SIM_XFER_SLICE:
     case SIM_XFER_COMMIT:
@@ -195,6 +199,8 @@ static void dispatch(struct sim_world *world, struct sim_event *event)
     case SIM_STEP_LAYER:
     case SIM_STEP_DONE:
     case SIM_TICK_NODE:
+    case SIM_TIER_DONE:
+    case SIM_TIER_EVENT:
     case SIM_NODE_START: break;
     }
     struct sim_node *node = &world->nodes[event->a];
@@ -207,6 +213,7 @@ static void dispatch(struct sim_world *world, struct sim_event *event)
     if (event->kind == SIM_STEP_LAYER) { sim_node_layer(world, node, event->b); }
     if (event->kind == SIM_STEP_DONE) { sim_node_step_done(world, node); }
     if (event->kind == SIM_TICK_NODE) { sim_node_tick(world, node); }
+    if (event->kind == SIM_TIER_DONE || event->kind == SIM_TIER_EVENT) { sim_tier_event(world, node, event); }
 }
 
 /* The faults that wait for a count of events strike between any two of them. */
@@ -255,9 +262,9 @@ static void check_quiet(struct sim_world *world)
             if (!router_core_node(world->routers[r].core, i, &load)) {
                 sim_fail(world, "router %u has not found %s again", r, sim_node_name(world, i));
             }
-            if (load.blocks_free != world->nodes[i].block_count) {
-                sim_fail(world, "router %u believes that %s has %u free blocks; it has %u", r, sim_node_name(world, i),
-                         load.blocks_free, world->nodes[i].block_count);
+            if (load.blocks_free + load.blocks_cached != world->nodes[i].block_count) {
+                sim_fail(world, "router %u believes that %s has %u free blocks and %u cached; it has %u", r, sim_node_name(world, i),
+                         load.blocks_free, load.blocks_cached, world->nodes[i].block_count);
             }
         }
     }
@@ -265,7 +272,10 @@ static void check_quiet(struct sim_world *world)
 
 static void fini(struct sim_world *world)
 {
-    for (uint32_t i = 0; i < world->node_count; i++) { sim_node_stop(world, &world->nodes[i]); }
+    for (uint32_t i = 0; i < world->node_count; i++) {
+        sim_node_stop(world, &world->nodes[i]);
+        sim_tier_fini(&world->nodes[i]);
+    }
     for (uint32_t r = 0; r < world->router_count; r++) { router_core_destroy(world->routers[r].core); }
     ctl_codec_destroy(world->codec_in);
     ctl_codec_destroy(world->codec_out);

@@ -31,6 +31,7 @@ void sim_client_event(struct sim_world *world, const struct sim_event *event)
         sim_trace(world, "req %u: %u prompt tokens, at most %u, n %u", event->a, request->prompt_count, request->params.max_tokens, request->params.n);
         request->is_submitted = true;
         world->submitted_count++;
+        if (request->follows != NO_REQUEST) { world->result.turns++; }
         fact.kind = ROUTER_EV_SUBMIT;
         fact.prompt = request->prompt;
         fact.prompt_count = request->prompt_count;
@@ -65,6 +66,7 @@ void sim_client_router_died(struct sim_world *world, uint32_t router)
         if (request->router != router || !request->is_submitted || request->is_over || request->is_lost) { continue; }
         request->is_lost = true;
         world->result.lost++;
+        sim_talk_go_on(world, i);
     }
 }
 
@@ -141,10 +143,9 @@ void sim_client_check_free(struct sim_world *world, uint32_t over_count)
 }
 
 /* Where nothing breaks, nobody computes a sequence 100 ms after its stop string. */
-void sim_client_check_wanted(struct sim_world *world, uint32_t router, const struct ctl_token *token)
+void sim_client_check_wanted(struct sim_world *world, const struct ctl_token *token)
 {
-    if (router != 0) { return; }
-    uint32_t index = world->request_of_leg[(token->leg.lo >> 24) % LEGS_MAX], s = token->sequence;
+    uint32_t index = sim_request_of(world, token->leg), s = token->sequence;
     const struct sim_request *request = &world->requests[index];
     if (s >= request->params.n || !request->stopped[s]) { return; }
     if (world->now_ns > request->stopped_ns[s] + 100 * NS_PER_MS) { sim_fail(world, "request %u seq %u: computed long after it was stopped", index, s); }
@@ -154,6 +155,7 @@ static void on_finished(struct sim_world *world, uint32_t index, struct sim_requ
 {
     if (action->message == NULL) { sim_fail(world, "request %u: ends without a message", index); }
     request->is_over = true;
+    sim_talk_go_on(world, index);
     if (++world->over_count == world->submitted_count && world->options.calm) {
         sim_at(world, world->now_ns + 100 * NS_PER_MS, SIM_CHECK_FREE)->a = world->over_count;
     }

@@ -140,7 +140,7 @@ static void to_router(struct sim_world *world, const struct sim_event *event)
         fact.kind = ROUTER_EV_NODE_UP;
     }
     if (msg.kind == CTL_TOKENS && world->options.calm) {
-        for (uint32_t i = 0; i < msg.tokens.count; i++) { sim_client_check_wanted(world, conn->router, &msg.tokens.tokens[i]); }
+        for (uint32_t i = 0; i < msg.tokens.count; i++) { sim_client_check_wanted(world, &msg.tokens.tokens[i]); }
     }
     sim_router_event(world, conn->router, &fact);
 }
@@ -235,6 +235,32 @@ static void down_at_node(struct sim_world *world, uint32_t id)
     if (was_up) { sim_node_attach(world, node, id, false); }
 }
 
+/* ---- legs ---- */
+
+static uint32_t leg_at(struct sim_world *world, struct leg_id leg)
+{
+    uint32_t at = (uint32_t)((leg.lo >> 24) * 7 + leg.hi * 131) % LEGS_MAX;
+    for (uint32_t tries = 0; tries < LEGS_MAX; tries++, at = (at + 1) % LEGS_MAX) {
+        if (world->legs[at].leg.hi == 0 || leg_id_equal(world->legs[at].leg, leg)) { return at; }
+    }
+    sim_fail(world, "more than %u legs", LEGS_MAX);
+}
+
+static void remember_leg(struct sim_world *world, const struct ctl_work *work)
+{
+    uint32_t at = leg_at(world, work->leg), request = (uint32_t)(work->params.seed & 0xff);
+    if (world->legs[at].leg.hi != 0 && world->legs[at].request != request) { sim_fail(world, "a leg of request %u serves request %u", world->legs[at].request, request); }
+    world->legs[at].leg = work->leg;
+    world->legs[at].request = request;
+}
+
+uint32_t sim_request_of(struct sim_world *world, struct leg_id leg)
+{
+    uint32_t at = leg_at(world, leg);
+    if (world->legs[at].leg.hi == 0) { sim_fail(world, "leg %lx was never placed", (unsigned long)leg.lo); }
+    return world->legs[at].request;
+}
+
 /* ---- routers ---- */
 
 void sim_router_start(struct sim_world *world, uint32_t index)
@@ -287,10 +313,7 @@ void sim_router_event(struct sim_world *world, uint32_t index, struct router_eve
             sim_fail(world, "the router sends a %s to a node that is not there", ctl_kind_name(action->msg.kind));
         }
         post(world, id, false, &action->msg);
-        if (action->msg.kind == CTL_RESERVE && index == 0) {
-            const struct ctl_work *work = &action->msg.reserve.work;
-            world->request_of_leg[(work->leg.lo >> 24) % LEGS_MAX] = (uint32_t)(work->params.seed & 0xff);
-        }
+        if (action->msg.kind == CTL_RESERVE) { remember_leg(world, &action->msg.reserve.work); }
     }
     router_core_audit(router->core);
     uint64_t deadline_ns = router_core_deadline_ns(router->core);

@@ -1,169 +1,27 @@
-/* sim_node: the nodes of the simulated cluster: their cores, and an engine made of arithmetic.
+/* sim_node: the nodes of the simulated cluster: their cores, and steps that take time.
  * Flow:    sim.c -> [sim_node] -> decode_core, prefill_core -> sim.c, sim_xfer.c */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/check.h"
-#include "model/stop_rules.h"
 #include "sim/sim_world.h"
 
-static const uint32_t eos_tokens[] = {EOS_TOKEN};
-
-static uint64_t mix(uint64_t a, uint64_t b)
-{
-    uint64_t state = a * UINT64_C(0x9E3779B97F4A7C15) ^ b;
-    return rng_splitmix64(&state);
-}
-
-/* ---- the model: KV and tokens by arithmetic ---- */
-
-/* KV of one position in one layer: of the token, the layer below, and all that came before. */
-static uint64_t kv_value(uint64_t history, uint64_t below, uint32_t token, uint32_t layer, uint32_t position)
-{
-    return mix(mix(history, below), ((uint64_t)token << 32) | (layer << 24) | position);
-}
-
-/* The same without blocks: what one position adds to the history of each layer. */
-static void append(uint64_t history[LAYERS], uint32_t token, uint32_t position)
-{
-    uint64_t below = 0;
-    for (uint32_t layer = 0; layer < LAYERS; layer++) {
-        below = kv_value(history[layer], below, token, layer, position);
-        history[layer] = mix(history[layer], below);
-    }
-}
-
-static uint32_t sample_token(uint64_t value, uint64_t seed, uint32_t sequence, uint32_t position)
-{
-    return (uint32_t)(mix(mix(value, seed), ((uint64_t)sequence << 32) | position) % VOCAB);
-}
-
-static uint32_t masked(uint32_t token, const struct sampling_params *params, uint32_t position)
-{
-    /* Ends are masked until min_tokens, as the sampler does it. */
-    return token == EOS_TOKEN && position < params->min_tokens ? EOS_TOKEN + 1 : token;
-}
-
-void sim_expect(struct sim_request *request)
-{
-    const struct sampling_params *params = &request->params;
-    struct eos_tokens eos = {.token = eos_tokens, .count = 1};
-    for (uint32_t s = 0; s < params->n; s++) {
-        uint64_t history[LAYERS] = {0};
-        uint32_t total = 0, count = 0;
-        for (; total < request->prompt_count; total++) { append(history, request->prompt[total], total); }
-        for (;;) {
-            uint32_t token = masked(sample_token(history[LAYERS - 1], params->seed, s, count), params, count);
-            request->expected[s][count++] = token;
-            total++;
-            enum stop_verdict verdict = stop_rules_decide(params, eos, token, count, total, CONTEXT);
-            if (verdict != STOP_RULES_CONTINUE) {
-                request->expected_finish[s] = verdict == STOP_RULES_END_TOKEN ? FINISH_STOP : FINISH_LENGTH;
-                break;
-            }
-            append(history, token, total - 1);
-        }
-        request->expected_count[s] = count;
-    }
-}
-
-uint64_t *sim_kv(struct sim_node *node, uint32_t block, uint32_t layer)
-{
-    CHECK(block < node->block_count);
-    return node->kv + ((size_t)block * LAYERS + layer) * node->block_tokens;
-}
-
-/* What attention would see: every slot before `position`, through the block table. */
-static uint64_t read_history(struct sim_node *node, const struct step_span *span, uint32_t layer, uint32_t position)
-{
-    uint64_t history = 0;
-    for (uint32_t p = 0; p < position; p++) {
-        CHECK(p / node->block_tokens < span->block_count);
-        history = mix(history, sim_kv(node, span->block_table[p / node->block_tokens], layer)[p % node->block_tokens]);
-    }
-    return history;
-}
-
-static void compute_layer(struct sim_node *node, const struct step_plan *plan, uint32_t layer)
-{
-    for (uint32_t i = 0; i < plan->span_count; i++) {
-        const struct step_span *span = &plan->spans[i];
-        for (uint32_t row = 0; row < span->row_count; row++) {
-            uint32_t position = span->first_position + row;
-            uint64_t history = read_history(node, span, layer, position);
-            uint32_t block = span->block_table[position / node->block_tokens], slot = position % node->block_tokens;
-            uint64_t below = layer > 0 ? sim_kv(node, block, layer - 1)[slot] : 0;
-            sim_kv(node, block, layer)[slot] = kv_value(history, below, span->tokens[row], layer, position);
-        }
-    }
-}
-
-static void begin_step(struct sim_node *node, const struct step_plan *plan)
-{
-    for (uint32_t i = 0; i < plan->open_count; i++) {
-        const struct step_open *open = &plan->opens[i];
-        CHECK(open->slot < SLOTS_MAX);
-        node->slots[open->slot] = (struct sim_slot){.sequence = open->sequence, .output_count = open->output_count,
-                                                    .seed = open->params->seed, .logprobs = open->params->logprobs};
-    }
-    for (uint32_t i = 0; i < plan->copy_count; i++) {
-        for (uint32_t layer = 0; layer < LAYERS; layer++) {
-            memcpy(sim_kv(node, plan->copies[i].destination_block, layer),
-                   sim_kv(node, plan->copies[i].source_block, layer), node->block_tokens * sizeof(uint64_t));
-        }
-    }
-}
-
-/* The seed of a request names it, so that the model knows its parameters. */
-static const struct sampling_params *params_of(struct sim_world *world, uint64_t seed)
-{
-    for (uint32_t i = 0; i < world->request_count; i++) {
-        if (world->requests[i].params.seed == seed) { return &world->requests[i].params; }
-    }
-    sim_fail(world, "a slot was opened for a seed that no request has");
-}
-
-static void finish_step(struct sim_world *world, struct sim_node *node, const struct step_plan *plan)
-{
-    uint32_t samples = 0, logprobs = 0;
-    for (uint32_t i = 0; i < plan->span_count; i++) {
-        const struct step_span *span = &plan->spans[i];
-        uint32_t end = span->first_position + span->row_count;
-        for (uint32_t row = 0; row < span->row_count && span->prompt_logprobs >= 0; row++) {
-            if (row + 1 == span->row_count && !span->has_next_token) { continue; }
-            uint32_t next = row + 1 == span->row_count ? span->next_token : span->tokens[row + 1];
-            node->logprobs[logprobs++] = (struct token_logprob){.logprob = -(float)next, .rank = span->first_position + row + 1};
-        }
-        for (uint32_t s = 0; s < span->sample_count; s++) {
-            struct sim_slot *slot = &node->slots[span->sample_slots[s]];
-            uint64_t history = read_history(node, span, LAYERS - 1, end);
-            uint32_t token = sample_token(history, slot->seed, slot->sequence, slot->output_count);
-            token = masked(token, params_of(world, slot->seed), slot->output_count);
-            slot->output_count++;
-            node->samples[samples++] = (struct step_sample){.token = token, .has_logprob = slot->logprobs >= 0,
-                                                            .logprob = {.logprob = -(float)token, .rank = 1}};
-        }
-    }
-    if (node->next_step_fails) {
-        node->next_step_fails = false;
-        world->result.failed_steps++;
-        sim_trace(world, "%s: a step fails", sim_node_name(world, node->index));
-        node->result = (struct step_result){.id = plan->id, .status = STATUS(ST_INTERNAL, SCOPE_REQUEST)};
-        return;
-    }
-    node->result = (struct step_result){.id = plan->id, .sample_count = samples, .samples = node->samples,
-                                        .prompt_logprob_count = logprobs, .prompt_logprobs = node->logprobs,
-                                        .compute_ns = 2 * NS_PER_MS};
-}
-
 /* ---- steps in time ---- */
+
+static uint32_t plan_rows(const struct step_plan *plan)
+{
+    uint32_t rows = 0;
+    for (uint32_t i = 0; i < plan->span_count; i++) { rows += plan->spans[i].row_count; }
+    return rows;
+}
 
 static void start_step(struct sim_world *world, struct sim_node *node, const struct step_plan *plan)
 {
     if (node->plan) { sim_fail(world, "%s: a second step while one is in flight", sim_node_name(world, node->index)); }
     node->plan = plan;
-    begin_step(node, plan);
-    uint64_t layer_ns = world->options.scenario ? NS_PER_MS : 200 * NS_PER_US + rng_below(&world->rng, 800) * NS_PER_US;
+    sim_model_begin(world, node, plan);
+    node->step_began_ns = world->now_ns;
+    uint64_t layer_ns = world->options.scenario ? NS_PER_MS : 200 * NS_PER_US + rng_below(&world->rng, 800) * NS_PER_US + plan_rows(plan) * 5 * NS_PER_US;
     for (uint32_t layer = 0; layer < LAYERS; layer++) {
         struct sim_event *event = sim_at(world, world->now_ns + (layer + 1) * layer_ns, SIM_STEP_LAYER);
         event->a = node->index;
@@ -178,7 +36,7 @@ static void start_step(struct sim_world *world, struct sim_node *node, const str
 void sim_node_layer(struct sim_world *world, struct sim_node *node, uint32_t layer)
 {
     const struct step_plan *plan = node->plan;
-    compute_layer(node, plan, layer);
+    sim_model_layer(world, node, plan, layer);
     for (uint32_t i = 0; i < plan->span_count && node->is_prefill; i++) {
         if (plan->spans[i].push_count > 0) { sim_xfer_push(world, node, &plan->spans[i], layer); }
     }
@@ -187,7 +45,7 @@ void sim_node_layer(struct sim_world *world, struct sim_node *node, uint32_t lay
 void sim_node_step_done(struct sim_world *world, struct sim_node *node)
 {
     const struct step_plan *plan = node->plan;
-    finish_step(world, node, plan);
+    sim_model_finish(world, node, plan);
     node->plan = NULL;
     if (node->is_prefill) {
         struct prefill_event event = {.kind = PREFILL_EV_STEP_DONE, .result = &node->result};
@@ -316,6 +174,12 @@ void sim_node_tick(struct sim_world *world, struct sim_node *node)
     }
 }
 
+void sim_node_tier_event(struct sim_world *world, struct sim_node *node, const struct kv_tier_event *fact)
+{
+    (void)fact;
+    sim_fail(world, "%s has no tier", sim_node_name(world, node->index));
+}
+
 void sim_node_start(struct sim_world *world, struct sim_node *node)
 {
     struct diag diag = {{0}};
@@ -347,7 +211,7 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
             .slot_count = SLOTS_MAX,
             .transfer_stall_ns = XFER_LEASE_NS,
             .eos_count = 1,
-            .eos_tokens = eos_tokens,
+            .eos_tokens = sim_eos_tokens,
         };
         config.chunk_tokens = world->options.scenario ? 64 : 4 + (uint32_t)rng_below(&world->rng, config.step_rows_max);
         st = prefill_core_create(&config, &node->prefill, &diag);
@@ -360,7 +224,7 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
             .batch_max = 4 + (uint32_t)rng_below(&world->rng, 12),
             .waiting_max = 2 + (uint32_t)rng_below(&world->rng, 20),
             .eos_count = 1,
-            .eos_tokens = eos_tokens,
+            .eos_tokens = sim_eos_tokens,
             .lease_ns = XFER_LEASE_NS + NS_PER_S,
         };
         config.step_rows_max = config.batch_max + (uint32_t)rng_below(&world->rng, 48);
@@ -370,6 +234,7 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
         st = decode_core_create(&config, &node->decode, &diag);
     }
     if (failed(st)) { sim_fail(world, "node %u: cannot start: %s", node->index, diag.text); }
+    if (node->tier.is_on) { sim_tier_start(world, node); }
 }
 
 void sim_node_stop(struct sim_world *world, struct sim_node *node)
@@ -410,11 +275,15 @@ void sim_node_check_idle(struct sim_world *world, struct sim_node *node)
     if (node->is_prefill) {
         struct prefill_core_stats stats = prefill_core_stats(node->prefill);
         if (!stats.idle) { sim_fail(world, "%s still has %u jobs", name, stats.jobs); }
-        if (stats.blocks_free != node->block_count) { sim_fail(world, "%s has %u blocks free of %u", name, stats.blocks_free, node->block_count); }
+        if (stats.blocks_free + stats.blocks_cached != node->block_count) {
+            sim_fail(world, "%s has %u blocks free and %u cached of %u", name, stats.blocks_free, stats.blocks_cached, node->block_count);
+        }
     } else {
         struct decode_core_stats stats = decode_core_stats(node->decode);
         if (!stats.idle) { sim_fail(world, "%s still has %u legs", name, stats.legs); }
-        if (stats.blocks_free != node->block_count) { sim_fail(world, "%s has %u blocks free of %u", name, stats.blocks_free, node->block_count); }
+        if (stats.blocks_free + stats.blocks_cached != node->block_count) {
+            sim_fail(world, "%s has %u blocks free and %u cached of %u", name, stats.blocks_free, stats.blocks_cached, node->block_count);
+        }
     }
 }
 

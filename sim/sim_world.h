@@ -1,7 +1,8 @@
 /* sim_world: the tables of one simulated cluster, for sim's own files only.
  * Flow:    sim.c (events), sim_plan.c (cluster, requests, faults), sim_conn.c (streams and
- *          routers), sim_client.c (what clients see), sim_node.c (nodes and engines),
- *          sim_xfer.c (transfers) share them.
+ *          routers), sim_client.c (what clients see), sim_node.c (nodes), sim_model.c (what
+ *          they compute), sim_xfer.c (transfers), sim_tier.c (host memory and disk), sim_talk.c
+ *          (conversations) share them.
  * Thread:  one. */
 #ifndef BATON_SIM_SIM_WORLD_H
 #define BATON_SIM_SIM_WORLD_H
@@ -10,6 +11,7 @@
 #include "base/rng.h"
 #include "control/ctl_codec.h"
 #include "decode_node/decode_core.h"
+#include "kv/kv_tier.h"
 #include "prefill_node/prefill_core.h"
 #include "router/router_core.h"
 #include "sim/sim.h"
@@ -21,10 +23,12 @@
 #define CONTEXT 96u
 #define REQUESTS_MAX 24u
 #define SLOTS_MAX 32u
+#define STEP_ROWS_MAX 256u
 #define TICKET_BYTES 32u
 #define ROUTERS_MAX 2u
 #define LEGS_MAX 4096u
 #define NO_CONN UINT32_MAX
+#define NO_REQUEST UINT32_MAX
 #define XFER_LEASE_NS (5 * NS_PER_S) /* a grant where nothing lands for so long is over */
 #define RING_LINES 48u
 #define LINE_CHARS 160u
@@ -36,6 +40,7 @@ enum sim_event_kind {
     SIM_CONN_DOWN_ROUTER, SIM_CONN_DOWN_NODE, /* a conn */
     SIM_STEP_LAYER, SIM_STEP_DONE,          /* a node, b layer; generation: its epoch */
     SIM_XFER_SLICE, SIM_XFER_COMMIT, SIM_XFER_ACK, SIM_XFER_END_P, SIM_XFER_FAIL_D, SIM_XFER_FENCE,
+    SIM_TIER_DONE, SIM_TIER_EVENT,          /* a node, b block; bytes; generation: its epoch */
     SIM_FAULT,                              /* a index in world->faults */
     SIM_NODE_START,                         /* a node; generation: the epoch that died */
     SIM_QUIET,                              /* faults end */
@@ -54,6 +59,15 @@ struct sim_event {
 
 struct sim_slot { uint32_t sequence, output_count; uint64_t seed; int32_t logprobs; };
 
+/* What a node's host memory and disk hold. */
+struct sim_tier {
+    bool is_on;
+    uint32_t entries_max[KV_TIER_COUNT]; /* 0: there is no such tier */
+    uint32_t count, capacity;
+    struct sim_tier_entry *entries;      /* oldest first */
+    uint64_t last_event_ns;              /* the core hears of things in their order */
+};
+
 struct sim_node {
     uint32_t index;
     bool is_prefill, is_alive;
@@ -63,6 +77,9 @@ struct sim_node {
     uint32_t block_tokens, block_count;
     uint64_t *kv;                      /* [block_count][LAYERS][block_tokens] */
     const struct step_plan *plan;      /* in flight */
+    uint64_t step_began_ns;
+    uint64_t hidden[STEP_ROWS_MAX];    /* of the rows of the step in flight, span by span */
+    struct sim_tier tier;
     struct sim_slot slots[SLOTS_MAX];
     struct step_sample *samples;
     struct token_logprob *logprobs;
@@ -119,6 +136,10 @@ struct sim_request {
     bool is_lost;             /* its router died; the client knows by the broken call */
     uint32_t router;
     uint64_t arrival_ns, cancel_ns; /* cancel_ns UINT64_MAX: never */
+    uint32_t follows;         /* a later turn of that request: comes think_ns after its answer; NO_REQUEST: of none */
+    uint64_t think_ns;
+    uint64_t cache_salt;
+    int32_t priority;
     uint32_t prompt_count, prompt[CONTEXT];
     struct sampling_params params;
     uint32_t stop_tokens[2];
@@ -130,6 +151,16 @@ struct sim_request {
     uint64_t stopped_ns[4];
     uint32_t stop_after[4];   /* a "stop string" after so many tokens; UINT32_MAX: none */
     uint32_t prompt_logprobs;
+};
+
+/* What the cluster of a seed has beside the plain split. All zero: nothing. */
+struct sim_features {
+    uint32_t talk_per_mille;      /* of the requests say an earlier one again and go on */
+    bool has_salts, has_priorities;
+    bool prefix_cache;
+    bool has_tiers;
+    uint32_t itl_stretch_percent; /* 0: steps are bounded by rows alone */
+    uint32_t preempt;             /* 0 auto, 1 swap, 2 recompute */
 };
 
 struct sim_world {
@@ -150,7 +181,9 @@ struct sim_world {
     uint32_t conn_count, conn_capacity;
     uint32_t router_count;
     struct sim_router routers[ROUTERS_MAX];
-    uint32_t request_of_leg[LEGS_MAX]; /* by the count in its id, modulo; of router 0 of a calm run */
+    struct { struct leg_id leg; uint32_t request; } legs[LEGS_MAX]; /* open addressing; leg.hi 0: unused */
+    struct sim_features features;
+    uint32_t window_tokens;  /* of the model's attention; 0: all that came before */
     uint32_t request_count, submitted_count, over_count;
     struct sim_request requests[REQUESTS_MAX];
     uint32_t fault_count, fault_next; /* faults with at_event, in order, from fault_next on */
@@ -173,7 +206,28 @@ struct sim_event *sim_at(struct sim_world *world, uint64_t at_ns, enum sim_event
 uint64_t sim_delay_ns(struct sim_world *world); /* of one message */
 bool sim_chance(struct sim_world *world, uint32_t per_mille);
 
+/* sim_model.c */
+extern const uint32_t sim_eos_tokens[1];
+uint64_t *sim_kv(struct sim_node *node, uint32_t block, uint32_t layer);
+void sim_expect(const struct sim_world *world, struct sim_request *request);
+void sim_model_begin(struct sim_world *world, struct sim_node *node, const struct step_plan *plan);
+void sim_model_layer(struct sim_world *world, struct sim_node *node, const struct step_plan *plan, uint32_t layer);
+void sim_model_finish(struct sim_world *world, struct sim_node *node, const struct step_plan *plan);
+
+/* sim_talk.c */
+void sim_talk_plan(struct sim_world *world, uint32_t index);
+void sim_talk_go_on(struct sim_world *world, uint32_t index);
+
+/* sim_tier.c */
+void sim_tier_start(struct sim_world *world, struct sim_node *node);
+void sim_tier_fini(struct sim_node *node);
+void sim_tier_store(struct sim_world *world, struct sim_node *node, struct kv_hash hash, uint32_t block, uint64_t tag);
+void sim_tier_load(struct sim_world *world, struct sim_node *node, struct kv_hash hash, uint32_t block, uint64_t tag);
+void sim_tier_event(struct sim_world *world, struct sim_node *node, const struct sim_event *event);
+
 /* sim_plan.c */
+uint32_t sim_pick(struct sim_world *world, uint32_t low, uint32_t high);
+void sim_submit_at(struct sim_world *world, uint32_t index, uint64_t at_ns);
 void sim_plan_from_seed(struct sim_world *world);
 void sim_plan_from_scenario(struct sim_world *world, const struct sim_scenario *scenario);
 void sim_fault(struct sim_world *world, const struct sim_fault *fault);
@@ -188,11 +242,12 @@ void sim_conn_want(struct sim_world *world, uint32_t router, uint32_t node);
 void sim_conn_cut(struct sim_world *world, uint32_t conn);
 void sim_conn_node_died(struct sim_world *world, struct sim_node *node);
 void sim_conn_event(struct sim_world *world, const struct sim_event *event);
+uint32_t sim_request_of(struct sim_world *world, struct leg_id leg);
 
 /* sim_client.c */
 void sim_client_event(struct sim_world *world, const struct sim_event *event);
 void sim_client_action(struct sim_world *world, uint32_t router, const struct router_action *action);
-void sim_client_check_wanted(struct sim_world *world, uint32_t router, const struct ctl_token *token);
+void sim_client_check_wanted(struct sim_world *world, const struct ctl_token *token);
 void sim_client_check_free(struct sim_world *world, uint32_t over_count);
 void sim_client_router_died(struct sim_world *world, uint32_t router);
 
@@ -208,16 +263,17 @@ const char *sim_node_name(const struct sim_world *world, uint32_t index); /* "p0
 void sim_node_layer(struct sim_world *world, struct sim_node *node, uint32_t layer);
 void sim_node_step_done(struct sim_world *world, struct sim_node *node);
 void sim_node_tick(struct sim_world *world, struct sim_node *node);
+void sim_node_tier_event(struct sim_world *world, struct sim_node *node, const struct kv_tier_event *fact);
 void sim_decode_event(struct sim_world *world, struct sim_node *node, struct decode_event *event);
 void sim_prefill_event(struct sim_world *world, struct sim_node *node, struct prefill_event *event);
-uint64_t *sim_kv(struct sim_node *node, uint32_t block, uint32_t layer);
-void sim_expect(struct sim_request *request);
 
 /* sim_xfer.c */
 void sim_xfer_grant(struct sim_world *world, struct sim_node *node, const struct decode_action *action);
 void sim_xfer_revoke(struct sim_world *world, struct sim_node *node, struct leg_id leg);
 void sim_xfer_begin(struct sim_world *world, struct sim_node *node, const struct prefill_action *action);
 void sim_xfer_push(struct sim_world *world, struct sim_node *node, const struct step_span *span, uint32_t layer);
+void sim_xfer_push_cached(struct sim_world *world, struct sim_node *node, struct leg_id leg, uint32_t first, uint32_t count,
+                          const uint32_t *blocks);
 void sim_xfer_commit(struct sim_world *world, struct sim_node *node, const struct prefill_action *action);
 void sim_xfer_abort(struct sim_world *world, struct sim_node *node, struct leg_id leg);
 void sim_xfer_event(struct sim_world *world, const struct sim_event *event);

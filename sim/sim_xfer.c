@@ -131,25 +131,49 @@ void sim_xfer_begin(struct sim_world *world, struct sim_node *node, const struct
     }
 }
 
+static void push_slice(struct sim_world *world, struct sim_xfer *xfer, uint32_t index, uint32_t layer, uint32_t block)
+{
+    if (index >= xfer->block_count) { sim_fail(world, "leg %lx: pushes block %u of %u", (unsigned long)xfer->leg.lo, index, xfer->block_count); }
+    uint64_t at_ns = world->now_ns + sim_delay_ns(world);
+    if (at_ns > xfer->last_slice_ns) { xfer->last_slice_ns = at_ns; }
+    struct sim_event *event = at(world, xfer, at_ns, SIM_XFER_SLICE);
+    event->b = index;
+    event->c = (layer << 24) | block;
+    xfer->pushed++;
+}
+
+static struct sim_xfer *open_at_p(struct sim_world *world, const struct sim_node *node, struct leg_id leg)
+{
+    struct sim_xfer *xfer = find(world, leg);
+    return xfer && xfer->prefill_node == node->index && xfer->prefill_epoch == node->epoch && xfer->p_open ? xfer : NULL;
+}
+
 void sim_xfer_push(struct sim_world *world, struct sim_node *node, const struct step_span *span, uint32_t layer)
 {
-    struct sim_xfer *xfer = find(world, span->leg);
-    if (!xfer || xfer->prefill_node != node->index || xfer->prefill_epoch != node->epoch || !xfer->p_open) { return; }
+    struct sim_xfer *xfer = open_at_p(world, node, span->leg);
+    if (!xfer) { return; }
     for (uint32_t i = span->push_first; i < span->push_first + span->push_count; i++) {
-        if (i >= xfer->block_count) { sim_fail(world, "leg %lx: pushes block %u of %u", (unsigned long)span->leg.lo, i, xfer->block_count); }
-        uint64_t at_ns = world->now_ns + sim_delay_ns(world);
-        if (at_ns > xfer->last_slice_ns) { xfer->last_slice_ns = at_ns; }
-        struct sim_event *event = at(world, xfer, at_ns, SIM_XFER_SLICE);
-        event->b = i;
-        event->c = (layer << 24) | span->block_table[i];
-        xfer->pushed++;
+        if (i < span->grant_first) { sim_fail(world, "leg %lx: pushes block %u, which lies before its grant", (unsigned long)span->leg.lo, i); }
+        push_slice(world, xfer, i - span->grant_first, layer, span->block_table[i]);
     }
+}
+
+/* Whole blocks that the prefill node's cache had, from grant index `first` on. */
+void sim_xfer_push_cached(struct sim_world *world, struct sim_node *node, struct leg_id leg, uint32_t first, uint32_t count,
+                          const uint32_t *blocks)
+{
+    struct sim_xfer *xfer = open_at_p(world, node, leg);
+    if (!xfer) { return; }
+    for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t layer = 0; layer < LAYERS; layer++) { push_slice(world, xfer, first + i, layer, blocks[i]); }
+    }
+    world->result.pushed_cached += count;
 }
 
 void sim_xfer_commit(struct sim_world *world, struct sim_node *node, const struct prefill_action *action)
 {
-    struct sim_xfer *xfer = find(world, action->leg);
-    if (!xfer || xfer->prefill_node != node->index || xfer->prefill_epoch != node->epoch || !xfer->p_open) { return; }
+    struct sim_xfer *xfer = open_at_p(world, node, action->leg);
+    if (!xfer) { return; }
     if (xfer->pushed != xfer->block_count * LAYERS) {
         sim_fail(world, "leg %lx: commit after %u of %u slices", (unsigned long)action->leg.lo, xfer->pushed, xfer->block_count * LAYERS);
     }
@@ -169,8 +193,8 @@ void sim_xfer_commit(struct sim_world *world, struct sim_node *node, const struc
 
 void sim_xfer_abort(struct sim_world *world, struct sim_node *node, struct leg_id leg)
 {
-    struct sim_xfer *xfer = find(world, leg);
-    if (!xfer || xfer->prefill_node != node->index || xfer->prefill_epoch != node->epoch || !xfer->p_open) { return; }
+    struct sim_xfer *xfer = open_at_p(world, node, leg);
+    if (!xfer) { return; }
     /* What was handed to the cable goes on until both have heard, commit and all. */
     uint64_t heard_ns = world->now_ns + sim_delay_ns(world);
     if (!world->options.scenario && !world->options.calm) { heard_ns += rng_below(&world->rng, 8) * NS_PER_MS; }
