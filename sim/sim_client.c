@@ -36,6 +36,8 @@ void sim_client_event(struct sim_world *world, const struct sim_event *event)
         fact.prompt = request->prompt;
         fact.prompt_count = request->prompt_count;
         fact.params = &request->params;
+        fact.priority = request->priority;
+        fact.cache_salt = request->cache_salt;
         fact.deadline_ns = request->deadline_ns;
         break;
     case SIM_CANCEL:

@@ -59,7 +59,15 @@ static void trace_message(struct sim_world *world, const char *from, const char 
     case CTL_PREFILL: leg = msg->prefill.work.leg; break;
     case CTL_PREFILL_LOST: leg = msg->prefill_lost; break;
     case CTL_CANCEL: leg = msg->cancel.leg; text = msg->cancel.one_sequence ? " (one sequence)" : ""; break;
-    case CTL_RESERVED: leg = msg->reserved.leg; break;
+    case CTL_RESERVED:
+        leg = msg->reserved.leg;
+        text = msg->reserved.is_local ? " (prefill there)" : "";
+        if (msg->reserved.cached_tokens > 0) {
+            sim_trace(world, "%s->%s RESERVED leg %llu%s, %u tokens cached", from, to, (unsigned long long)leg.lo >> 24, text,
+                      msg->reserved.cached_tokens);
+            return;
+        }
+        break;
     case CTL_REFUSED:
     case CTL_PREFILL_FAILED:
     case CTL_LEG_FAILED: leg = msg->failure.leg; text = msg->failure.message; break;
@@ -139,6 +147,8 @@ static void to_router(struct sim_world *world, const struct sim_event *event)
         conn->up_at_router = true;
         fact.kind = ROUTER_EV_NODE_UP;
     }
+    if (msg.kind == CTL_RESERVED) { world->result.cached_tokens += msg.reserved.cached_tokens; }
+    if (msg.kind == CTL_PREFILL_DONE) { world->result.prefill_cached_tokens += msg.prefill_done.cached_tokens; }
     if (msg.kind == CTL_TOKENS && world->options.calm) {
         for (uint32_t i = 0; i < msg.tokens.count; i++) { sim_client_check_wanted(world, &msg.tokens.tokens[i]); }
     }

@@ -23,6 +23,8 @@ static void plan_features(struct sim_world *world)
     struct rng plan_rng = world->rng;
     world->rng = rng_init(world->options.seed ^ UINT64_C(0x6665617475726573));
     features->talk_per_mille = sim_pick(world, 2, 9) * 100;
+    features->has_salts = sim_chance(world, 400);
+    features->has_priorities = sim_chance(world, 300);
     features->has_tiers = features->prefix_cache && sim_chance(world, 500);
     features->itl_stretch_percent = sim_chance(world, 400) ? sim_pick(world, 100, 300) : 0;
     features->preempt = sim_pick(world, 0, 2);
