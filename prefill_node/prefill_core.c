@@ -24,23 +24,6 @@ static void send_done(struct prefill_core *core, const struct prefill_job *job, 
 static void drop_router(struct prefill_core *core, uint32_t router);
 static void look_at_deadlines(struct prefill_core *core);
 static void send_tokens(struct prefill_core *core);
-struct ctl_load prefill_core_load(const struct prefill_core *core)
-{
-    struct prefill_core_stats stats = prefill_core_stats(core);
-    return (struct ctl_load){
-        .blocks_total = stats.blocks_total,
-        .blocks_free = stats.blocks_free,
-        .blocks_held = stats.blocks_held,
-        .blocks_cached = stats.blocks_cached,
-        .blocks_quarantined = stats.blocks_quarantined,
-        .sequences_running = stats.jobs_computing,
-        .sequences_waiting = stats.jobs_waiting,
-        .tokens_queued = stats.tokens_queued,
-        .tokens_per_s = token_rate_per_s(&core->rate),
-        .draining = stats.draining,
-    };
-}
-
 static void send_load(struct prefill_core *core);
 static status_t reserve_actions(struct prefill_core *core);
 
@@ -174,31 +157,6 @@ uint64_t prefill_core_deadline_ns(const struct prefill_core *core)
     if (link == NULL) { return deadline_ns; }
     uint64_t stall_ns = LIST_OWNER(link, struct prefill_job, queue_link)->stall_until_ns;
     return stall_ns < deadline_ns ? stall_ns : deadline_ns;
-}
-
-struct prefill_core_stats prefill_core_stats(const struct prefill_core *core)
-{
-    struct kv_pool_counts blocks = kv_pool_counts(core->pool);
-    return (struct prefill_core_stats){
-        .blocks_total = blocks.total,
-        .blocks_free = blocks.free,
-        .blocks_held = blocks.held,
-        .blocks_cached = blocks.cached,
-        .blocks_quarantined = blocks.quarantined,
-        .jobs = core->jobs.count,
-        .jobs_computing = core->computing.count,
-        .jobs_waiting = core->resumed.count + core->fresh.count,
-        .tokens_queued = prefill_tokens_queued(core),
-        .prompt_tokens_computed = core->prompt_tokens_computed,
-        .jobs_done = core->jobs_done,
-        .jobs_failed = core->jobs_failed,
-        .jobs_cancelled = core->jobs_cancelled,
-        .jobs_refused = core->jobs_refused,
-        .late_messages = core->late_messages,
-        .steps = core->steps,
-        .draining = core->is_draining,
-        .idle = core->jobs.count == 0 && !core->step.is_in_flight,
-    };
 }
 
 /* ---------------------------------------------------------------- messages */
@@ -421,7 +379,7 @@ struct prefill_action *prefill_action_add(struct prefill_core *core, enum prefil
     return action;
 }
 
-/* ---------------------------------------------------------------- config and audit */
+/* ---------------------------------------------------------------- config */
 
 static status_t check_config(const struct prefill_core_config *config, struct diag *diag)
 {
@@ -450,61 +408,4 @@ static status_t check_config(const struct prefill_core_config *config, struct di
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     return STATUS_OK;
-}
-
-static void audit_job(const struct prefill_core *core, const struct prefill_job *job)
-{
-    CHECK(list_link_is_in(&job->queue_link) == (job->queue != NULL));
-    CHECK(leg_index_find(core->index, job->id) == job);
-    CHECK(job->computed <= job->total);
-    switch (job->state) {
-    case JOB_WAITING:
-        CHECK(job->queue == &core->resumed || job->queue == &core->fresh);
-        CHECK(job->block_count == 0);
-        CHECK(job->computed == 0);
-        break;
-    case JOB_COMPUTING:
-        CHECK(job->queue == &core->computing);
-        CHECK(job->block_count == prefill_blocks_for(core, job->total));
-        CHECK(job->computed < job->total);
-        CHECK(!job->is_over);
-        break;
-    case JOB_SENT:
-        CHECK(job->queue == &core->sent);
-        CHECK(job->computed == job->total);
-        CHECK(!job->is_over);
-        CHECK(!job->transfer_is_over);
-        break;
-    case JOB_LEAVING:
-        CHECK(job->queue == NULL);
-        CHECK(job->is_over);
-        CHECK(job->is_in_step || !job->transfer_is_over);
-        break;
-    case JOB_ENDED:
-    case JOB_STATE_COUNT:
-        CHECK(job->state < JOB_ENDED);
-        break;
-    }
-    if (job->is_in_step) { CHECK(core->step.is_in_flight); }
-    for (uint32_t i = 0; i < job->block_count; i++) {
-        CHECK(job->blocks[i] < core->config.block_count);
-        core->audit_owners[job->blocks[i]]++;
-    }
-}
-
-void prefill_core_audit(const struct prefill_core *core)
-{
-    memset(core->audit_owners, 0, core->config.block_count * sizeof *core->audit_owners);
-    uint32_t queued = 0;
-    for (struct list_link *link = list_first(&core->jobs); link != NULL; link = list_next(&core->jobs, link)) {
-        const struct prefill_job *job = LIST_OWNER(link, struct prefill_job, link);
-        audit_job(core, job);
-        queued += job->queue != NULL;
-    }
-    CHECK(core->ended.count == 0);
-    CHECK(core->jobs.count == leg_index_live_count(core->index));
-    CHECK(queued == core->resumed.count + core->fresh.count + core->computing.count + core->sent.count);
-    kv_pool_audit(core->pool, core->audit_owners);
-    struct kv_pool_counts counts = kv_pool_counts(core->pool);
-    CHECK(counts.free + counts.held + counts.cached + counts.quarantined == counts.total);
 }

@@ -10,7 +10,7 @@
  * a stream first; nobody overtakes the head of that order. A step packs the chunks of the
  * jobs that have blocks, in the same order, until its token budget is used up.
  * Parts: prefill_state.h (the tables), prefill_job.c (one job's life), prefill_batch.c (blocks
- * and steps), prefill_core.c (events).
+ * and steps), prefill_stats.c, prefill_audit.c, prefill_core.c (events).
  * Source: chunked prefill, Sarathi-Serve (OSDI 2024); layer-wise push, Splitwise (ISCA 2024). */
 #ifndef BATON_PREFILL_NODE_PREFILL_CORE_H
 #define BATON_PREFILL_NODE_PREFILL_CORE_H

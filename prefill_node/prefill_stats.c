@@ -1,0 +1,44 @@
+/* What a prefill node says of itself: to routers, to /metrics, to tests. */
+#include "prefill_node/prefill_state.h"
+
+struct prefill_core_stats prefill_core_stats(const struct prefill_core *core)
+{
+    struct kv_pool_counts blocks = kv_pool_counts(core->pool);
+    return (struct prefill_core_stats){
+        .blocks_total = blocks.total,
+        .blocks_free = blocks.free,
+        .blocks_held = blocks.held,
+        .blocks_cached = blocks.cached,
+        .blocks_quarantined = blocks.quarantined,
+        .jobs = core->jobs.count,
+        .jobs_computing = core->computing.count,
+        .jobs_waiting = core->resumed.count + core->fresh.count,
+        .tokens_queued = prefill_tokens_queued(core),
+        .prompt_tokens_computed = core->prompt_tokens_computed,
+        .jobs_done = core->jobs_done,
+        .jobs_failed = core->jobs_failed,
+        .jobs_cancelled = core->jobs_cancelled,
+        .jobs_refused = core->jobs_refused,
+        .late_messages = core->late_messages,
+        .steps = core->steps,
+        .draining = core->is_draining,
+        .idle = core->jobs.count == 0 && !core->step.is_in_flight,
+    };
+}
+
+struct ctl_load prefill_core_load(const struct prefill_core *core)
+{
+    struct prefill_core_stats stats = prefill_core_stats(core);
+    return (struct ctl_load){
+        .blocks_total = stats.blocks_total,
+        .blocks_free = stats.blocks_free,
+        .blocks_held = stats.blocks_held,
+        .blocks_cached = stats.blocks_cached,
+        .blocks_quarantined = stats.blocks_quarantined,
+        .sequences_running = stats.jobs_computing,
+        .sequences_waiting = stats.jobs_waiting,
+        .tokens_queued = stats.tokens_queued,
+        .tokens_per_s = token_rate_per_s(&core->rate),
+        .draining = stats.draining,
+    };
+}
