@@ -14,7 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "transfer/crc32c.h"
+#include "base/crc32c.h"
 #include "transfer/little_endian.h"
 #include "transfer/loop.h"
 

@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <sys/uio.h>
 
-#include "transfer/crc32c.h"
+#include "base/crc32c.h"
 #include "transfer/little_endian.h"
 
 static enum tcp_step step_of(ssize_t got)

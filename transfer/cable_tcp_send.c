@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#include "transfer/crc32c.h"
+#include "base/crc32c.h"
 
 void tcp_sender_push(struct kv_cable *cable, uint32_t link, struct kv_cable_push *push)
 {

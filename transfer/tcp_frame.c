@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "transfer/cable_tcp.h"
-#include "transfer/crc32c.h"
+#include "base/crc32c.h"
 #include "transfer/little_endian.h"
 
 enum { AT_COUNT = 4, AT_XFER = 8, AT_EPOCH = 24, AT_LAYER = 32, AT_FIRST = 36, AT_SLICE_BYTES = 40, AT_CHECK = 44 };

@@ -13,7 +13,7 @@
 #include "tests/conformance/peer.h"
 #include "transfer/cable_shm.h"
 #include "transfer/cable_tcp.h"
-#include "transfer/crc32c.h"
+#include "base/crc32c.h"
 #include "transfer/link_wire.h"
 #include "transfer/little_endian.h"
 

@@ -1,5 +1,5 @@
-/* crc32c: the checksum of every slice that goes over a cable (Castagnoli, reflected).
- * Flow:    P at push, D at landing
+/* crc32c: the checksum of KV that leaves the pool, over a cable or to a tier (Castagnoli, reflected).
+ * Flow:    P at push, D at landing; kv_tier at store and load
  * Thread:  any.
  * Memory:  12 KiB of tables, made once on first use.
  *
@@ -7,8 +7,8 @@
  * Cost: one pass; with SSE4.2 three interleaved streams, above 15 GB/s in cache; else a table,
  * about 1.5 GB/s. Source: the recombination of partial CRCs by multiplication with x^n, as in
  * V. Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using CRC32 Instruction", 2011. */
-#ifndef BATON_TRANSFER_CRC32C_H
-#define BATON_TRANSFER_CRC32C_H
+#ifndef BATON_BASE_CRC32C_H
+#define BATON_BASE_CRC32C_H
 
 #include <stddef.h>
 #include <stdint.h>

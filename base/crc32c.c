@@ -2,7 +2,7 @@
  * so one chain of it runs at a third of its speed. Three chains over three neighbouring lanes
  * keep it busy; then the lanes are joined: crc(A B) = shift(crc(A), |B|) ^ crc0(B). The shift
  * by a fixed number of bytes is linear, hence four lookups in a table made for that number. */
-#include "transfer/crc32c.h"
+#include "base/crc32c.h"
 
 #include <pthread.h>
 #include <stdbool.h>
