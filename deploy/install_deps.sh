@@ -10,7 +10,7 @@ set -euo pipefail
 build_packages=(
   gcc libc6-dev bazel-bootstrap bazel-platforms bazel-skylib bazel-rules-java bazel-rules-proto
   protobuf-compiler protobuf-c-compiler libprotobuf-c-dev libgrpc-dev libjansson-dev libpcre2-dev
-  libutf8proc-dev libmicrohttpd-dev libssl-dev libxxhash-dev
+  libutf8proc-dev libmicrohttpd-dev libssl-dev libxxhash-dev liburing-dev
 )
 test_packages=(libcmocka-dev iproute2 openssl clang libclang-rt-14-dev python3 python3-venv python3-pip)
 
