@@ -19,7 +19,7 @@ status_t kernels_create(const struct kernels_config *config, struct kernels **re
     }
     const char *isa = config->isa != NULL ? config->isa : "auto";
     if (strcmp(isa, "ref") == 0) { return ref_create(ret_kernels, diag); }
-    return cpu_backend_create(isa, config->threads, ret_kernels, diag);
+    return cpu_backend_create(isa, config, ret_kernels, diag);
 }
 
 void kernels_destroy(struct kernels *kernels)
@@ -56,18 +56,22 @@ void kernels_download(struct kernels *kernels, void *host, const void *buffer, s
 
 status_t kernels_sync(struct kernels *kernels) { return kernels->ops->sync(kernels); }
 
+static void matrix_check(const struct kernels_matrix *matrix)
+{
+    CHECK((unsigned)matrix->format < KERNELS_WEIGHT_COUNT);
+    CHECK(matrix->n_out >= 1);
+    CHECK(matrix->n_in >= 1);
+    CHECK((uintptr_t)matrix->data % 64 == 0);
+}
+
 void kernels_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
         const struct kernels_gemm *g = &gemms[i];
-        CHECK(g->n_out >= 1);
-        CHECK(g->n_in >= 1);
-        CHECK(g->n_in <= KERNELS_GEMM_IN_MAX);
-        CHECK(g->x_stride >= g->n_in || g->rows <= 1);
-        CHECK(g->out_stride >= g->n_out || g->rows <= 1);
-        CHECK(g->weight_stride >= g->n_in);
-        CHECK((unsigned)g->weight_dtype < DTYPE_COUNT);
-        CHECK((uintptr_t)g->weight % dtype_bytes(g->weight_dtype) == 0);
+        matrix_check(g->weight);
+        CHECK(g->weight->n_in <= KERNELS_GEMM_IN_MAX);
+        CHECK(g->x_stride >= g->weight->n_in || g->rows <= 1);
+        CHECK(g->out_stride >= g->weight->n_out || g->rows <= 1);
         CHECK(g->bias == NULL || (unsigned)g->bias_dtype < DTYPE_COUNT);
     }
     if (count != 0) { kernels->ops->gemm(kernels, gemms, count); }
@@ -98,9 +102,9 @@ void kernels_rope(struct kernels *kernels, const struct kernels_rope *args)
 
 void kernels_embed(struct kernels *kernels, const struct kernels_embed *args)
 {
-    CHECK((unsigned)args->table_dtype < DTYPE_COUNT);
+    matrix_check(args->table);
     for (uint32_t r = 0; r < args->rows; r++) {
-        CHECK(args->ids[r] < args->table_rows);
+        CHECK(args->ids[r] < args->table->n_out);
         CHECK(args->position_table == NULL || args->positions[r] < args->position_count);
     }
     if (args->rows != 0) { kernels->ops->embed(kernels, args); }

@@ -8,8 +8,8 @@
  * count, wherever a prompt was cut into chunks, and for any thread count. Two nodes may exchange
  * KV blocks only if kernels_set_name() is equal on both.
  *
- * Values. Activations are f32. Weights are bf16, f16 or f32, row-major, used where they lie (a
- * mapped file will do), aligned to their element at least. Strides count elements, from the start
+ * Values. Activations are f32. Weight matrices are packed (matrix.h); vectors and position tables
+ * are bf16, f16 or f32 where they lie, aligned to their element. Strides count elements, from the start
  * of one row to the start of the next; a stride may exceed the row, so that q, k and v may be
  * three column ranges of one buffer. Outputs never overlap inputs unless the comment says so.
  *
@@ -27,6 +27,7 @@
 #include "base/diag.h"
 #include "base/dtype.h"
 #include "base/status.h"
+#include "kernels/matrix.h"
 #include "kv/kv_layout.h"
 
 #define KERNELS_THREADS_MAX 256u
@@ -35,10 +36,19 @@
 
 struct kernels; /* private to kernels/ */
 
+/* What the products do with activations where weights are bf16. */
+enum kernels_compute {
+    KERNELS_COMPUTE_F32 = 0,  /* kept f32 */
+    KERNELS_COMPUTE_BF16 = 1, /* rounded to bf16, as most servers do: an element errs by up to 2^-8 of its
+                               * sum of |x w|, and the machine's bf16 units multiply 2 to 16 times faster */
+};
+
 struct kernels_config {
-    const char *isa;  /* "auto" (NULL is the same), "scalar", "avx2", "avx512", "avx512bf16", or "ref",
-                       * the slow oracle in plain C; "auto" is the best that keeps activations f32 */
+    const char *isa;  /* "auto" (NULL is the same), "scalar", "avx2", "avx512", "avx512bf16", "amx", or "ref",
+                       * the slow oracle in plain C; "auto" is the best of this machine that `compute` allows.
+                       * A named one is taken whatever `compute` says */
     uint32_t threads; /* the caller's included; 1 .. KERNELS_THREADS_MAX */
+    enum kernels_compute compute;
 };
 
 /* Returns owned, in *ret_kernels, the kernels of this machine's CPU. Starts threads - 1 workers.
@@ -51,7 +61,7 @@ NODISCARD status_t kernels_create(const struct kernels_config *config, struct ke
 /* Takes NULL. Stops the workers. */
 void kernels_destroy(struct kernels *kernels);
 
-/* Which order of arithmetic this is, for the layout fingerprint, e.g. "cpu-fma16-v1". Equal names
+/* Which order of arithmetic this is, for the layout fingerprint, e.g. "cpu-fma16-v2". Equal names
  * mean equal bits: avx2 and avx512 share one, because they do the same operations in the same
  * order (a test holds them to it). Static text. */
 const char *kernels_set_name(const struct kernels *kernels);
@@ -91,17 +101,13 @@ NODISCARD status_t kernels_sync(struct kernels *kernels);
 
 /* out[rows][n_out] = x[rows][n_in] * weight[n_out][n_in]^T (+ bias[n_out]) (+ out before)
  * The sum over n_in is formed first, then the bias is added, then the old value of out.
- * Bytes  n_out * n_in * dtype_bytes(weight_dtype) read at rows = 1; the bench divides by this. */
+ * Bytes  kernels_matrix_bytes(weight) read at a few rows; the bench divides by this. */
 struct kernels_gemm {
     uint32_t rows;  /* 0: nothing happens */
-    uint32_t n_out; /* >= 1 */
-    uint32_t n_in;  /* 1 .. KERNELS_GEMM_IN_MAX */
+    const struct kernels_matrix *weight; /* n_in 1 .. KERNELS_GEMM_IN_MAX; data 64-byte aligned */
     const float *x;
     size_t x_stride; /* >= n_in */
-    const void *weight; /* the layout of Linear.weight in a Hugging Face checkpoint */
-    size_t weight_stride; /* >= n_in */
-    enum dtype weight_dtype;
-    const void *bias; /* NULL: none */
+    const void *bias; /* [n_out]; NULL: none */
     enum dtype bias_dtype;
     float *out;
     size_t out_stride; /* >= n_out */
@@ -166,12 +172,9 @@ void kernels_rope(struct kernels *kernels, const struct kernels_rope *args);
 /* out[row] = table[ids[row]] (+ position_table[positions[row]]), as f32. */
 struct kernels_embed {
     uint32_t rows;
-    uint32_t dim;
-    const uint32_t *ids; /* [rows], each below table_rows */
-    const void *table;   /* [table_rows][dim] */
-    uint32_t table_rows;
-    enum dtype table_dtype;
-    const void *position_table; /* [position_count][dim]: learned positions; NULL: none */
+    const struct kernels_matrix *table; /* an output for each id: the head itself where it is tied */
+    const uint32_t *ids;                /* [rows], each below table->n_out */
+    const void *position_table; /* [position_count][n_in]: learned positions; NULL: none */
     uint32_t position_count;
     enum dtype position_dtype;
     const uint32_t *positions; /* [rows]; read with a position_table only */

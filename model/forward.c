@@ -292,13 +292,9 @@ static struct kernels_gemm product(const struct model_tensor *weight, const stru
 {
     return (struct kernels_gemm){
         .rows = rows,
-        .n_out = weight->rows,
-        .n_in = weight->cols,
+        .weight = &weight->matrix,
         .x = x,
         .x_stride = x_stride,
-        .weight = weight->data,
-        .weight_stride = weight->cols,
-        .weight_dtype = weight->dtype,
         .bias = bias ? bias->data : NULL,
         .bias_dtype = bias ? bias->dtype : DTYPE_F32,
         .out = out,
@@ -449,9 +445,8 @@ static void run_embedding(struct forward *forward)
     const struct model_tensor *table = &forward->weights->embedding;
     const struct model_tensor *positions = &forward->weights->positions;
     kernels_embed(forward->kernels,
-                  &(struct kernels_embed){.rows = forward->rows, .dim = forward->config->hidden_size,
-                                          .ids = forward->ids, .table = table->data, .table_rows = table->rows,
-                                          .table_dtype = table->dtype, .position_table = positions->data,
+                  &(struct kernels_embed){.rows = forward->rows, .table = &table->matrix, .ids = forward->ids,
+                                          .position_table = positions->data,
                                           .position_count = positions->rows, .position_dtype = positions->dtype,
                                           .positions = forward->positions, .out = forward->x,
                                           .out_stride = forward->plan.hidden_stride});

@@ -9,13 +9,15 @@
 #include <stdint.h>
 
 #include "base/dtype.h"
+#include "kernels/matrix.h"
 
-/* [rows][cols], row-major without gaps; a vector has one row. data NULL: the model has none. */
+/* data NULL: the model has none. */
 struct model_tensor {
-    const void *data;
-    enum dtype dtype;
-    uint32_t rows;
+    const void *data;  /* a vector, or the table of positions: [rows][cols], row-major without gaps */
+    enum dtype dtype;  /* of data; of a matrix, the checkpoint's */
+    uint32_t rows;     /* 1 of a vector */
     uint32_t cols;
+    struct kernels_matrix matrix; /* of [out][in] matrices: packed, its data is `data` */
 };
 
 struct model_layer {
@@ -34,8 +36,8 @@ struct model_weights {
     struct model_tensor final_norm, final_norm_bias;
     struct model_tensor head;       /* [vocab][hidden]; the embedding itself where tied */
     struct model_layer *layers;     /* [layer_count] */
-    uint64_t mapped_bytes;          /* of tensors used in place */
-    uint64_t owned_bytes;           /* of copies and dummies */
+    uint64_t mapped_bytes;          /* of a pack file used in place */
+    uint64_t owned_bytes;           /* of memory of our own */
     struct model_weights_storage *storage;
 };
 

@@ -25,9 +25,14 @@ struct source {
     const struct safetensors_tensor *tensor; /* NULL: made up */
     enum dtype file_dtype;
     enum dtype dtype;    /* as the forward pass sees it */
-    bool is_copied;
     size_t owned_offset; /* of the copy */
 };
+
+/* Matrices are packed; the table of positions is read by row and added, so it stays as it is. */
+static bool entry_is_matrix(const struct tensor_plan_entry *entry, const struct model_weights *weights)
+{
+    return entry->rank == 2 && entry->dest[0] != &weights->positions;
+}
 
 static bool entry_is_f32(const struct tensor_plan_entry *entry)
 {
@@ -89,27 +94,57 @@ static status_t resolve(const struct safetensors *checkpoint, const char *prefix
         return STATUS(ST_DATA_LOSS, SCOPE_NODE);
     }
     source.dtype = entry_is_f32(entry) ? DTYPE_F32 : source.file_dtype;
-    source.is_copied = entry->role == TENSOR_CONV1D || source.dtype != source.file_dtype ||
-                       (uintptr_t)tensor->data % dtype_bytes(source.dtype) != 0;
     *ret_source = source;
     return STATUS_OK;
 }
 
-/* Points the destinations at the bytes. */
-static void place(const struct tensor_plan_entry *entry, enum dtype dtype, const void *data)
+/* Rows and columns of one destination: [out][in]. */
+static void dest_shape(const struct tensor_plan_entry *entry, uint32_t *ret_rows, uint32_t *ret_cols)
 {
     bool is_transposed = entry->role == TENSOR_CONV1D;
     uint64_t rows = entry->rank == 1 ? 1 : is_transposed ? entry->shape[1] : entry->shape[0];
     uint64_t cols = entry->rank == 1 || is_transposed ? entry->shape[0] : entry->shape[1];
     if (entry->rank == 1) { cols /= entry->dest_count; }
     else { rows /= entry->dest_count; }
+    *ret_rows = (uint32_t)rows;
+    *ret_cols = (uint32_t)cols;
+}
+
+static struct kernels_matrix dest_matrix(const struct tensor_plan_entry *entry, enum dtype dtype)
+{
+    struct kernels_matrix matrix = {.format = (enum kernels_weight)dtype};
+    dest_shape(entry, &matrix.n_out, &matrix.n_in);
+    return matrix;
+}
+
+static size_t align_up(size_t bytes) { return (bytes + OWNED_ALIGNMENT - 1) / OWNED_ALIGNMENT * OWNED_ALIGNMENT; }
+
+/* Points the destinations at the bytes. */
+static void place(const struct tensor_plan_entry *entry, enum dtype dtype, bool is_matrix, const void *data)
+{
+    const uint8_t *at = data;
     for (uint32_t i = 0; i < entry->dest_count; i++) {
-        *entry->dest[i] = (struct model_tensor){
-            .data = (const uint8_t *)data + (size_t)(i * rows * cols) * dtype_bytes(dtype),
-            .dtype = dtype,
-            .rows = (uint32_t)rows,
-            .cols = (uint32_t)cols,
-        };
+        struct model_tensor tensor = {.data = at, .dtype = dtype};
+        dest_shape(entry, &tensor.rows, &tensor.cols);
+        if (is_matrix) {
+            tensor.matrix = dest_matrix(entry, dtype);
+            tensor.matrix.data = at;
+            at += kernels_matrix_bytes(&tensor.matrix);
+        } else {
+            at += (size_t)tensor.rows * tensor.cols * dtype_bytes(dtype);
+        }
+        *entry->dest[i] = tensor;
+    }
+}
+
+/* Packs row-major [out][in] of all destinations together. */
+static void pack_rows(const struct tensor_plan_entry *entry, enum dtype dtype, const uint8_t *rows, uint8_t *out)
+{
+    struct kernels_matrix matrix = dest_matrix(entry, dtype);
+    for (uint32_t i = 0; i < entry->dest_count; i++) {
+        kernels_matrix_pack(&matrix, rows, matrix.n_in, dtype, 0, kernels_matrix_panels(&matrix), out);
+        rows += (size_t)matrix.n_out * matrix.n_in * dtype_bytes(dtype);
+        out += kernels_matrix_bytes(&matrix);
     }
 }
 
@@ -150,19 +185,30 @@ static void convert_to_f32(const uint8_t *in, enum dtype dtype, size_t count, fl
     }
 }
 
-static void copy_tensor(const struct tensor_plan_entry *entry, const struct source *source, uint8_t *out)
+static status_t copy_tensor(const struct tensor_plan_entry *entry, const struct source *source, bool is_matrix,
+                            struct diag *diag, uint8_t *out)
 {
     const struct safetensors_tensor *tensor = source->tensor;
     uint32_t element_bytes = dtype_bytes(source->file_dtype);
     if (entry->role == TENSOR_CONV1D) {
+        uint8_t *turned = malloc((size_t)tensor->bytes);
+        if (!turned) {
+            diag_set(diag, "no memory to transpose %s", tensor->name);
+            return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+        }
         /* The two element sizes apart, so that the copy of one element is a move and not a call. */
-        if (element_bytes == 2) { transpose(tensor->data, entry->shape[0], entry->shape[1], 2, out); }
-        else { transpose(tensor->data, entry->shape[0], entry->shape[1], 4, out); }
+        if (element_bytes == 2) { transpose(tensor->data, entry->shape[0], entry->shape[1], 2, turned); }
+        else { transpose(tensor->data, entry->shape[0], entry->shape[1], 4, turned); }
+        pack_rows(entry, source->dtype, turned, out);
+        free(turned);
+    } else if (is_matrix) {
+        pack_rows(entry, source->dtype, tensor->data, out);
     } else if (source->dtype != source->file_dtype) {
         convert_to_f32(tensor->data, source->file_dtype, (size_t)entry_elements(entry), (float *)(void *)out);
     } else {
         memcpy(out, tensor->data, (size_t)tensor->bytes);
     }
+    return STATUS_OK;
 }
 
 static status_t take_owned(struct model_weights_storage *storage, size_t bytes, struct diag *diag)
@@ -180,15 +226,19 @@ static status_t take_owned(struct model_weights_storage *storage, size_t bytes, 
     return STATUS_OK;
 }
 
-/* Gives every copied tensor its offset in the one mapping. */
-static size_t lay_out_copies(const struct tensor_plan *plan, struct source *sources)
+/* Gives every tensor its offset in the one mapping. */
+static size_t lay_out(const struct model_weights *weights, const struct tensor_plan *plan, struct source *sources)
 {
     size_t used = 0;
     for (uint32_t i = 0; i < plan->count; i++) {
-        if (!sources[i].is_copied) { continue; }
+        const struct tensor_plan_entry *entry = &plan->entries[i];
         sources[i].owned_offset = used;
-        size_t bytes = (size_t)entry_elements(&plan->entries[i]) * dtype_bytes(sources[i].dtype);
-        used += (bytes + OWNED_ALIGNMENT - 1) / OWNED_ALIGNMENT * OWNED_ALIGNMENT;
+        size_t bytes = (size_t)entry_elements(entry) * dtype_bytes(sources[i].dtype);
+        if (entry_is_matrix(entry, weights)) {
+            struct kernels_matrix matrix = dest_matrix(entry, sources[i].dtype);
+            bytes = kernels_matrix_bytes(&matrix) * entry->dest_count;
+        }
+        used += align_up(bytes);
     }
     return used;
 }
@@ -248,23 +298,21 @@ static status_t load_plan(struct model_weights *weights, const struct model_conf
     for (uint32_t i = 0; i < plan->count; i++) {
         TRY(resolve(storage->checkpoint, plan->prefix, &plan->entries[i], diag, &sources[i]));
     }
-    TRY(take_owned(storage, lay_out_copies(plan, sources), diag));
+    TRY(take_owned(storage, lay_out(weights, plan, sources), diag));
     for (uint32_t i = 0; i < plan->count; i++) {
         const struct tensor_plan_entry *entry = &plan->entries[i];
         const struct safetensors_tensor *tensor = sources[i].tensor;
         model_fingerprint_add(fingerprint, entry->name, tensor->dtype, tensor->shape, tensor->rank, tensor->data,
                               tensor->bytes);
-        if (sources[i].is_copied) {
-            uint8_t *out = (uint8_t *)storage->owned + sources[i].owned_offset;
-            copy_tensor(entry, &sources[i], out);
-            place(entry, sources[i].dtype, out);
-        } else {
-            place(entry, sources[i].dtype, tensor->data);
-            weights->mapped_bytes += tensor->bytes;
-        }
+        uint8_t *out = (uint8_t *)storage->owned + sources[i].owned_offset;
+        bool is_matrix = entry_is_matrix(entry, weights);
+        TRY(copy_tensor(entry, &sources[i], is_matrix, diag, out));
+        place(entry, sources[i].dtype, is_matrix, out);
     }
     if (!weights->head.data) { weights->head = weights->embedding; }
     weights->owned_bytes = storage->owned_bytes;
+    safetensors_close(storage->checkpoint); /* everything is copied: its pages must not count as ours */
+    storage->checkpoint = NULL;
     return STATUS_OK;
 }
 
@@ -373,19 +421,30 @@ status_t model_weights_dummy(const struct model_config *config, uint64_t seed,
         goto fail;
     }
     for (uint32_t i = 0; i < plan.count; i++) {
-        sources[i].is_copied = true;
         sources[i].dtype = entry_is_f32(&plan.entries[i]) ? DTYPE_F32 : DTYPE_BF16;
     }
-    st = take_owned(weights->storage, lay_out_copies(&plan, sources), diag);
+    st = take_owned(weights->storage, lay_out(weights, &plan, sources), diag);
     if (failed(st)) { goto fail; }
     for (uint32_t i = 0; i < plan.count; i++) {
         const struct tensor_plan_entry *entry = &plan.entries[i];
         uint8_t *out = (uint8_t *)weights->storage->owned + sources[i].owned_offset;
         uint64_t tensor_seed = seed + i; /* each tensor its own stream */
-        make_up(entry, sources[i].dtype, splitmix64(&tensor_seed), out);
+        bool is_matrix = entry_is_matrix(entry, weights);
+        uint64_t bytes = entry_elements(entry) * dtype_bytes(sources[i].dtype);
+        uint8_t *rows = is_matrix ? malloc(bytes) : out;
+        if (!rows) {
+            diag_set(diag, "no memory for %s", entry->name);
+            st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+            goto fail;
+        }
+        make_up(entry, sources[i].dtype, splitmix64(&tensor_seed), rows);
         model_fingerprint_add(fingerprint, entry->name, file_dtype_names[sources[i].dtype], entry->shape, entry->rank,
-                              out, entry_elements(entry) * dtype_bytes(sources[i].dtype));
-        place(entry, sources[i].dtype, out);
+                              rows, bytes);
+        if (is_matrix) {
+            pack_rows(entry, sources[i].dtype, rows, out);
+            free(rows);
+        }
+        place(entry, sources[i].dtype, is_matrix, out);
     }
     if (!weights->head.data) { weights->head = weights->embedding; }
     weights->owned_bytes = weights->storage->owned_bytes;

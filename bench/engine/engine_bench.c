@@ -111,11 +111,11 @@ static double matrix_bytes(const struct model *model, double *ret_layers)
         const struct model_layer *l = &w->layers[i];
         const struct model_tensor *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
         for (size_t j = 0; j < sizeof all / sizeof all[0]; j++) {
-            if (all[j]->data) { layers += (double)all[j]->rows * all[j]->cols * dtype_bytes(all[j]->dtype); }
+            if (all[j]->data) { layers += (double)kernels_matrix_bytes(&all[j]->matrix); }
         }
     }
     *ret_layers = layers;
-    return layers + (double)w->head.rows * w->head.cols * dtype_bytes(w->head.dtype);
+    return layers + (double)kernels_matrix_bytes(&w->head.matrix);
 }
 
 static void case_add(struct bench *b, bool is_prefill, uint32_t size)

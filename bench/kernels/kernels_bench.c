@@ -73,8 +73,8 @@ static void run_gemm(struct bench *b, struct bench_case *c)
 {
     size_t bytes = (size_t)c->n_out * c->n_in * 2;
     if (c->next + bytes > SET_BYTES) { c->next = 0; }
-    struct kernels_gemm g = {.rows = c->rows, .n_out = c->n_out, .n_in = c->n_in, .x = b->x, .x_stride = c->n_in,
-                             .weight = b->set + c->next, .weight_stride = c->n_in, .weight_dtype = DTYPE_BF16, .out = b->out,
+    struct kernels_matrix weight = {.format = KERNELS_WEIGHT_BF16, .n_out = c->n_out, .n_in = c->n_in, .data = b->set + c->next};
+    struct kernels_gemm g = {.rows = c->rows, .weight = &weight, .x = b->x, .x_stride = c->n_in, .out = b->out,
                              .out_stride = c->n_out};
     c->next += bytes;
     kernels_gemm(b->kernels, &g, 1);

@@ -9,6 +9,7 @@
 #endif
 
 #include "kernels/backend.h"
+#include "kernels/cpu/gemm_run.h"
 #include "kernels/cpu/pool.h"
 #include "kernels/cpu/set.h"
 
@@ -55,14 +56,14 @@ static bool have_avx512bf16(void)
 static const struct {
     const struct cpu_set *set;
     bool (*have)(void);
-    bool automatic; /* "auto" may pick it: activations stay f32 */
+    enum kernels_compute compute; /* "auto" picks it only where this is asked for */
 } sets[] = {
 #if defined(__x86_64__)
-    {&set_avx512bf16, have_avx512bf16, false},
-    {&set_avx512, have_avx512, true},
-    {&set_avx2, have_avx2, true},
+    {&set_avx512bf16, have_avx512bf16, KERNELS_COMPUTE_BF16},
+    {&set_avx512, have_avx512, KERNELS_COMPUTE_F32},
+    {&set_avx2, have_avx2, KERNELS_COMPUTE_F32},
 #endif
-    {&set_scalar, have_scalar, true},
+    {&set_scalar, have_scalar, KERNELS_COMPUTE_F32},
 };
 #define SET_COUNT (sizeof(sets) / sizeof(sets[0]))
 
@@ -85,13 +86,13 @@ const char *cpu_backend_isa_available(void)
     return isa_text;
 }
 
-static status_t pick_set(const char *isa, const struct cpu_set **ret_set, struct diag *diag)
+static status_t pick_set(const char *isa, enum kernels_compute compute, const struct cpu_set **ret_set, struct diag *diag)
 {
     bool automatic = strcmp(isa, "auto") == 0, known = automatic;
     for (size_t i = 0; i < SET_COUNT; i++) {
         bool named = strcmp(isa, sets[i].set->isa_name) == 0;
         known = known || named;
-        if ((named || (automatic && sets[i].automatic)) && sets[i].have()) {
+        if ((named || (automatic && sets[i].compute <= compute)) && sets[i].have()) {
             *ret_set = sets[i].set;
             return STATUS_OK;
         }
@@ -106,67 +107,14 @@ static status_t pick_set(const char *isa, const struct cpu_set **ret_set, struct
 
 /* ---- products ------------------------------------------------------------------------------ */
 
-#define GEMMS_MAX 8u /* of one job; more are done in several */
-
-/* Pieces of one product: blocks of rows outermost, so that a worker packs x seldom. */
-struct gemm_plan {
-    const struct kernels_gemm *g;
-    uint32_t rows;      /* of a block of rows but the last */
-    uint32_t outs;      /* of a piece but the last */
-    uint32_t out_count; /* pieces along n_out */
-    uint32_t piece_first;
-};
-
-struct gemm_job {
-    const struct cpu_backend *cpu;
-    struct gemm_plan plans[GEMMS_MAX];
-    uint32_t plan_count;
-};
+static void cpu_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, uint32_t count)
+{
+    const struct cpu_backend *backend = cpu(kernels);
+    gemm_run(backend->set, backend->pool, backend->scratch, gemms, count);
+}
 
 static uint32_t div_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
-
-static void gemm_piece_run(const void *arg, uint32_t worker, uint32_t piece)
-{
-    const struct gemm_job *job = arg;
-    uint32_t i = job->plan_count - 1;
-    while (piece < job->plans[i].piece_first) { i--; }
-    const struct gemm_plan *plan = &job->plans[i];
-    piece -= plan->piece_first;
-    uint32_t row = piece / plan->out_count * plan->rows, out = piece % plan->out_count * plan->outs;
-    job->cpu->set->gemm(plan->g, row, min_u32(plan->rows, plan->g->rows - row), out,
-                        min_u32(plan->outs, plan->g->n_out - out), &job->cpu->scratch[worker]);
-}
-
-static void cpu_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, uint32_t count)
-{
-    while (count != 0) {
-        struct gemm_job job = {.cpu = cpu(kernels)};
-        uint32_t pieces = 0, taken = min_u32(count, GEMMS_MAX);
-        /* Enough pieces that the last ones even out, and none so small that taking it shows. */
-        uint64_t outs_total = 0;
-        for (uint32_t i = 0; i < taken; i++) { outs_total += gemms[i].n_out; }
-        uint32_t outs = SET_GEMM_OUTS_OF_ONE_ROW;
-        while (outs > 16 && outs_total / outs < 8u * (uint64_t)(kernels->threads - 1)) { outs /= 2; }
-        for (uint32_t i = 0; i < taken; i++) {
-            const struct kernels_gemm *g = &gemms[i];
-            if (g->rows == 0) { continue; }
-            /* Rows of x that fit the pack, in multiples of 6 and never below, which every depth fits. */
-            size_t row_bytes = ((size_t)g->n_in + 31) / 32 * 32 * sizeof(float);
-            uint32_t rows_fit = (uint32_t)(SET_GEMM_PACK_BYTES / row_bytes / SET_GEMM_TILE_ROWS_MAX) * SET_GEMM_TILE_ROWS_MAX;
-            uint32_t blocks = div_up(g->rows, min_u32(rows_fit, SET_GEMM_ROWS_MAX));
-            struct gemm_plan *plan = &job.plans[job.plan_count++];
-            *plan = (struct gemm_plan){.g = g, .outs = g->rows == 1 ? outs : min_u32(outs, SET_GEMM_OUTS_MAX), .piece_first = pieces};
-            plan->rows = div_up(g->rows, blocks);
-            plan->out_count = div_up(g->n_out, plan->outs);
-            pieces += div_up(g->rows, plan->rows) * plan->out_count;
-        }
-        for (uint32_t i = 0; i < kernels->threads; i++) { job.cpu->scratch[i].pack_x = NULL; }
-        pool_run(job.cpu->pool, pieces, gemm_piece_run, &job);
-        gemms += taken;
-        count -= taken;
-    }
-}
 
 /* ---- attention ----------------------------------------------------------------------------- */
 
@@ -252,7 +200,7 @@ static void rows_run(struct kernels *kernels, uint32_t rows, size_t row_values, 
 ROWS_OPERATION(rmsnorm, (size_t)args->heads * args->dim)
 ROWS_OPERATION(layernorm, args->dim)
 ROWS_OPERATION(rope, (size_t)args->heads * args->rotary_dim)
-ROWS_OPERATION(embed, args->dim)
+ROWS_OPERATION(embed, args->table->n_in)
 ROWS_OPERATION(kv_write, (size_t)2 * args->kv.layout.kv_heads * args->kv.layout.head_dim)
 
 /* Operations whose arguments are not a struct in kernels.h. */
@@ -397,17 +345,18 @@ static status_t scratch_create(struct cpu_backend *backend, struct diag *diag)
     backend->memory_bytes = worker_bytes * threads;
     for (uint32_t i = 0; i < threads; i++) {
         unsigned char *base = (unsigned char *)backend->memory + i * worker_bytes;
-        backend->scratch[i].pack = (float *)(void *)base;
+        backend->scratch[i].pack = base;
         backend->scratch[i].sums = (float *)(void *)(base + pack);
         backend->scratch[i].attention = (float *)(void *)(base + pack + sums);
     }
     return STATUS_OK;
 }
 
-status_t cpu_backend_create(const char *isa, uint32_t threads, struct kernels **ret_kernels, struct diag *diag)
+status_t cpu_backend_create(const char *isa, const struct kernels_config *config, struct kernels **ret_kernels,
+                            struct diag *diag)
 {
     const struct cpu_set *set = NULL;
-    TRY(pick_set(isa, &set, diag));
+    TRY(pick_set(isa, config->compute, &set, diag));
     struct cpu_backend *backend = calloc(1, sizeof(*backend));
     if (backend == NULL) {
         diag_set(diag, "no memory for the kernels' handle");
@@ -415,10 +364,10 @@ status_t cpu_backend_create(const char *isa, uint32_t threads, struct kernels **
     }
     backend->set = set;
     backend->base = (struct kernels){.ops = &cpu_ops, .set_name = set->set_name, .isa_name = set->isa_name,
-                                     .threads = threads, .uses_host_memory = true};
+                                     .threads = config->threads, .uses_host_memory = true};
     status_t st = scratch_create(backend, diag);
     if (failed(st)) { goto fail; }
-    st = pool_create(threads, &backend->pool, diag);
+    st = pool_create(config->threads, &backend->pool, diag);
     if (failed(st)) { goto fail; }
     *ret_kernels = &backend->base;
     return STATUS_OK;

@@ -8,8 +8,8 @@
 #include "kernels/kernels.h"
 
 /* isa: "auto" or the name of a set. Returns owned. Errors as kernels_create(). */
-NODISCARD status_t cpu_backend_create(const char *isa, uint32_t threads, struct kernels **ret_kernels,
-                                      struct diag *diag);
+NODISCARD status_t cpu_backend_create(const char *isa, const struct kernels_config *config,
+                                      struct kernels **ret_kernels, struct diag *diag);
 
 /* As kernels_isa_available(). */
 const char *cpu_backend_isa_available(void);

@@ -1,336 +1,372 @@
-/* gemm_impl: the matrix product of set_impl.h.
+/* gemm_impl: the matrix product of set_impl.h, for weights of bf16, f16 and f32 in panels (matrix.h).
  *
- * Order. Element (m, n) owns one vector of 16 running sums. Depth is walked in groups of 32; in a
- * group the sums take two products each: first `first half`, then `second half` of the group. For
- * bf16 the halves are the even and the odd elements, since a 64-byte load of 32 weights then needs
- * one shift or one mask per half; else they are elements 0..15 and 16..31. x is packed to match.
- * The last group is filled up with zeros. At the end the 16 sums are added as a fixed tree. None
- * of this looks at the number of rows or at tiles: they only say which elements share a load.
+ * Order. Element (m, n) owns one running sum, which takes the products of inputs 0, 1, 2 ... one
+ * after the other; bf16 dot products take them in pairs. 16 neighbouring outputs are the lanes of a
+ * vector, x is broadcast, and nothing is ever added across lanes. So how many rows there are, how
+ * they are cut into tiles, depth blocks and pieces, and who computes them changes no bit.
  *
- * Blocks. A tile keeps `outs` x `rows` of those vectors in registers. A piece holds up to 48 rows,
- * packed once per worker; for more than a few rows its depth is walked in blocks of GEMM_DEPTH so
- * that a tile of x stays in L1 and 64 rows of weights stay in L2; unfinished sums are parked whole
- * (all 16 lanes) between blocks, which changes no bit.
- * Source  K. Goto, R. van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008, for
- *         the blocks; with x and W both contiguous in depth nothing but x needs packing. */
-
-#define GEMM_GROUP 32u
-#define GEMM_DEPTH 1024u
+ * Blocks. A tile keeps panels x rows of those vectors in registers.
+ * - Few rows (a decode step): each tile walks the whole depth of its panels, which come from
+ *   memory once. The panels of a tile lie far apart and each goes straight on: a core reads
+ *   fastest along several such streams, which the hardware's prefetcher follows.
+ * - More rows: depth is cut into blocks of GEMM_DEPTH steps, so that the panels of a tile stay in
+ *   L1 while all rows of the piece pass by, and their slice of x in L2. Unfinished sums are parked
+ *   between blocks. While a block is worked on, the next one's panels are asked for.
+ * Source  K. Goto, R. van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008. */
 
 #ifndef GEMM_BF16_DOT
 #define GEMM_BF16_DOT 0 /* 1: bf16 weights meet x rounded to bf16, by the set's gemm_dot() */
 #endif
 
+/* A step is one line of a panel: a pair of inputs in bf16, else one. */
+#define GEMM_DEPTH 128u
+
 struct gemm_tile {
-    const unsigned char *weight; /* at (first out, first depth) */
-    size_t weight_stride;        /* bytes from one of the tile's outs to the next */
-    uint32_t out_step;           /* outs from one to the next */
-    uint32_t groups;             /* whole ones */
-    uint32_t tail;               /* elements after them */
-    const float *x;              /* packed */
-    float *sums;                 /* [outs][rows][16] between depth blocks */
+    const unsigned char *weight; /* first panel, first step */
+    size_t panel_stride;         /* bytes from one of the tile's panels to the next */
+    uint32_t out_step;           /* outputs from one to the next */
+    uint32_t steps;
+    const unsigned char *x;      /* packed, first row, first step */
+    size_t x_stride;             /* bytes */
+    float *sums;                 /* [panels][rows][16] between depth blocks */
     bool first, last;            /* depth block */
     const struct kernels_gemm *g;
     uint32_t row, out;           /* of the tile's corner */
 };
 
-/* Floats of one packed group of one row. */
-VEC_FN uint32_t gemm_group_floats(enum dtype dtype) { return GEMM_BF16_DOT && dtype == DTYPE_BF16 ? GEMM_GROUP / 2 : GEMM_GROUP; }
+VEC_FN uint32_t gemm_line_bytes(enum kernels_weight format) { return format == KERNELS_WEIGHT_F16 ? 32 : 64; }
+VEC_FN uint32_t gemm_line_inputs(enum kernels_weight format) { return format == KERNELS_WEIGHT_BF16 ? 2 : 1; }
+VEC_FN bool gemm_is_dot(enum kernels_weight format) { return GEMM_BF16_DOT && format == KERNELS_WEIGHT_BF16; }
+/* Bytes of packed x that meet one line. */
+VEC_FN uint32_t gemm_x_bytes(enum kernels_weight format) { return gemm_is_dot(format) ? 4 : 4 * gemm_line_inputs(format); }
 
-VEC_FN vec gemm_weights(enum dtype dtype, const unsigned char *w, int half)
+VEC_FN float gemm_x(const unsigned char *x)
 {
-    switch (dtype) {
-    case DTYPE_BF16: return half == 0 ? vec_even_bf16(vec_load_any(w)) : vec_odd_bf16(vec_load_any(w));
-    case DTYPE_F16: return vec_load_f16(w + 32 * half);
-    default: return vec_load_any(w + 64 * half);
+    float value;
+    memcpy(&value, x, 4);
+    return value;
+}
+
+/* Input `half` of a line, for 16 outputs. */
+VEC_FN vec gemm_weights(enum kernels_weight format, const unsigned char *w, int half)
+{
+    switch (format) {
+    case KERNELS_WEIGHT_BF16: return half == 0 ? vec_even_bf16(vec_load_any(w)) : vec_odd_bf16(vec_load_any(w));
+    case KERNELS_WEIGHT_F16: return vec_load_f16(w);
+    default: return vec_load_any(w);
     }
 }
 
-/* One group: sums[outs][rows] += weight . x. The weight's rows are `stride` bytes apart. */
-VEC_FN void gemm_group(const int outs, const int rows, const enum dtype dtype, const unsigned char *w, size_t stride,
-                       const float *x, vec *sums)
+/* One line of each panel against every row. Three rows, and three panels, share a base address: with
+ * the stride once and twice that is all an address can say, and pointers are scarce. */
+VEC_FN void gemm_step(const int panels, const int rows, const enum kernels_weight format, const unsigned char *const *w,
+                      size_t panel_stride, const unsigned char *const *x, size_t x_stride, vec *sums)
 {
 #if GEMM_BF16_DOT
-    if (dtype == DTYPE_BF16) {
+    if (format == KERNELS_WEIGHT_BF16) {
+        vec weights[8];
         VEC_UNROLL
-        for (int j = 0; j < rows; j++) {
+        for (int p = 0; p < panels; p++) { weights[p] = vec_load_any(w[p / 3] + (size_t)(p % 3) * panel_stride); }
+        VEC_UNROLL
+        for (int r = 0; r < rows; r++) {
+            vec pair = vec_set(gemm_x(x[r / 3] + (size_t)(r % 3) * x_stride)); /* 4 bytes, whatever they mean */
             VEC_UNROLL
-            for (int i = 0; i < outs; i++) {
-                sums[i * rows + j] = gemm_dot(w + (size_t)i * stride, x + 16 * j, sums[i * rows + j]);
-            }
+            for (int p = 0; p < panels; p++) { sums[p * rows + r] = gemm_dot(weights[p], pair, sums[p * rows + r]); }
         }
         return;
     }
 #endif
+    const int inputs = (int)gemm_line_inputs(format);
     VEC_UNROLL
-    for (int half = 0; half < 2; half++) {
-        if (outs <= rows || outs <= 4) { /* hold the weights, pass x by */
-            vec weights[8];
+    for (int half = 0; half < inputs; half++) {
+        vec weights[8];
+        VEC_UNROLL
+        for (int p = 0; p < panels; p++) { weights[p] = gemm_weights(format, w[p / 3] + (size_t)(p % 3) * panel_stride, half); }
+        VEC_UNROLL
+        for (int r = 0; r < rows; r++) {
+            vec value = vec_set(gemm_x(x[r / 3] + (size_t)(r % 3) * x_stride + 4 * (size_t)half));
             VEC_UNROLL
-            for (int i = 0; i < outs; i++) { weights[i] = gemm_weights(dtype, w + (size_t)i * stride, half); }
-            VEC_UNROLL
-            for (int j = 0; j < rows; j++) {
-                vec xj = vec_load(x + (half * rows + j) * 16);
-                VEC_UNROLL
-                for (int i = 0; i < outs; i++) { sums[i * rows + j] = vec_fma(weights[i], xj, sums[i * rows + j]); }
-            }
-        } else { /* hold x, pass the weights by */
-            vec xs[8];
-            VEC_UNROLL
-            for (int j = 0; j < rows; j++) { xs[j] = vec_load(x + (half * rows + j) * 16); }
-            VEC_UNROLL
-            for (int i = 0; i < outs; i++) {
-                vec weight = gemm_weights(dtype, w + (size_t)i * stride, half);
-                VEC_UNROLL
-                for (int j = 0; j < rows; j++) { sums[i * rows + j] = vec_fma(weight, xs[j], sums[i * rows + j]); }
-            }
+            for (int p = 0; p < panels; p++) { sums[p * rows + r] = vec_fma(weights[p], value, sums[p * rows + r]); }
         }
     }
 }
 
-/* NEXT: the weights of the tile that follows, one line per line read: rows are too short for the
- * hardware's own prefetcher to run ahead across them. ALONG: further down the same stream, where
- * tiles follow each other in memory; half a page is past what one core has under way. Past the
- * matrix's end a prefetch does nothing. */
-enum gemm_prefetch { GEMM_PREFETCH_NONE, GEMM_PREFETCH_NEXT, GEMM_PREFETCH_ALONG };
-#define GEMM_ALONG_BYTES 2048u
+/* 16 outputs of one row: (+ bias) (+ old), in this order. */
+VEC_FN void gemm_finish(const struct kernels_gemm *g, uint32_t row, uint32_t n, vec sum)
+{
+    const uint32_t left = g->weight->n_out - n, count = left < 16 ? left : 16;
+    float *out = g->out + (size_t)row * g->out_stride + n;
+    if (g->bias != NULL) {
+        sum = vec_add(sum, load_part(g->bias_dtype, (const unsigned char *)g->bias + (size_t)n * dtype_bytes(g->bias_dtype), count));
+    }
+    if (count == 16) {
+        vec_store(out, g->accumulate ? vec_add(sum, vec_load(out)) : sum);
+    } else {
+        vec_store_part(out, g->accumulate ? vec_add(sum, vec_load_part(out, count)) : sum, count);
+    }
+}
 
-VEC_FN void gemm_tile(const int outs, const int rows, const enum dtype dtype, const enum gemm_prefetch prefetch,
+/* Half a page is past what one core has under way; past the matrix's end a prefetch does nothing. */
+#ifndef GEMM_AHEAD_BYTES
+#define GEMM_AHEAD_BYTES 2048u
+#endif
+
+VEC_FN void gemm_tile(const int panels, const int rows, const enum kernels_weight format, const bool streams,
                       const struct gemm_tile *t)
 {
-    vec sums[24];
-    const size_t group_bytes = GEMM_GROUP * dtype_bytes(dtype);
-    const uint32_t group_floats = gemm_group_floats(dtype) * (uint32_t)rows;
-    const unsigned char *w = t->weight;
-    const float *x = t->x;
+    vec sums[32];
+    const uint32_t line = gemm_line_bytes(format), x_bytes = gemm_x_bytes(format);
+    const size_t panel_stride = t->panel_stride, x_stride = t->x_stride;
+    const unsigned char *w[3], *x[4];
     VEC_UNROLL
-    for (int i = 0; i < outs * rows; i++) { sums[i] = vec_zero(); }
-    if (!t->first) {
+    for (int i = 0; i < (panels + 2) / 3; i++) { w[i] = t->weight + (size_t)(3 * i) * panel_stride; }
+    VEC_UNROLL
+    for (int i = 0; i < (rows + 2) / 3; i++) { x[i] = t->x + (size_t)(3 * i) * x_stride; }
+    if (t->first) {
         VEC_UNROLL
-        for (int i = 0; i < outs * rows; i++) { sums[i] = vec_load(t->sums + 16 * i); }
+        for (int i = 0; i < panels * rows; i++) { sums[i] = vec_zero(); }
+    } else {
+        VEC_UNROLL
+        for (int i = 0; i < panels * rows; i++) { sums[i] = vec_load(t->sums + 16 * i); }
     }
-    const unsigned char *ahead = w + (prefetch == GEMM_PREFETCH_ALONG ? GEMM_ALONG_BYTES : (size_t)outs * t->weight_stride);
-    for (uint32_t group = 0; group < t->groups; group++) {
-        if (prefetch != GEMM_PREFETCH_NONE) {
+    for (uint32_t step = t->steps; step != 0; step--) {
+        if (streams) {
             VEC_UNROLL
-            for (int i = 0; i < outs; i++) {
-                const unsigned char *line = ahead + (size_t)i * t->weight_stride;
-                if (prefetch == GEMM_PREFETCH_ALONG) { __builtin_prefetch(line, 0, 3); } else { __builtin_prefetch(line, 0, 2); }
-                if (dtype != DTYPE_F32) { continue; }
-                if (prefetch == GEMM_PREFETCH_ALONG) { __builtin_prefetch(line + 64, 0, 3); } else { __builtin_prefetch(line + 64, 0, 2); }
+            for (int p = 0; p < panels; p++) {
+                __builtin_prefetch(w[p / 3] + (size_t)(p % 3) * panel_stride + GEMM_AHEAD_BYTES, 0, 3);
             }
-            ahead += group_bytes;
         }
-        gemm_group(outs, rows, dtype, w, t->weight_stride, x, sums);
-        w += group_bytes;
-        x += group_floats;
-    }
-    if (t->tail != 0) {
-        unsigned char filled[8 * GEMM_GROUP * 4];
-        memset(filled, 0, (size_t)outs * group_bytes);
-        for (int i = 0; i < outs; i++) {
-            memcpy(filled + (size_t)i * group_bytes, w + (size_t)i * t->weight_stride, t->tail * dtype_bytes(dtype));
-        }
-        gemm_group(outs, rows, dtype, filled, group_bytes, x, sums);
+        gemm_step(panels, rows, format, w, panel_stride, x, x_stride, sums);
+        VEC_UNROLL
+        for (int i = 0; i < (panels + 2) / 3; i++) { w[i] += line; }
+        VEC_UNROLL
+        for (int i = 0; i < (rows + 2) / 3; i++) { x[i] += x_bytes; }
     }
     if (!t->last) {
         VEC_UNROLL
-        for (int i = 0; i < outs * rows; i++) { vec_store(t->sums + 16 * i, sums[i]); }
+        for (int i = 0; i < panels * rows; i++) { vec_store(t->sums + 16 * i, sums[i]); }
         return;
     }
-    const struct kernels_gemm *g = t->g;
     VEC_UNROLL
-    for (int i = 0; i < outs; i++) {
-        const uint32_t n = t->out + (uint32_t)i * t->out_step;
-        float bias = g->bias != NULL ? scalar_load(g->bias, g->bias_dtype, n) : 0.0f;
+    for (int p = 0; p < panels; p++) {
+        const uint32_t n = t->out + (uint32_t)p * t->out_step;
         VEC_UNROLL
-        for (int j = 0; j < rows; j++) {
-            float *out = g->out + (size_t)(t->row + (uint32_t)j) * g->out_stride + n;
-            float value = vec_sum(sums[i * rows + j]);
-            if (g->bias != NULL) { value += bias; }
-            *out = g->accumulate ? value + *out : value;
-        }
+        for (int r = 0; r < rows; r++) { gemm_finish(t->g, t->row + (uint32_t)r, n, sums[p * rows + r]); }
     }
 }
 
 typedef void (*gemm_tile_fn)(const struct gemm_tile *t);
 
-#define GEMM_TILE_DEFINE(outs, rows, prefetch)                                         \
-    static void gemm_f32_##outs##x##rows##_##prefetch(const struct gemm_tile *t)         \
-    {                                                                                    \
-        gemm_tile(outs, rows, DTYPE_F32, GEMM_PREFETCH_##prefetch, t);                   \
-    }                                                                                    \
-    static void gemm_bf16_##outs##x##rows##_##prefetch(const struct gemm_tile *t)        \
-    {                                                                                    \
-        gemm_tile(outs, rows, DTYPE_BF16, GEMM_PREFETCH_##prefetch, t);                  \
-    }                                                                                    \
-    static void gemm_f16_##outs##x##rows##_##prefetch(const struct gemm_tile *t)         \
-    {                                                                                    \
-        gemm_tile(outs, rows, DTYPE_F16, GEMM_PREFETCH_##prefetch, t);                   \
+#define GEMM_TILE_DEFINE(panels, rows, streams)                                                \
+    static void gemm_f32_##panels##x##rows##_##streams(const struct gemm_tile *t)              \
+    {                                                                                          \
+        gemm_tile(panels, rows, KERNELS_WEIGHT_F32, streams, t);                               \
+    }                                                                                          \
+    static void gemm_bf16_##panels##x##rows##_##streams(const struct gemm_tile *t)             \
+    {                                                                                          \
+        gemm_tile(panels, rows, KERNELS_WEIGHT_BF16, streams, t);                              \
+    }                                                                                          \
+    static void gemm_f16_##panels##x##rows##_##streams(const struct gemm_tile *t)              \
+    {                                                                                          \
+        gemm_tile(panels, rows, KERNELS_WEIGHT_F16, streams, t);                               \
     }
-#define GEMM_TILE_ENTRY(outs, rows, prefetch) \
-    {gemm_f32_##outs##x##rows##_##prefetch, gemm_bf16_##outs##x##rows##_##prefetch, gemm_f16_##outs##x##rows##_##prefetch}
+#define GEMM_TILE_ENTRY(panels, rows, streams) \
+    {gemm_f32_##panels##x##rows##_##streams, gemm_bf16_##panels##x##rows##_##streams, gemm_f16_##panels##x##rows##_##streams}
 
-#define GEMM_TILES_DEFINE(outs, prefetch) \
-    GEMM_TILE_DEFINE(outs, 1, prefetch)   \
-    GEMM_TILE_DEFINE(outs, 2, prefetch)   \
-    GEMM_TILE_DEFINE(outs, 3, prefetch)
-#define GEMM_TILES_DEFINE_MORE(outs, prefetch) \
-    GEMM_TILE_DEFINE(outs, 4, prefetch)        \
-    GEMM_TILE_DEFINE(outs, 5, prefetch)        \
-    GEMM_TILE_DEFINE(outs, 6, prefetch)
-
-/* STREAM tiles serve few rows, where the speed is that of reading weights. A core reads fastest along
- * several runs that lie far apart and each go straight on, as the hardware's prefetcher follows them:
- * so a tile takes one out of each quarter of the piece, not neighbours. Measured on Zen 5, rows of
- * 896, 2048 and 8192 bf16, share of the best read probe: 8 neighbours .63 .57 .64, 4 neighbours
- * .79 .75 -, 4 streams .91 .84 .93; 8 streams .75 .73 -. */
-GEMM_TILES_DEFINE(1, NONE)
-GEMM_TILES_DEFINE_MORE(1, NONE)
-GEMM_TILE_DEFINE(4, 1, ALONG)
-#if GEMM_TILE_OUTS == 4
-GEMM_TILES_DEFINE(4, NEXT)
-GEMM_TILES_DEFINE_MORE(4, NEXT)
-GEMM_TILE_DEFINE(4, 2, ALONG)
-GEMM_TILE_DEFINE(4, 3, ALONG)
-static const gemm_tile_fn gemm_tiles_stream[3][DTYPE_COUNT] = {GEMM_TILE_ENTRY(4, 1, ALONG), GEMM_TILE_ENTRY(4, 2, ALONG),
-                                                               GEMM_TILE_ENTRY(4, 3, ALONG)};
-static const gemm_tile_fn gemm_tiles[6][DTYPE_COUNT] = {GEMM_TILE_ENTRY(4, 1, NEXT), GEMM_TILE_ENTRY(4, 2, NEXT),
-                                                        GEMM_TILE_ENTRY(4, 3, NEXT), GEMM_TILE_ENTRY(4, 4, NEXT),
-                                                        GEMM_TILE_ENTRY(4, 5, NEXT), GEMM_TILE_ENTRY(4, 6, NEXT)};
-#define GEMM_STREAM_ROWS 3u
-#define GEMM_TILE_ROWS 6u
+/* Which tiles there are: GEMM_PANELS x 1 .. GEMM_ROWS for blocks, 1 x the same for panels left over;
+ * and, by rows, stream tiles of as many panels as the registers hold. With 32 registers 24 sums, 4
+ * panels and one x; with 16 (two to a vec) 6 sums, one panel and one x. */
+GEMM_TILE_DEFINE(1, 1, 0)
+GEMM_TILE_DEFINE(1, 2, 0)
+GEMM_TILE_DEFINE(1, 3, 0)
+GEMM_TILE_DEFINE(1, 4, 0)
+GEMM_TILE_DEFINE(1, 5, 0)
+GEMM_TILE_DEFINE(1, 6, 0)
+#define GEMM_ROWS 6u
+#if GEMM_PANELS == 4
+GEMM_TILE_DEFINE(1, 7, 0)
+GEMM_TILE_DEFINE(1, 8, 0)
+GEMM_TILE_DEFINE(1, 9, 0)
+GEMM_TILE_DEFINE(1, 10, 0)
+GEMM_TILE_DEFINE(1, 11, 0)
+GEMM_TILE_DEFINE(1, 12, 0)
+GEMM_TILE_DEFINE(4, 1, 0)
+GEMM_TILE_DEFINE(4, 2, 0)
+GEMM_TILE_DEFINE(4, 3, 0)
+GEMM_TILE_DEFINE(4, 4, 0)
+GEMM_TILE_DEFINE(4, 5, 0)
+GEMM_TILE_DEFINE(4, 6, 0)
+GEMM_TILE_DEFINE(4, 1, 1)
+GEMM_TILE_DEFINE(4, 2, 1)
+GEMM_TILE_DEFINE(4, 3, 1)
+GEMM_TILE_DEFINE(4, 4, 1)
+GEMM_TILE_DEFINE(4, 5, 1)
+GEMM_TILE_DEFINE(4, 6, 1)
+GEMM_TILE_DEFINE(3, 7, 1)
+GEMM_TILE_DEFINE(3, 8, 1)
+GEMM_TILE_DEFINE(2, 9, 1)
+GEMM_TILE_DEFINE(2, 10, 1)
+GEMM_TILE_DEFINE(2, 11, 1)
+GEMM_TILE_DEFINE(2, 12, 1)
+#define GEMM_STREAM_ROWS 12u
+static const gemm_tile_fn gemm_tiles[GEMM_ROWS][3] = {GEMM_TILE_ENTRY(4, 1, 0), GEMM_TILE_ENTRY(4, 2, 0), GEMM_TILE_ENTRY(4, 3, 0),
+                                                      GEMM_TILE_ENTRY(4, 4, 0), GEMM_TILE_ENTRY(4, 5, 0), GEMM_TILE_ENTRY(4, 6, 0)};
+static const gemm_tile_fn gemm_tiles_single[GEMM_STREAM_ROWS][3] = {
+    GEMM_TILE_ENTRY(1, 1, 0), GEMM_TILE_ENTRY(1, 2, 0), GEMM_TILE_ENTRY(1, 3, 0), GEMM_TILE_ENTRY(1, 4, 0),
+    GEMM_TILE_ENTRY(1, 5, 0), GEMM_TILE_ENTRY(1, 6, 0), GEMM_TILE_ENTRY(1, 7, 0), GEMM_TILE_ENTRY(1, 8, 0),
+    GEMM_TILE_ENTRY(1, 9, 0), GEMM_TILE_ENTRY(1, 10, 0), GEMM_TILE_ENTRY(1, 11, 0), GEMM_TILE_ENTRY(1, 12, 0)};
+static const struct {
+    uint32_t panels;
+    gemm_tile_fn tiles[3];
+} gemm_streams[GEMM_STREAM_ROWS] = {
+    {4, GEMM_TILE_ENTRY(4, 1, 1)}, {4, GEMM_TILE_ENTRY(4, 2, 1)}, {4, GEMM_TILE_ENTRY(4, 3, 1)}, {4, GEMM_TILE_ENTRY(4, 4, 1)},
+    {4, GEMM_TILE_ENTRY(4, 5, 1)}, {4, GEMM_TILE_ENTRY(4, 6, 1)}, {3, GEMM_TILE_ENTRY(3, 7, 1)}, {3, GEMM_TILE_ENTRY(3, 8, 1)},
+    {2, GEMM_TILE_ENTRY(2, 9, 1)}, {2, GEMM_TILE_ENTRY(2, 10, 1)}, {2, GEMM_TILE_ENTRY(2, 11, 1)}, {2, GEMM_TILE_ENTRY(2, 12, 1)}};
 #else
-GEMM_TILES_DEFINE(2, NEXT)
-static const gemm_tile_fn gemm_tiles_stream[1][DTYPE_COUNT] = {GEMM_TILE_ENTRY(4, 1, ALONG)};
-static const gemm_tile_fn gemm_tiles[3][DTYPE_COUNT] = {GEMM_TILE_ENTRY(2, 1, NEXT), GEMM_TILE_ENTRY(2, 2, NEXT),
-                                                        GEMM_TILE_ENTRY(2, 3, NEXT)};
-#define GEMM_STREAM_ROWS 1u
-#define GEMM_TILE_ROWS 3u
+GEMM_TILE_DEFINE(4, 1, 1)
+GEMM_TILE_DEFINE(2, 2, 1)
+GEMM_TILE_DEFINE(2, 3, 1)
+#define GEMM_STREAM_ROWS 3u
+#define gemm_tiles gemm_tiles_single
+static const gemm_tile_fn gemm_tiles_single[GEMM_ROWS][3] = {GEMM_TILE_ENTRY(1, 1, 0), GEMM_TILE_ENTRY(1, 2, 0),
+                                                             GEMM_TILE_ENTRY(1, 3, 0), GEMM_TILE_ENTRY(1, 4, 0),
+                                                             GEMM_TILE_ENTRY(1, 5, 0), GEMM_TILE_ENTRY(1, 6, 0)};
+static const struct {
+    uint32_t panels;
+    gemm_tile_fn tiles[3];
+} gemm_streams[GEMM_STREAM_ROWS] = {{4, GEMM_TILE_ENTRY(4, 1, 1)}, {2, GEMM_TILE_ENTRY(2, 2, 1)}, {2, GEMM_TILE_ENTRY(2, 3, 1)}};
 #endif
-#define GEMM_STREAMS 4u
-static const gemm_tile_fn gemm_tiles_single[6][DTYPE_COUNT] = {GEMM_TILE_ENTRY(1, 1, NONE), GEMM_TILE_ENTRY(1, 2, NONE),
-                                                               GEMM_TILE_ENTRY(1, 3, NONE), GEMM_TILE_ENTRY(1, 4, NONE),
-                                                               GEMM_TILE_ENTRY(1, 5, NONE), GEMM_TILE_ENTRY(1, 6, NONE)};
 
-_Static_assert(GEMM_TILE_ROWS <= SET_GEMM_TILE_ROWS_MAX, "the pack is sized by the tallest tile");
+_Static_assert(GEMM_STREAM_ROWS <= SET_GEMM_PACK_ROWS_MIN && GEMM_ROWS <= SET_GEMM_PACK_ROWS_MIN, "the deepest rows of a tile fit the pack");
 
-VEC_FN uint32_t gemm_groups(uint32_t n_in) { return (n_in + GEMM_GROUP - 1) / GEMM_GROUP; }
+/* ---- x ------------------------------------------------------------------------------------- */
 
-/* Rows of tile i when `rows` are dealt out to `tiles` as evenly as can be. */
-VEC_FN uint32_t gemm_tile_rows(uint32_t rows, uint32_t tiles, uint32_t i) { return rows / tiles + (i < rows % tiles ? 1 : 0); }
-
-/* One group of one row in the order of gemm_group(): the halves go `apart` floats from each other. */
-VEC_FN void gemm_pack_group(const float *x, uint32_t count, enum dtype dtype, float *to, size_t apart)
+/* Bytes of a packed row; odd in cache lines, so that rows do not share the sets of a cache. */
+VEC_FN size_t gemm_pack_stride(enum kernels_weight format, uint32_t n_in)
 {
-    float filled[GEMM_GROUP];
-    if (count < GEMM_GROUP) {
-        memset(filled, 0, sizeof(filled));
-        memcpy(filled, x, count * sizeof(float));
-        x = filled;
-    }
-#if GEMM_BF16_DOT
-    if (dtype == DTYPE_BF16) {
-        vec_store_bf16(to, vec_load(x));
-        vec_store_bf16(to + 8, vec_load(x + 16));
-        return;
-    }
-#endif
-    if (dtype == DTYPE_BF16) {
-        vec_deinterleave(x, to, to + apart);
-    } else {
-        vec_store(to, vec_load(x));
-        vec_store(to + apart, vec_load(x + 16));
-    }
+    size_t inputs = ((size_t)n_in + 31) / 32 * 32;
+    return inputs * (gemm_is_dot(format) ? 2 : 4) + 64;
 }
 
-static void gemm_pack(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, uint32_t tiles,
-                      struct set_scratch *scratch)
+/* Rows of x as the steps read them: whole lines, what is past n_in zero; rounded where the set does. */
+static void gemm_pack(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, struct set_scratch *scratch)
 {
+    const enum kernels_weight format = g->weight->format;
+    const uint32_t n_in = g->weight->n_in;
     if (scratch->pack_x == g->x && scratch->pack_row_first == row_first && scratch->pack_rows == rows
-        && scratch->pack_in == g->n_in && scratch->pack_dtype == g->weight_dtype) {
+        && scratch->pack_in == n_in && scratch->pack_format == format) {
         return; /* q, k and v read the same rows */
     }
-    float *to = scratch->pack;
-    uint32_t row = row_first;
-    for (uint32_t tile = 0; tile < tiles; tile++) {
-        uint32_t tile_rows = gemm_tile_rows(rows, tiles, tile);
-        for (uint32_t k = 0; k < g->n_in; k += GEMM_GROUP) {
-            uint32_t count = g->n_in - k < GEMM_GROUP ? g->n_in - k : GEMM_GROUP;
-            for (uint32_t j = 0; j < tile_rows; j++) {
-                gemm_pack_group(g->x + (row + j) * g->x_stride + k, count, g->weight_dtype, to + j * 16, tile_rows * 16);
+    const size_t stride = gemm_pack_stride(format, n_in);
+    for (uint32_t r = 0; r < rows; r++) {
+        const float *x = g->x + (size_t)(row_first + r) * g->x_stride;
+        unsigned char *to = scratch->pack + r * stride;
+        for (uint32_t k = 0; k < n_in; k += 16) {
+            const uint32_t left = n_in - k;
+            vec values = left < 16 ? vec_load_part(x + k, left) : vec_load(x + k);
+            if (gemm_is_dot(format)) {
+                vec_store_bf16(to + (size_t)k * 2, values);
+            } else {
+                vec_store((float *)(void *)to + k, values);
             }
-            to += tile_rows * gemm_group_floats(g->weight_dtype);
         }
-        row += tile_rows;
     }
     scratch->pack_x = g->x;
     scratch->pack_row_first = row_first;
     scratch->pack_rows = rows;
-    scratch->pack_in = g->n_in;
-    scratch->pack_dtype = g->weight_dtype;
+    scratch->pack_in = n_in;
+    scratch->pack_format = format;
 }
 
-/* Few rows: whole depth at once, outs in GEMM_STREAMS runs side by side, what is left over one by one. */
-static void gemm_piece_stream(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, uint32_t out_first,
-                              uint32_t outs, struct set_scratch *scratch)
+/* ---- pieces -------------------------------------------------------------------------------- */
+
+static const unsigned char *gemm_panel(const struct kernels_gemm *g, uint32_t panel, size_t panel_bytes)
 {
-    const size_t row_bytes = g->weight_stride * dtype_bytes(g->weight_dtype);
-    const uint32_t run = outs / GEMM_STREAMS;
-    gemm_pack(g, row_first, rows, 1, scratch);
-    struct gemm_tile t = {.weight_stride = run * row_bytes, .out_step = run, .groups = g->n_in / GEMM_GROUP,
-                          .tail = g->n_in % GEMM_GROUP, .x = scratch->pack, .first = true, .last = true, .g = g, .row = row_first};
-    for (uint32_t n = 0; n < run; n++) {
-        t.out = out_first + n;
-        t.weight = (const unsigned char *)g->weight + t.out * row_bytes;
-        gemm_tiles_stream[rows - 1][g->weight_dtype](&t);
-    }
-    for (uint32_t n = run * GEMM_STREAMS; n < outs; n++) {
-        t.out = out_first + n;
-        t.weight = (const unsigned char *)g->weight + t.out * row_bytes;
-        gemm_tiles_single[rows - 1][g->weight_dtype](&t);
-    }
+    return (const unsigned char *)g->weight->data + panel * panel_bytes;
 }
 
-static void gemm_piece(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, uint32_t out_first, uint32_t outs,
-                       struct set_scratch *scratch)
+/* Few rows: the piece's panels in as many runs as a tile has streams, each straight on; what is left
+ * over one by one. */
+static void gemm_piece_stream(const struct set_gemm_piece *piece, size_t panel_bytes, struct gemm_tile *t)
 {
-    if (rows <= GEMM_STREAM_ROWS) {
-        gemm_piece_stream(g, row_first, rows, out_first, outs, scratch);
-        return;
-    }
-    const uint32_t tiles = (rows + GEMM_TILE_ROWS - 1) / GEMM_TILE_ROWS;
-    const uint32_t element = dtype_bytes(g->weight_dtype);
-    const uint32_t group_floats = gemm_group_floats(g->weight_dtype);
-    const uint32_t groups_total = gemm_groups(g->n_in);
-    gemm_pack(g, row_first, rows, tiles, scratch);
-
-    struct gemm_tile t = {.weight_stride = g->weight_stride * element, .out_step = 1, .g = g};
-    for (uint32_t k = 0; k < g->n_in; k += GEMM_DEPTH) {
-        uint32_t count = g->n_in - k < GEMM_DEPTH ? g->n_in - k : GEMM_DEPTH;
-        t.groups = count / GEMM_GROUP;
-        t.tail = count % GEMM_GROUP;
-        t.first = k == 0;
-        t.last = k + count == g->n_in;
-        uint32_t done = 0;
-        for (uint32_t tile = 0; tile < tiles; tile++) {
-            uint32_t tile_rows = gemm_tile_rows(rows, tiles, tile);
-            t.x = scratch->pack + ((size_t)done * groups_total + (size_t)tile_rows * (k / GEMM_GROUP)) * group_floats;
-            t.row = row_first + done;
-            for (uint32_t n = 0; n < outs;) {
-                uint32_t step = 1;
-                gemm_tile_fn fn = gemm_tiles_single[tile_rows - 1][g->weight_dtype];
-                if (outs - n >= GEMM_TILE_OUTS) {
-                    step = GEMM_TILE_OUTS;
-                    fn = gemm_tiles[tile_rows - 1][g->weight_dtype];
-                }
-                t.out = out_first + n;
-                t.weight = (const unsigned char *)g->weight + ((size_t)t.out * g->weight_stride + k) * element;
-                t.sums = scratch->sums + ((size_t)done * SET_GEMM_OUTS_MAX + (size_t)tile_rows * n) * 16;
-                fn(&t);
-                n += step;
-            }
-            done += tile_rows;
+    const enum kernels_weight format = piece->g->weight->format;
+    const uint32_t streams = gemm_streams[piece->rows - 1].panels, run = piece->panels / streams;
+    t->panel_stride = run * panel_bytes;
+    t->out_step = run * KERNELS_PANEL;
+    t->first = t->last = true;
+    for (uint32_t p = 0; p < piece->panels;) {
+        t->out = (piece->panel_first + p) * KERNELS_PANEL;
+        t->weight = gemm_panel(piece->g, piece->panel_first + p, panel_bytes);
+        if (p < run) {
+            gemm_streams[piece->rows - 1].tiles[format](t);
+            p = p + 1 == run ? run * streams : p + 1;
+        } else {
+            gemm_tiles_single[piece->rows - 1][format](t);
+            p++;
         }
+    }
+}
+
+/* Asks L2 for `bytes` of each panel of a tile to come, one part of `parts`. */
+VEC_FN void gemm_ask(const unsigned char *weight, size_t panel_stride, uint32_t panels, uint32_t bytes, uint32_t part, uint32_t parts)
+{
+    const uint32_t lines = bytes / 64, from = lines * part / parts, to = lines * (part + 1) / parts;
+    for (uint32_t p = 0; p < panels; p++) {
+        for (uint32_t i = from; i < to; i++) { __builtin_prefetch(weight + p * panel_stride + (size_t)i * 64, 0, 2); }
+    }
+}
+
+static void gemm_piece_blocks(const struct set_gemm_piece *piece, size_t panel_bytes, struct gemm_tile *t)
+{
+    const struct kernels_gemm *g = piece->g;
+    const enum kernels_weight format = g->weight->format;
+    const uint32_t inputs = gemm_line_inputs(format), line = gemm_line_bytes(format);
+    const uint32_t steps = (g->weight->n_in + inputs - 1) / inputs;
+    const uint32_t tiles = (piece->rows + GEMM_ROWS - 1) / GEMM_ROWS;
+    const unsigned char *x = t->x;
+    float *park = t->sums;
+    t->panel_stride = panel_bytes;
+    t->out_step = KERNELS_PANEL;
+    for (uint32_t step = 0; step < steps; step += GEMM_DEPTH) {
+        t->steps = steps - step < GEMM_DEPTH ? steps - step : GEMM_DEPTH;
+        t->first = step == 0;
+        t->last = step + t->steps == steps;
+        for (uint32_t p = 0, count; p < piece->panels; p += count) {
+            count = piece->panels - p >= GEMM_PANELS ? GEMM_PANELS : 1;
+            const gemm_tile_fn (*fns)[3] = count == 1 ? gemm_tiles_single : gemm_tiles;
+            t->out = (piece->panel_first + p) * KERNELS_PANEL;
+            t->weight = gemm_panel(g, piece->panel_first + p, panel_bytes) + (size_t)step * line;
+            /* What comes next: the panels after these, or the first ones one block deeper. */
+            bool is_end = p + count == piece->panels;
+            const unsigned char *next = is_end ? gemm_panel(g, piece->panel_first, panel_bytes) + (size_t)(step + t->steps) * line
+                                               : t->weight + count * panel_bytes;
+            uint32_t asked = is_end && t->last ? 0 : GEMM_PANELS;
+            float *sums = park + (size_t)p * piece->rows * 16;
+            for (uint32_t tile = 0, done = 0; tile < tiles; tile++) {
+                uint32_t rows = piece->rows / tiles + (tile < piece->rows % tiles ? 1 : 0);
+                gemm_ask(next, panel_bytes, asked, GEMM_DEPTH * line, tile, tiles);
+                t->x = x + done * t->x_stride + (size_t)step * gemm_x_bytes(format);
+                t->row = piece->row_first + done;
+                t->sums = sums + (size_t)done * count * 16;
+                fns[rows - 1][format](t);
+                done += rows;
+            }
+        }
+    }
+}
+
+static void gemm_piece(const struct set_gemm_piece *piece, struct set_scratch *scratch)
+{
+    const struct kernels_gemm *g = piece->g;
+    const size_t panel_bytes = kernels_matrix_panel_bytes(g->weight);
+    const uint32_t inputs = gemm_line_inputs(g->weight->format);
+    gemm_pack(g, piece->row_first, piece->rows, scratch);
+    struct gemm_tile t = {.g = g, .row = piece->row_first, .x = scratch->pack, .sums = scratch->sums,
+                          .x_stride = gemm_pack_stride(g->weight->format, g->weight->n_in),
+                          .steps = (g->weight->n_in + inputs - 1) / inputs};
+    if (piece->rows <= GEMM_STREAM_ROWS) {
+        gemm_piece_stream(piece, panel_bytes, &t);
+    } else {
+        gemm_piece_blocks(piece, panel_bytes, &t);
     }
 }

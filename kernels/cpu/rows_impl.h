@@ -86,14 +86,13 @@ static void embed_rows(const struct kernels_embed *a, uint32_t row_first, uint32
 {
     for (uint32_t row = row_first; row < row_first + rows; row++) {
         float *out = a->out + row * a->out_stride;
-        ROW_EACH(d, count, a->dim)
+        const uint32_t dim = a->table->n_in;
+        kernels_matrix_read(a->table, a->ids[row], 0, dim, out);
+        if (a->position_table == NULL) { continue; }
+        ROW_EACH(d, count, dim)
         {
-            vec v = row_load_as(a->table_dtype, a->table, (size_t)a->ids[row] * a->dim + d, count);
-            if (a->position_table != NULL) {
-                size_t at = (size_t)a->positions[row] * a->dim + d;
-                v = vec_add(v, row_load_as(a->position_dtype, a->position_table, at, count));
-            }
-            row_store(out + d, v, count);
+            size_t at = (size_t)a->positions[row] * dim + d;
+            row_store(out + d, vec_add(row_load(out + d, count), row_load_as(a->position_dtype, a->position_table, at, count)), count);
         }
     }
 }

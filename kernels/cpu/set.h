@@ -15,25 +15,31 @@
 #define SET_QUERIES_MAX 32u /* query rows x heads that share a K/V read */
 
 /* Products with more rows are cut into blocks of rows that share one packed copy of x. */
-#define SET_GEMM_ROWS_MAX 48u
-#define SET_GEMM_OUTS_MAX 64u /* of one piece */
-#define SET_GEMM_OUTS_OF_ONE_ROW 256u /* the same with one row, which keeps no unfinished sums: long runs of weights read fastest */
-#define SET_GEMM_TILE_ROWS_MAX 6u
-#define SET_GEMM_PACK_BYTES ((size_t)SET_GEMM_TILE_ROWS_MAX * KERNELS_GEMM_IN_MAX * sizeof(float))
+#define SET_GEMM_ROWS_MAX 252u
+#define SET_GEMM_PANELS_MAX 16u   /* of a piece with more than a few rows: their unfinished sums stay in L2 */
+#define SET_GEMM_PACK_ROWS_MIN 12u /* fit the pack at any depth */
+#define SET_GEMM_PACK_BYTES ((size_t)SET_GEMM_PACK_ROWS_MIN * (KERNELS_GEMM_IN_MAX * sizeof(float) + 64))
 
 /* What one worker owns. Contents mean nothing between jobs, save that pack_* says what `pack` holds. */
 struct set_scratch {
-    float *pack;       /* SET_GEMM_PACK_BYTES: rows of x in the order that the tiles read them */
-    float *sums;       /* [SET_GEMM_ROWS_MAX][SET_GEMM_OUTS_MAX][16]: unfinished sums between depth blocks */
+    unsigned char *pack; /* SET_GEMM_PACK_BYTES, 64-byte aligned: rows of x as the tiles read them */
+    float *sums;       /* SET_SUMS_FLOATS, 64-byte aligned: unfinished sums between depth blocks */
     float *attention;  /* SET_ATTENTION_FLOATS */
     const float *pack_x; /* NULL: nothing */
     uint32_t pack_row_first;
     uint32_t pack_rows;
     uint32_t pack_in;
-    enum dtype pack_dtype;
+    enum kernels_weight pack_format;
 };
 
-#define SET_SUMS_FLOATS ((size_t)SET_GEMM_ROWS_MAX * SET_GEMM_OUTS_MAX * 16)
+/* Rows and panels of one product. */
+struct set_gemm_piece {
+    const struct kernels_gemm *g;
+    uint32_t row_first, rows;
+    uint32_t panel_first, panels;
+};
+
+#define SET_SUMS_FLOATS ((size_t)SET_GEMM_ROWS_MAX * SET_GEMM_PANELS_MAX * KERNELS_PANEL)
 /* q, sums and K, V of a tile, scores and tail. */
 #define SET_ATTENTION_FLOATS ((size_t)(2 * SET_QUERIES_MAX + 2 * SET_TOKENS) * KERNELS_HEAD_DIM_MAX + 48 * SET_QUERIES_MAX)
 
@@ -48,10 +54,9 @@ struct set_attention_tile {
 struct cpu_set {
     const char *isa_name;
     const char *set_name;
-    /* out[rows row_first..][outs out_first..]; rows <= SET_GEMM_ROWS_MAX, and what of x they span
-     * fits the pack; outs <= SET_GEMM_OUTS_MAX, or OUTS_OF_ONE_ROW. */
-    void (*gemm)(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, uint32_t out_first, uint32_t outs,
-                 struct set_scratch *scratch);
+    /* By the weights' format. What of x the rows span fits the pack; rows <= SET_GEMM_ROWS_MAX; panels
+     * <= SET_GEMM_PANELS_MAX with more than SET_GEMM_PACK_ROWS_MIN rows, any number with fewer. */
+    void (*gemm[KERNELS_WEIGHT_COUNT])(const struct set_gemm_piece *piece, struct set_scratch *scratch);
     void (*attention)(const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
                       const struct set_attention_tile *tile, float *scratch);
     /* The rest take a range of rows. */

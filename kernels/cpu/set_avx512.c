@@ -3,7 +3,7 @@
 
 #define SET_SYMBOL set_avx512
 #define SET_ISA "avx512"
-#define SET_NAME "cpu-fma16-v1"
-#define GEMM_TILE_OUTS 4
+#define SET_NAME "cpu-fma16-v2"
+#define GEMM_PANELS 4
 
 #include "kernels/cpu/set_impl.h"

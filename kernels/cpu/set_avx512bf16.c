@@ -15,14 +15,11 @@
 
 #define SET_SYMBOL set_avx512bf16
 #define SET_ISA "avx512bf16"
-#define SET_NAME "cpu-bf16dot-v1"
-#define GEMM_TILE_OUTS 4
+#define SET_NAME "cpu-bf16dot-v2"
+#define GEMM_PANELS 4
 #define GEMM_BF16_DOT 1
 
-/* Lane i takes the products of elements 2i+1 and 2i, in the order that the instruction fixes. */
-VEC_FN vec gemm_dot(const unsigned char *weights, const float *x, vec sum)
-{
-    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(weights), (__m512bh)_mm512_loadu_si512(x));
-}
+/* Lane i adds the products of a pair of its weights and the pair in x, in the order that the instruction fixes. */
+VEC_FN vec gemm_dot(vec weights, vec x, vec sum) { return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x); }
 
 #include "kernels/cpu/set_impl.h"

@@ -1,7 +1,7 @@
 /* set_impl: every operation of a set, written once over a vector of 16 f32 lanes.
  * Included by set_<isa>.c alone, after the vec_<isa>.h that brings `vec`, and after defining
  *   SET_SYMBOL, SET_ISA, SET_NAME   the table to make and its names
- *   GEMM_TILE_OUTS                  4 or 2: rows of W that a tile of the product holds
+ *   GEMM_PANELS                     4 or 1: panels of W that a tile of the product holds beside 6 rows
  *   GEMM_BF16_DOT, gemm_dot()       see gemm_impl.h; optional
  *
  * What a vec_<isa>.h defines, lane by lane unless said:
@@ -100,7 +100,7 @@ VEC_FN vec vec_exp(vec x)
 const struct cpu_set SET_SYMBOL = {
     .isa_name = SET_ISA,
     .set_name = SET_NAME,
-    .gemm = gemm_piece,
+    .gemm = {gemm_piece, gemm_piece, gemm_piece},
     .attention = attention_piece,
     .rmsnorm = rmsnorm_rows,
     .layernorm = layernorm_rows,

@@ -3,7 +3,7 @@
 
 #define SET_SYMBOL set_scalar
 #define SET_ISA "scalar"
-#define SET_NAME "cpu-plain16-v1"
-#define GEMM_TILE_OUTS 2
+#define SET_NAME "cpu-plain16-v2"
+#define GEMM_PANELS 1
 
 #include "kernels/cpu/set_impl.h"

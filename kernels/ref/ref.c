@@ -5,6 +5,13 @@
 
 #include "kernels/backend.h"
 
+struct ref {
+    struct kernels base; /* first */
+    float weights[KERNELS_GEMM_IN_MAX]; /* of one output */
+};
+
+static struct ref *ref(struct kernels *kernels) { return (struct ref *)kernels; }
+
 static double element(const void *data, enum dtype dtype, size_t index)
 {
     switch (dtype) {
@@ -25,16 +32,15 @@ static void element_store(void *data, enum dtype dtype, size_t index, float valu
 
 static void ref_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, uint32_t count)
 {
-    (void)kernels;
+    float *weights = ref(kernels)->weights;
     for (uint32_t i = 0; i < count; i++) {
         const struct kernels_gemm *g = &gemms[i];
-        for (uint32_t m = 0; m < g->rows; m++) {
-            const float *x = g->x + m * g->x_stride;
-            for (uint32_t n = 0; n < g->n_out; n++) {
+        for (uint32_t n = 0; n < g->weight->n_out; n++) {
+            kernels_matrix_read(g->weight, n, 0, g->weight->n_in, weights);
+            for (uint32_t m = 0; m < g->rows; m++) {
+                const float *x = g->x + m * g->x_stride;
                 double sum = 0;
-                for (uint32_t k = 0; k < g->n_in; k++) {
-                    sum += (double)x[k] * element(g->weight, g->weight_dtype, n * g->weight_stride + k);
-                }
+                for (uint32_t k = 0; k < g->weight->n_in; k++) { sum += (double)x[k] * (double)weights[k]; }
                 if (g->bias != NULL) { sum += element(g->bias, g->bias_dtype, n); }
                 float *out = g->out + m * g->out_stride + n;
                 *out = (float)(g->accumulate ? sum + (double)*out : sum);
@@ -100,12 +106,13 @@ static void ref_embed(struct kernels *kernels, const struct kernels_embed *a)
 {
     (void)kernels;
     for (uint32_t row = 0; row < a->rows; row++) {
-        for (uint32_t i = 0; i < a->dim; i++) {
-            double value = element(a->table, a->table_dtype, (size_t)a->ids[row] * a->dim + i);
-            if (a->position_table != NULL) {
-                value += element(a->position_table, a->position_dtype, (size_t)a->positions[row] * a->dim + i);
-            }
-            a->out[row * a->out_stride + i] = (float)value;
+        const uint32_t dim = a->table->n_in;
+        float *out = a->out + row * a->out_stride;
+        kernels_matrix_read(a->table, a->ids[row], 0, dim, out);
+        if (a->position_table == NULL) { continue; }
+        for (uint32_t i = 0; i < dim; i++) {
+            size_t at = (size_t)a->positions[row] * dim + i;
+            out[i] = (float)((double)out[i] + element(a->position_table, a->position_dtype, at));
         }
     }
 }
@@ -236,7 +243,7 @@ static void ref_logit_stats(struct kernels *kernels, uint32_t rows, uint32_t voc
     }
 }
 
-static void ref_destroy(struct kernels *kernels) { free(kernels); }
+static void ref_destroy(struct kernels *kernels) { free(ref(kernels)); }
 
 static const struct kernels_backend ref_ops = {
     .destroy = ref_destroy,
@@ -261,13 +268,13 @@ static const struct kernels_backend ref_ops = {
 
 status_t ref_create(struct kernels **ret_kernels, struct diag *diag)
 {
-    struct kernels *kernels = calloc(1, sizeof(*kernels));
-    if (kernels == NULL) {
+    struct ref *handle = calloc(1, sizeof(*handle));
+    if (handle == NULL) {
         diag_set(diag, "no memory for the reference kernels");
         return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
     }
-    *kernels = (struct kernels){.ops = &ref_ops, .set_name = "ref-double-v1", .isa_name = "ref", .threads = 1,
+    handle->base = (struct kernels){.ops = &ref_ops, .set_name = "ref-double-v1", .isa_name = "ref", .threads = 1,
                                 .uses_host_memory = true};
-    *ret_kernels = kernels;
+    *ret_kernels = &handle->base;
     return STATUS_OK;
 }

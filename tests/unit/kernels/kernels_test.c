@@ -25,7 +25,7 @@ static void unknown_isa(void **state)
 static void known_isa_is_had_or_refused(void **state)
 {
     (void)state;
-    static const char *const known[] = {"scalar", "avx2", "avx512", "avx512bf16"};
+    static const char *const known[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx"};
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
         char spaced[32], all[256];
         snprintf(spaced, sizeof(spaced), " %s ", known[i]);
@@ -57,13 +57,19 @@ static void thread_count_out_of_range(void **state)
     assert_non_null(strstr(diag.text, "257"));
 }
 
-/* auto keeps activations f32, so it never picks the set that rounds them. */
+/* auto keeps activations f32 unless it is told that bf16 will do, and then takes the best there is. */
 static void automatic_choice(void **state)
 {
     (void)state;
     struct kernels *by_name = kernels_for("auto", 2), *by_null = kernels_for(NULL, 2);
     assert_string_equal(kernels_isa_name(by_name), kernels_isa_name(by_null));
-    assert_string_not_equal(kernels_isa_name(by_name), "avx512bf16");
+    assert_false(isa_rounds_x(kernels_isa_name(by_name)));
+    struct kernels_config config = {.isa = "auto", .threads = 1, .compute = KERNELS_COMPUTE_BF16};
+    struct kernels *fast = NULL;
+    struct diag diag = {{0}};
+    assert_false(failed(kernels_create(&config, &fast, &diag)));
+    assert_int_equal(strncmp(kernels_isa_available(), kernels_isa_name(fast), strlen(kernels_isa_name(fast))), 0);
+    kernels_destroy(fast);
     assert_int_equal(kernels_threads(by_name), 2);
     kernels_destroy(by_name);
     kernels_destroy(by_null);
@@ -78,7 +84,7 @@ static void names_tell_orders_apart(void **state)
     for (uint32_t i = 0; i < isas.count; i++) {
         for (uint32_t j = 0; j < i; j++) {
             struct kernels *a = kernels_for(isas.names[i], 1), *b = kernels_for(isas.names[j], 1);
-            bool both_fuse = strncmp(isas.names[i], "avx2", 5) == 0 && strncmp(isas.names[j], "avx512", 7) == 0;
+            bool both_fuse = isa_shares_order(isas.names[i]) && isa_shares_order(isas.names[j]);
             assert_int_equal(strcmp(kernels_set_name(a), kernels_set_name(b)) == 0, both_fuse);
             kernels_destroy(a);
             kernels_destroy(b);
@@ -118,7 +124,8 @@ static void no_allocation_after_create(void **state)
     (void)state;
     struct kernels *kernels = kernels_for("auto", 3);
     enum { ROWS = 20, DIM = 64 };
-    static float x[ROWS * DIM], out[ROWS * DIM], weight[DIM * DIM], pool[4 * 2 * 16 * DIM];
+    static _Alignas(64) float weight[DIM * DIM];
+    static float x[ROWS * DIM], out[ROWS * DIM], pool[4 * 2 * 16 * DIM];
     uint32_t table[4] = {3, 1, 0, 2};
     struct kernels_kv kv = {.pool = pool, .layout = {16, 1, 1, DIM, DTYPE_F32}, .block_count = 4};
     struct kernels_kv_slot slots[ROWS];
@@ -127,8 +134,8 @@ static void no_allocation_after_create(void **state)
     struct kernels_logit_stats stats[ROWS];
     struct mallinfo2 before = mallinfo2();
     for (int turn = 0; turn < 50; turn++) {
-        struct kernels_gemm g = {.rows = ROWS, .n_out = DIM, .n_in = DIM, .x = x, .x_stride = DIM, .weight = weight,
-                                 .weight_stride = DIM, .weight_dtype = DTYPE_F32, .out = out, .out_stride = DIM};
+        struct kernels_matrix matrix = {.format = KERNELS_WEIGHT_F32, .n_out = DIM, .n_in = DIM, .data = weight};
+        struct kernels_gemm g = {.rows = ROWS, .weight = &matrix, .x = x, .x_stride = DIM, .out = out, .out_stride = DIM};
         kernels_gemm(kernels, &g, 1);
         struct kernels_kv_write w = {.kv = kv, .rows = ROWS, .k = x, .k_stride = DIM, .v = x, .v_stride = DIM, .slots = slots};
         kernels_kv_write(kernels, &w);
@@ -149,7 +156,8 @@ static void zero_rows(void **state)
 {
     (void)state;
     struct kernels *kernels = kernels_for("auto", 2);
-    struct kernels_gemm g = {.n_out = 3, .n_in = 5, .x_stride = 5, .weight_stride = 5, .out_stride = 3};
+    struct kernels_matrix matrix = {.n_out = 3, .n_in = 5};
+    struct kernels_gemm g = {.weight = &matrix, .x_stride = 5, .out_stride = 3};
     kernels_gemm(kernels, &g, 1);
     kernels_gemm(kernels, NULL, 0);
     kernels_add(kernels, 0, 5, NULL, 5, NULL, 5, NULL, 5);

@@ -76,6 +76,10 @@ struct isa_list isa_list_all(void)
     return list;
 }
 
+bool isa_rounds_x(const char *isa) { return strcmp(isa, "avx512bf16") == 0 || strcmp(isa, "amx") == 0; }
+
+bool isa_shares_order(const char *isa) { return strcmp(isa, "avx2") == 0 || strcmp(isa, "avx512") == 0; }
+
 struct kernels *kernels_for(const char *isa, uint32_t threads)
 {
     struct kernels *kernels = NULL;

@@ -42,6 +42,12 @@ struct isa_list {
 };
 struct isa_list isa_list_all(void);
 
+/* True of the sets that round activations to bf16 where bf16 weights are multiplied. */
+bool isa_rounds_x(const char *isa);
+
+/* True of the sets that do the same operations in the same order, so that their bits are equal. */
+bool isa_shares_order(const char *isa);
+
 /* Fails the test if the set cannot be made. */
 struct kernels *kernels_for(const char *isa, uint32_t threads);
 
