@@ -6,6 +6,10 @@
 
 #include "base/check.h"
 
+/* Of one push: the endpoint takes a push whole or not at all, so one that is larger than all of its
+ * room would wait for ever. At a block a frame this is an eighth of the default room. */
+#define PUSH_BLOCKS_MAX 256u
+
 struct open_leg {
     bool open;
     struct leg_id leg;
@@ -162,6 +166,22 @@ void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uin
         if (!leg) { continue; }
         push_slices(push, leg, layer, span->push_first - span->grant_first, span->block_table + span->push_first,
                     span->push_count);
+    }
+    pthread_mutex_unlock(&push->mutex);
+}
+
+void layer_push_blocks(struct layer_push *push, struct leg_id id, uint32_t layer_count, uint32_t first,
+                       const uint32_t *blocks, uint32_t count)
+{
+    pthread_mutex_lock(&push->mutex);
+    drain_waiting(push);
+    struct open_leg *leg = find(push, id);
+    for (uint32_t layer = 0; leg && layer < layer_count; layer++) {
+        for (uint32_t done = 0; done < count;) {
+            uint32_t now = count - done < PUSH_BLOCKS_MAX ? count - done : PUSH_BLOCKS_MAX;
+            push_slices(push, leg, layer, first + done, blocks + done, now);
+            done += now;
+        }
     }
     pthread_mutex_unlock(&push->mutex);
 }

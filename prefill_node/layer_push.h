@@ -1,10 +1,10 @@
 /* layer_push: the layer-wise push of one node's prompts, between engine and transfer.
  * Flow:    engine (a layer's KV is complete) -> [layer_push] -> kv_endpoint -> decode node
- * Thread:  begin, commit, abort, end on the core thread; layer on the engine thread; room on
+ * Thread:  begin, blocks, commit, abort, end on the core thread; layer on the engine thread; room on
  *          the transfer thread. One mutex: the engine and the transfer thread meet here once a
  *          layer, and a message each way would cost a copy of every block list.
  * Memory:  one table of jobs_max; one allocation for each push that waits for room, so at most
- *          layers * chunks of the open legs.
+ *          layers * chunks of the open legs, and of their cached blocks layers for each 256.
  *
  * The endpoint takes a bounded number of pushes at a time. What it refuses waits here in
  * order; a commit waits behind its own pushes. */
@@ -34,6 +34,11 @@ NODISCARD status_t layer_push_begin(struct layer_push *push, struct leg_id leg, 
 
 /* Pushes the slices of one layer that the plan's spans have completed. */
 void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uint32_t layer);
+
+/* Pushes blocks that were final already, every layer of them; `first` is their first one's index in
+ * the grant. Nothing happens where the leg is not open here. */
+void layer_push_blocks(struct layer_push *push, struct leg_id leg, uint32_t layer_count, uint32_t first,
+                       const uint32_t *blocks, uint32_t count);
 
 /* All layers of all chunks were given to layer_push_layer; payload is copied.
  * Errors  INVALID_ARGUMENT (request): over KV_PAYLOAD_BYTES_MAX; RESOURCE_EXHAUSTED (request): no

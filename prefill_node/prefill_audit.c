@@ -9,6 +9,10 @@ static void audit_job(const struct prefill_core *core, const struct prefill_job 
     CHECK(list_link_is_in(&job->queue_link) == (job->queue != NULL));
     CHECK(leg_index_find(core->index, job->id) == job);
     CHECK(job->computed <= job->total);
+    CHECK(job->cached <= job->computed);
+    CHECK(job->cached < job->total);
+    CHECK(job->published <= job->computed / core->config.block_tokens);
+    CHECK(job->hash_count >= job->published);
     switch (job->state) {
     case JOB_WAITING:
         CHECK(job->queue == &core->resumed || job->queue == &core->fresh);
@@ -56,7 +60,7 @@ void prefill_core_audit(const struct prefill_core *core)
     CHECK(core->ended.count == 0);
     CHECK(core->jobs.count == leg_index_live_count(core->index));
     CHECK(queued == core->resumed.count + core->fresh.count + core->computing.count + core->sent.count);
-    kv_pool_audit(core->pool, core->audit_owners);
-    struct kv_pool_counts counts = kv_pool_counts(core->pool);
+    kv_cache_audit(core->cache, core->audit_owners);
+    struct kv_pool_counts counts = kv_cache_counts(core->cache);
     CHECK(counts.free + counts.held + counts.cached + counts.quarantined == counts.total);
 }

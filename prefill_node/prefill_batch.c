@@ -5,6 +5,7 @@
 #include "sched/work_copy.h"
 
 static void admit_waiting(struct prefill_core *core);
+static bool admit(struct prefill_core *core, struct prefill_job *job);
 static void plan_step(struct prefill_core *core);
 static void plan_span(struct prefill_core *core, struct prefill_job *job, uint32_t row_count);
 static void plan_samples(struct prefill_core *core, struct prefill_job *job, struct step_span *span);
@@ -37,12 +38,32 @@ static void admit_waiting(struct prefill_core *core)
     for (uint32_t i = 0; i < 2; i++) {
         struct prefill_job *job;
         while ((job = job_of(list_first(queues[i]))) != NULL) {
-            uint32_t count = prefill_blocks_for(core, job->total);
-            if (failed(kv_pool_reserve(core->pool, count, job->blocks))) { return; }
-            job->block_count = count;
+            if (!admit(core, job)) { return; }
             job_enter(core, job, JOB_COMPUTING, &core->computing);
         }
     }
+}
+
+/* What is cached first, then the rest; all or none. */
+static bool admit(struct prefill_core *core, struct prefill_job *job)
+{
+    const struct admit_miss *last = &core->miss;
+    struct admit_miss now = {.is_set = true, .leg = job->id, .available = kv_cache_available(core->cache),
+                             .published = kv_cache_stats(core->cache).blocks_published};
+    if (last->is_set && leg_id_equal(last->leg, now.leg) && last->available == now.available &&
+        last->published == now.published) {
+        return false;
+    }
+    uint32_t taken = prefix_take(core, job);
+    uint32_t count = prefill_blocks_for(core, job->total);
+    if (failed(kv_cache_reserve(core->cache, count - taken, job->blocks + taken))) {
+        kv_cache_release(core->cache, taken, job->blocks);
+        core->miss = now;
+        return false;
+    }
+    job->block_count = count;
+    prefix_use(core, job, taken);
+    return true;
 }
 
 static void plan_step(struct prefill_core *core)
@@ -107,7 +128,7 @@ static void plan_span(struct prefill_core *core, struct prefill_job *job, uint32
     step->logprob_count += logprob_rows(span);
     step->span_jobs[at] = job;
     job->is_in_step = true;
-    if (job->computed == 0) { job->first_chunk_ns = core->now_ns; }
+    if (job->computed == job->cached) { job->first_chunk_ns = core->now_ns; }
     if (is_last) { plan_samples(core, job, span); }
 }
 
@@ -153,10 +174,11 @@ status_t prefill_finish_step(struct prefill_core *core, const struct step_result
     for (uint32_t i = 0; i < step->plan.span_count; i++) {
         const struct step_span *span = &step->spans[i];
         struct prefill_job *job = step->span_jobs[i];
+        job->computed += span->row_count;
+        prefix_publish(core, job); /* also of one that was cancelled meanwhile: somebody may ask again */
         if (job->is_over) {
             job_move(core, job);
         } else {
-            job->computed += span->row_count;
             if (logprob_rows(span) > 0) { take_prompt_logprobs(core, job, span, logprobs); }
             if (span->sample_count > 0) { take_samples(core, job, samples); }
         }

@@ -41,17 +41,20 @@ status_t prefill_core_create(const struct prefill_core_config *config, struct pr
     core->commits = calloc(config->slot_count, sizeof *core->commits);
     core->logprobs = calloc(config->step_rows_max, sizeof *core->logprobs);
     core->audit_owners = calloc(config->block_count, sizeof *core->audit_owners);
+    core->block_text = calloc(config->block_tokens, sizeof *core->block_text);
     step->opens = calloc(config->slot_count, sizeof *step->opens);
     step->spans = calloc(span_max, sizeof *step->spans);
     step->span_jobs = calloc(span_max, sizeof *step->span_jobs);
     step->sample_slots = calloc(config->slot_count, sizeof *step->sample_slots);
     step->tokens = calloc(config->step_rows_max, sizeof *step->tokens);
     if (core->eos_tokens == NULL || core->commits == NULL || core->logprobs == NULL || core->audit_owners == NULL ||
+        core->block_text == NULL ||
         step->opens == NULL || step->spans == NULL || step->span_jobs == NULL || step->sample_slots == NULL ||
         step->tokens == NULL) {
         goto fail;
     }
-    st = kv_pool_create(config->block_count, &core->pool);
+    struct kv_cache_config cache = {.block_count = config->block_count, .is_enabled = config->prefix_cache};
+    st = kv_cache_create(&cache, &core->cache);
     if (failed(st)) { goto fail; }
     st = leg_index_create(config->jobs_max, ENDED_LEGS_REMEMBERED, &core->index);
     if (failed(st)) { goto fail; }
@@ -86,12 +89,13 @@ void prefill_core_destroy(struct prefill_core *core)
     router_set_fini(&core->routers);
     token_list_destroy(core->tokens);
     leg_index_destroy(core->index);
-    kv_pool_destroy(core->pool);
+    kv_cache_destroy(core->cache);
     free(core->step.tokens);
     free(core->step.sample_slots);
     free(core->step.span_jobs);
     free(core->step.spans);
     free(core->step.opens);
+    free(core->block_text);
     free(core->audit_owners);
     free(core->logprobs);
     free(core->commits);
@@ -317,6 +321,7 @@ static void send_done(struct prefill_core *core, const struct prefill_job *job, 
         .queue_ns = job->first_chunk_ns - job->arrival_ns,
         .compute_ns = job->first_token_ns - job->first_chunk_ns,
         .transfer_ns = event->transfer_ns,
+        .cached_tokens = job->cached,
     };
 }
 
@@ -357,11 +362,11 @@ static void send_load(struct prefill_core *core)
     }
 }
 
-/* At most three actions of one job in one event, two messages to one router, one refusal and
+/* At most four actions of one job in one event, two messages to one router, one refusal and
  * one step. */
 static status_t reserve_actions(struct prefill_core *core)
 {
-    uint32_t needed = 3 * core->config.jobs_max + 2 * core->routers.count + 8;
+    uint32_t needed = 4 * core->config.jobs_max + 2 * core->routers.count + 8;
     if (needed <= core->action_max) { return STATUS_OK; }
     struct prefill_action *actions = realloc(core->actions, needed * sizeof *actions);
     if (actions == NULL) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }

@@ -9,8 +9,12 @@
  * Jobs get blocks for their whole prompt, all or none, in order of arrival, those that resume
  * a stream first; nobody overtakes the head of that order. A step packs the chunks of the
  * jobs that have blocks, in the same order, until its token budget is used up.
- * Parts: prefill_state.h (the tables), prefill_job.c (one job's life), prefill_batch.c (blocks
- * and steps), prefill_stats.c, prefill_audit.c, prefill_core.c (events).
+ *
+ * With the prefix cache a job begins behind the blocks of its text that are here already. Those of
+ * them that the decode node lacks are pushed at once; the others are pushed as they are computed.
+ *
+ * Parts: prefill_state.h (the tables), prefill_job.c (one job's life), prefill_prefix.c (the
+ * prefix cache), prefill_batch.c (blocks and steps), prefill_stats.c, prefill_audit.c, prefill_core.c (events).
  * Source: chunked prefill, Sarathi-Serve (OSDI 2024); layer-wise push, Splitwise (ISCA 2024). */
 #ifndef BATON_PREFILL_NODE_PREFILL_CORE_H
 #define BATON_PREFILL_NODE_PREFILL_CORE_H
@@ -36,6 +40,7 @@ struct prefill_core_config {
     uint32_t eos_count;       /* decides whether a first token is also the last */
     const uint32_t *eos_tokens; /* [eos_count], copied */
     uint64_t transfer_stall_ns; /* computed, but not acknowledged for this long: give up */
+    bool prefix_cache;        /* blocks outlive their jobs and are found again by what they hold */
 };
 
 enum prefill_event_kind {
@@ -68,6 +73,8 @@ struct prefill_event {
 enum prefill_action_kind {
     PREFILL_ACT_SEND,        /* msg to router */
     PREFILL_ACT_XFER_BEGIN,  /* leg, ticket: connect while the job still queues */
+    PREFILL_ACT_PUSH_CACHED, /* leg, blocks, grant_index: push them now, all layers; each (layer,
+                                block of the grant) is pushed once, here or by a span */
     PREFILL_ACT_STEP,        /* run plan; spans name the slices to push; at most one in flight */
     PREFILL_ACT_XFER_COMMIT, /* leg, tokens: all slices are posted; the first tokens go along */
     PREFILL_ACT_XFER_ABORT,  /* leg: stop pushing; ENDED is awaited before blocks are reused */
@@ -80,7 +87,9 @@ struct prefill_action {
     struct ctl_msg msg;
     uint32_t ticket_bytes;
     const uint8_t *ticket;
-    uint32_t block_count;      /* XFER_BEGIN: blocks the grant must have */
+    uint32_t block_count;      /* XFER_BEGIN: blocks the grant must have; PUSH_CACHED: of blocks */
+    const uint32_t *blocks;    /* PUSH_CACHED: the job's; final, and held until the transfer is over */
+    uint32_t grant_index;      /* PUSH_CACHED: of the first one, in the grant */
     const struct step_plan *plan;
     uint32_t token_count;      /* XFER_COMMIT: one per sequence of the leg */
     const struct ctl_token *tokens;
@@ -97,6 +106,7 @@ struct prefill_core_stats {
     uint32_t blocks_total, blocks_free, blocks_held, blocks_cached, blocks_quarantined;
     uint32_t jobs, jobs_computing, jobs_waiting;
     uint64_t tokens_queued;
+    uint64_t cache_tokens_asked, cache_tokens_found; /* of the texts of jobs that looked into the cache */
     uint64_t prompt_tokens_computed, jobs_done, jobs_failed, jobs_cancelled, jobs_refused, late_messages, steps;
     bool draining, idle;
 };

@@ -10,7 +10,8 @@ struct prefill_job *job_take(struct prefill_core *core, uint32_t router, const s
 {
     const struct ctl_work *work = &prefill->work;
     uint32_t total = work->prompt_count + work->output_count;
-    size_t table_bytes = prefill_blocks_for(core, total) * sizeof(uint32_t);
+    uint32_t table_max = prefill_blocks_for(core, total);
+    size_t table_bytes = table_max * (sizeof(uint32_t) + sizeof(struct kv_hash));
     struct prefill_job *job = calloc(1, sizeof *job + table_bytes + work_copy_bytes(work) + prefill->ticket_bytes);
     if (job == NULL) { return NULL; }
     job->id = work->leg;
@@ -19,8 +20,10 @@ struct prefill_job *job_take(struct prefill_core *core, uint32_t router, const s
     job->stall_until_ns = UINT64_MAX;
     job->total = total;
     job->grant_first = prefill->grant_first;
-    job->blocks = (uint32_t *)(void *)(job + 1);
-    char *arrays = (char *)job->blocks + table_bytes;
+    job->root = kv_hash_root(work->cache_salt);
+    job->hashes = (struct kv_hash *)(void *)(job + 1);
+    job->blocks = (uint32_t *)(void *)(job->hashes + table_max);
+    char *arrays = (char *)(job->blocks + table_max);
     job->work = work_copy(work, arrays);
     job->ticket_bytes = prefill->ticket_bytes;
     job->ticket = (uint8_t *)arrays + work_copy_bytes(work);
@@ -34,7 +37,7 @@ struct prefill_job *job_take(struct prefill_core *core, uint32_t router, const s
     action->leg = job->id;
     action->ticket = job->ticket;
     action->ticket_bytes = job->ticket_bytes;
-    action->block_count = prefill_blocks_for(core, total) - job->grant_first;
+    action->block_count = table_max - job->grant_first;
     return job;
 }
 
@@ -95,7 +98,7 @@ void job_move(struct prefill_core *core, struct prefill_job *job)
             break;
         case JOB_LEAVING:
             if (job->is_in_step || !job->transfer_is_over) { break; }
-            kv_pool_release(core->pool, job->block_count, job->blocks);
+            kv_cache_release(core->cache, job->block_count, job->blocks);
             job->block_count = 0;
             job_enter(core, job, JOB_ENDED, NULL);
             break;

@@ -1,6 +1,7 @@
 #include "prefill_node/prefill_server.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -23,6 +24,7 @@ struct prefill_server {
     struct prefill_core *core;
     struct layer_push *push;
     bool push_is_attached;
+    uint32_t layer_count;
     uint32_t stillborn_max, stillborn_count;
     struct stillborn *stillborn; /* [jobs_max] */
 };
@@ -56,7 +58,9 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         .transfer_stall_ns = TRANSFER_STALL_NS,
         .eos_count = shape->model->eos_count,
         .eos_tokens = shape->model->eos_tokens,
+        .prefix_cache = strcmp(config->prefix_cache, "on") == 0,
     };
+    server->layer_count = shape->layout.layer_count;
     server->stillborn_max = core.jobs_max * 2;
     server->stillborn = calloc(server->stillborn_max, sizeof *server->stillborn);
     status_t st = server->stillborn ? STATUS_OK : STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
@@ -101,6 +105,10 @@ static void perform(struct prefill_server *server, const struct prefill_actions 
         case PREFILL_ACT_SEND: node_send(server->node, action->router, &action->msg); break;
         case PREFILL_ACT_STEP: node_step(server->node, action->plan); break;
         case PREFILL_ACT_XFER_COMMIT: commit(server, action); break;
+        case PREFILL_ACT_PUSH_CACHED:
+            layer_push_blocks(server->push, action->leg, server->layer_count, action->grant_index, action->blocks,
+                              action->block_count);
+            break;
         case PREFILL_ACT_XFER_BEGIN: {
             struct diag diag = {{0}};
             status_t st = layer_push_begin(server->push, action->leg, action->ticket, action->ticket_bytes, &diag);

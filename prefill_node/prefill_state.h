@@ -1,5 +1,6 @@
 /* prefill_state: the tables behind prefill_core, shared by its parts and nobody else.
- * Flow:    prefill_core (events) -> prefill_job (one job's life), prefill_batch (blocks, steps)
+ * Flow:    prefill_core (events) -> prefill_job (one job's life), prefill_prefix (what is cached),
+ *          prefill_batch (blocks, steps)
  * Thread:  the node's core thread only.
  * Memory:  carved in prefill_core_create; a job's tokens, ticket and block table are one
  *          allocation that ends with the job. */
@@ -10,7 +11,8 @@
 #include <stdint.h>
 
 #include "base/diag.h"
-#include "kv/kv_pool.h"
+#include "kv/kv_cache.h"
+#include "kv/kv_hash.h"
 #include "prefill_node/prefill_core.h"
 #include "sched/leg_index.h"
 #include "sched/list.h"
@@ -48,9 +50,14 @@ struct prefill_job {
     uint64_t stall_until_ns;
     uint32_t total;               /* prompt and output: what is computed */
     uint32_t computed;
+    uint32_t cached;              /* tokens that it began with: a multiple of block_tokens */
     uint32_t grant_first;         /* blocks before it are not sent: the decode node has them */
     uint32_t block_count;
     uint32_t *blocks;             /* [blocks for total] */
+    uint32_t published;           /* entries before it hold final content and have been named */
+    uint32_t hash_count;
+    struct kv_hash root;          /* the chain before its first block */
+    struct kv_hash *hashes;       /* [blocks for total] names of its full blocks */
     uint32_t ticket_bytes;
     uint8_t *ticket;
 };
@@ -66,12 +73,23 @@ struct prefill_plan {
     uint32_t sample_count, token_count, logprob_count;
 };
 
+/* Why the head of the queues was not admitted when it was last tried: it is not tried again until
+ * that may have changed, for a try walks its whole prompt. */
+struct admit_miss {
+    bool is_set;
+    struct leg_id leg;
+    uint32_t available;
+    uint64_t published;
+};
+
 struct prefill_core {
     struct prefill_core_config config;
     uint32_t *eos_tokens;
     uint64_t now_ns;
     bool is_draining;
-    struct kv_pool *pool;
+    struct kv_cache *cache;
+    uint32_t *block_text;              /* [block_tokens] for a hash */
+    struct admit_miss miss;
     struct leg_index *index;
     struct router_set routers;
     struct token_list *tokens;         /* for the routers */
@@ -91,6 +109,7 @@ struct prefill_core {
     char cable[32];                    /* of the event's PREFILL_DONE */
     uint32_t *audit_owners;            /* [block_count] */
     uint64_t steps, prompt_tokens_computed, jobs_done, jobs_failed, jobs_cancelled, jobs_refused, late_messages;
+    uint64_t cache_tokens_asked, cache_tokens_found;
     uint64_t hold_mean_ns;             /* how long a job stays here */
     struct token_rate rate;
 };
@@ -125,6 +144,18 @@ uint64_t prefill_tokens_queued(const struct prefill_core *core);
 
 /* Frees the jobs that ended in this event. */
 void jobs_reap(struct prefill_core *core);
+
+/* --- prefill_prefix.c */
+
+/* Takes the blocks of a waiting job's text that are cached, from its first one on, into its table.
+ * Returns how many; they are final. */
+uint32_t prefix_take(struct prefill_core *core, struct prefill_job *job);
+
+/* The job was admitted with so many: counts them, and sends those that the decode node lacks. */
+void prefix_use(struct prefill_core *core, struct prefill_job *job, uint32_t taken);
+
+/* Names the blocks that job->computed has filled since the last call. */
+void prefix_publish(struct prefill_core *core, struct prefill_job *job);
 
 /* --- prefill_batch.c */
 

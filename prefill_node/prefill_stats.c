@@ -3,7 +3,7 @@
 
 struct prefill_core_stats prefill_core_stats(const struct prefill_core *core)
 {
-    struct kv_pool_counts blocks = kv_pool_counts(core->pool);
+    struct kv_pool_counts blocks = kv_cache_counts(core->cache);
     return (struct prefill_core_stats){
         .blocks_total = blocks.total,
         .blocks_free = blocks.free,
@@ -14,6 +14,8 @@ struct prefill_core_stats prefill_core_stats(const struct prefill_core *core)
         .jobs_computing = core->computing.count,
         .jobs_waiting = core->resumed.count + core->fresh.count,
         .tokens_queued = prefill_tokens_queued(core),
+        .cache_tokens_asked = core->cache_tokens_asked,
+        .cache_tokens_found = core->cache_tokens_found,
         .prompt_tokens_computed = core->prompt_tokens_computed,
         .jobs_done = core->jobs_done,
         .jobs_failed = core->jobs_failed,
@@ -40,5 +42,7 @@ struct ctl_load prefill_core_load(const struct prefill_core *core)
         .tokens_queued = stats.tokens_queued,
         .tokens_per_s = token_rate_per_s(&core->rate),
         .draining = stats.draining,
+        .cache_tokens_asked = stats.cache_tokens_asked,
+        .cache_tokens_found = stats.cache_tokens_found,
     };
 }

@@ -115,6 +115,9 @@ void sim_prefill_event(struct sim_world *world, struct sim_node *node, struct pr
         switch (action->kind) {
         case PREFILL_ACT_SEND: sim_node_send(world, node, action->router, &action->msg); break;
         case PREFILL_ACT_XFER_BEGIN: sim_xfer_begin(world, node, action); break;
+        case PREFILL_ACT_PUSH_CACHED:
+            sim_xfer_push_cached(world, node, action->leg, action->grant_index, action->block_count, action->blocks);
+            break;
         case PREFILL_ACT_STEP: start_step(world, node, action->plan); break;
         case PREFILL_ACT_XFER_COMMIT: sim_xfer_commit(world, node, action); break;
         case PREFILL_ACT_XFER_ABORT: sim_xfer_abort(world, node, action->leg); break;

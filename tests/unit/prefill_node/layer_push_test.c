@@ -18,7 +18,7 @@
 #include "base/rng.h"
 #include "prefill_node/layer_push.h"
 
-enum { SENDS = 64, LAYERS = 6, BLOCKS = 40 };
+enum { SENDS = 64, LAYERS = 6, BLOCKS = 600 };
 
 struct fake_send {
     bool open, committed, aborted;
@@ -226,6 +226,38 @@ static void a_grant_counts_from_its_first_block(void **state)
     push_layers(push, &span, 1, 0, LAYERS);
     assert_false(failed(layer_push_commit(push, leg(1), (const uint8_t *)"x", 1)));
     assert_int_equal(endpoint.commits, 1);
+    close_push(&endpoint, push);
+}
+
+/* Cached blocks leave with all their layers, once each, before the computed ones or after them, in
+ * pieces where there are many; the commit waits for them like for any push. */
+static void cached_blocks_leave_with_all_layers(void **state)
+{
+    (void)state;
+    static struct kv_endpoint endpoint;
+    uint32_t table[BLOCKS];
+    for (uint32_t i = 0; i < BLOCKS; i++) { table[i] = 1000 + i; }
+    struct layer_push *push = open_push(&endpoint, 4, 3);
+    assert_false(failed(begin(push, 1, LAYERS * 9)));
+    layer_push_blocks(push, leg(2), LAYERS, 0, table, 5); /* not open here */
+    layer_push_blocks(push, leg(1), LAYERS, 0, table, 5);
+    struct step_span span = span_of(1, 5, 4);
+    push_layers(push, &span, 1, 0, LAYERS);
+    assert_false(failed(layer_push_commit(push, leg(1), (const uint8_t *)"x", 1)));
+    assert_int_equal(endpoint.pushes, 3);
+    assert_int_equal(endpoint.commits, 0);
+    while (push_done(&endpoint, push)) {}
+    assert_int_equal(endpoint.pushes, 2 * LAYERS);
+    assert_int_equal(endpoint.commits, 1);
+    close_push(&endpoint, push);
+
+    push = open_push(&endpoint, 4, 1000);
+    assert_false(failed(begin(push, 1, 0)));
+    static uint32_t many[600];
+    for (uint32_t i = 0; i < 600; i++) { many[i] = 1000 + i; }
+    layer_push_blocks(push, leg(1), 1, 0, many, 600);
+    assert_int_equal(endpoint.pushes, 3);
+    assert_int_equal(endpoint.sends[0].slices, 600);
     close_push(&endpoint, push);
 }
 
@@ -481,6 +513,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(with_room_all_goes_through),      cmocka_unit_test(a_grant_counts_from_its_first_block),
+        cmocka_unit_test(cached_blocks_leave_with_all_layers),
         cmocka_unit_test(what_is_refused_waits_in_order),
         cmocka_unit_test(payloads_have_bounds),            cmocka_unit_test(a_commit_refused_late_aborts),
         cmocka_unit_test(a_commit_refused_now_is_told),    cmocka_unit_test(the_dead_do_not_block_the_living),

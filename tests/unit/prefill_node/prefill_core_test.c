@@ -339,6 +339,144 @@ static void blocks_before_the_grant_stay_here(void **state)
     pworld_close(world);
 }
 
+/* ---------------------------------------------------------------- the prefix cache */
+
+static struct pworld *open_cached(uint32_t block_count)
+{
+    struct prefill_core_config config = pworld_config(block_count);
+    config.prefix_cache = true;
+    return pworld_open(&config);
+}
+
+static struct pworld_job *next_turn(struct pworld *world, const struct pworld_job *before, uint32_t shared, uint32_t prompt_count,
+                                    uint32_t grant_first)
+{
+    struct pworld_job *job = pworld_job(world, 0, prompt_count, 0, world->job_count + 100);
+    pworld_share(job, before, shared);
+    job->prefill.grant_first = grant_first;
+    return job;
+}
+
+static uint64_t computed_by(struct pworld *world, struct pworld_job *job)
+{
+    uint64_t before = pworld_stats(world).prompt_tokens_computed;
+    pworld_send(world, job);
+    pworld_finish(world);
+    assert_int_equal(job->end, PWORLD_DONE);
+    return pworld_stats(world).prompt_tokens_computed - before;
+}
+
+/* A second turn computes what is new, whole blocks at a time, and says how much was here. What the
+ * decode node has stays here; what it lacks of the cached part leaves at once. */
+static void a_second_turn_computes_only_what_is_new(void **state)
+{
+    (void)state;
+    struct pworld *world = open_cached(32);
+    struct pworld_job *first = pworld_job(world, 0, 18, 0, 1);
+    assert_int_equal(computed_by(world, first), 18);
+    assert_int_equal(first->done.cached_tokens, 0);
+    assert_int_equal(pworld_stats(world).blocks_cached, 4); /* the part-filled one has no name */
+    struct pworld_job *second = next_turn(world, first, 18, 30, 1);
+    pworld_send(world, second);
+    assert_int_equal(second->cached_pushed, 3); /* blocks 1, 2 and 3, before any step is done */
+    assert_int_equal(second->pushed_count, 3);
+    pworld_finish(world);
+    assert_int_equal(second->end, PWORLD_DONE);
+    assert_int_equal(second->done.cached_tokens, 16);
+    struct pworld_job *ahead = next_turn(world, second, 30, 40, 9); /* the decode node has more than is here */
+    assert_int_equal(computed_by(world, ahead), 40 - 28);
+    assert_int_equal(ahead->cached_pushed, 0);
+    assert_int_equal(ahead->pushed_count, 1);
+    assert_int_equal(pworld_stats(world).cache_tokens_asked, 18 + 30 + 40);
+    assert_int_equal(pworld_stats(world).cache_tokens_found, 16 + 28);
+    pworld_tick(world, 5 * MS);
+    assert_int_equal(world->load.cache_tokens_found, 16 + 28);
+    assert_int_equal(world->load.blocks_cached, 10);
+    pworld_close(world);
+}
+
+/* Of a prompt that is here whole, the last block is computed again: something must be sampled. */
+static void one_token_is_always_computed(void **state)
+{
+    (void)state;
+    struct pworld *world = open_cached(32);
+    struct pworld_job *first = pworld_job(world, 0, 16, 0, 1);
+    (void)computed_by(world, first);
+    assert_int_equal(computed_by(world, next_turn(world, first, 16, 16, 0)), 4);
+    assert_int_equal(computed_by(world, next_turn(world, first, 16, 17, 0)), 1);
+    assert_int_equal(computed_by(world, next_turn(world, first, 15, 17, 0)), 5);
+    pworld_close(world);
+}
+
+/* Another salt finds nothing, nor does the part of a prompt behind the first difference; and whoever
+ * wants the prompt's log-probabilities has every row computed. */
+static void only_the_same_text_and_salt_is_found(void **state)
+{
+    (void)state;
+    struct pworld *world = open_cached(32);
+    struct pworld_job *first = pworld_job(world, 0, 20, 0, 1);
+    (void)computed_by(world, first);
+    struct pworld_job *salted = next_turn(world, first, 20, 20, 0);
+    salted->prefill.work.cache_salt = 1;
+    assert_int_equal(computed_by(world, salted), 20);
+    struct pworld_job *other = next_turn(world, first, 20, 20, 0);
+    other->text[5] = (other->text[5] + 1) % PWORLD_VOCAB;
+    assert_int_equal(computed_by(world, other), 16);
+    struct pworld_job *logged = next_turn(world, first, 20, 20, 0);
+    logged->prefill.work.params.prompt_logprobs = 1;
+    assert_int_equal(computed_by(world, logged), 20);
+    assert_int_equal(logged->logprob_next, 20);
+    pworld_close(world);
+}
+
+/* Two jobs with one prefix share its blocks while both live; a pool too small for two copies holds
+ * both, and what a cancelled one computed is found by the next. */
+static void live_jobs_share_blocks(void **state)
+{
+    (void)state;
+    struct pworld *world = open_cached(8);
+    struct pworld_job *first = pworld_job(world, 0, 26, 0, 1); /* 7 blocks */
+    pworld_send(world, first);
+    while (!first->is_committed) { pworld_step_done(world); }
+    struct pworld_job *second = next_turn(world, first, 24, 26, 0); /* 6 of them, and one of its own */
+    pworld_send(world, second);
+    assert_int_equal(pworld_stats(world).jobs_waiting, 0);
+    assert_int_equal(pworld_stats(world).blocks_held, 8);
+    assert_int_equal(second->cached_pushed, 6);
+    pworld_cancel(world, first);
+    pworld_ended(world, first);
+    pworld_finish(world);
+    assert_int_equal(second->end, PWORLD_DONE);
+    struct pworld_job *third = pworld_job(world, 0, 26, 0, 7);
+    pworld_send(world, third);
+    pworld_cancel(world, third); /* in the step that computes 10 of its tokens */
+    pworld_finish(world);
+    assert_int_equal(computed_by(world, next_turn(world, third, 26, 26, 0)), 26 - 8);
+    pworld_close(world);
+}
+
+/* A job that does not fit takes nothing: what it had found is cached again, and found again when
+ * there is room. */
+static void a_job_that_does_not_fit_holds_nothing(void **state)
+{
+    (void)state;
+    struct pworld *world = open_cached(8);
+    struct pworld_job *seed = pworld_job(world, 0, 8, 0, 1);
+    (void)computed_by(world, seed);
+    struct pworld_job *holder = pworld_job(world, 0, 14, 0, 2);
+    pworld_send(world, holder);
+    struct pworld_job *large = next_turn(world, seed, 8, 26, 0); /* finds 2, needs 5 more, 2 are free */
+    pworld_send(world, large);
+    assert_int_equal(pworld_stats(world).jobs_waiting, 1);
+    assert_int_equal(pworld_stats(world).blocks_held, 4);
+    assert_int_equal(pworld_stats(world).blocks_cached, 2);
+    pworld_finish(world);
+    assert_int_equal(holder->end, PWORLD_DONE);
+    assert_int_equal(large->end, PWORLD_DONE);
+    assert_int_equal(large->done.cached_tokens, 8);
+    pworld_close(world);
+}
+
 /* Short prompts share a step under the token budget, in order of arrival. */
 static void short_prompts_share_a_step(void **state)
 {
@@ -443,6 +581,7 @@ static void steps_do_not_allocate(void **state)
     struct prefill_core_config config = pworld_config(64);
     config.step_rows_max = 3;
     config.chunk_tokens = 1;
+    config.prefix_cache = true;
     struct pworld *world = pworld_open(&config);
     uint64_t before = heap_allocations();
     for (uint32_t i = 0; i < 10; i++) { pworld_send(world, pworld_job(world, 0, 200, 0, i)); }
@@ -504,6 +643,11 @@ int main(void)
         cmocka_unit_test(a_failed_step_fails_its_jobs_or_the_node),
         cmocka_unit_test(blocks_leave_as_chunks_complete_them),
         cmocka_unit_test(blocks_before_the_grant_stay_here),
+        cmocka_unit_test(a_second_turn_computes_only_what_is_new),
+        cmocka_unit_test(one_token_is_always_computed),
+        cmocka_unit_test(only_the_same_text_and_salt_is_found),
+        cmocka_unit_test(live_jobs_share_blocks),
+        cmocka_unit_test(a_job_that_does_not_fit_holds_nothing),
         cmocka_unit_test(short_prompts_share_a_step),
         cmocka_unit_test(a_step_samples_no_more_than_its_slots),
         cmocka_unit_test(blocks_go_in_order_and_resumed_first),

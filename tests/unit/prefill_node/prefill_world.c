@@ -85,6 +85,12 @@ struct pworld_job *pworld_job(struct pworld *world, uint32_t router, uint32_t pr
     return job;
 }
 
+void pworld_share(struct pworld_job *job, const struct pworld_job *other, uint32_t count)
+{
+    memcpy(job->text, other->text, count * sizeof *job->text);
+    job->prefill.work.cache_salt = other->prefill.work.cache_salt;
+}
+
 static struct pworld_job *find(struct pworld *world, struct leg_id id)
 {
     for (uint32_t i = 0; i < world->job_count; i++) {
@@ -116,7 +122,8 @@ void pworld_event(struct pworld *world, const struct prefill_event *event)
     for (uint32_t i = 0; i < world->job_count; i++) {
         const struct pworld_job *job = world->jobs[i];
         if (!job->has_transfer) { continue; }
-        for (uint32_t b = 0; b < job->pushed_count; b++) {
+        for (uint32_t b = 0; b < grant_blocks(world, job); b++) {
+            if (!job->is_pushed[b]) { continue; }
             uint32_t first = (job->prefill.grant_first + b) * world->config.block_tokens;
             CHECK(kv_model_holds(world->model, job->pushed[b], job->text, first, total(job)));
         }
@@ -141,6 +148,22 @@ static void check_token(const struct pworld_job *job, const struct ctl_token *to
     enum stop_verdict verdict = stop_rules_decide(&work->params, eos, token->token, work->output_count + 1,
                                                   total(job) + 1, 250);
     CHECK((token->finish != FINISH_NONE) == (verdict != STOP_RULES_CONTINUE));
+}
+
+/* Nothing is found that nobody with the same salt has sent here before. */
+static void check_cached(const struct pworld *world, const struct pworld_job *job)
+{
+    uint32_t cached = job->done.cached_tokens, known = 0;
+    CHECK(cached % world->config.block_tokens == 0);
+    CHECK(cached < total(job));
+    for (uint32_t i = 0; i < world->job_count; i++) {
+        const struct pworld_job *other = world->jobs[i];
+        if (other == job || other->prefill.work.cache_salt != job->prefill.work.cache_salt) { continue; }
+        uint32_t same = 0;
+        while (same < total(other) && same < total(job) && other->text[same] == job->text[same]) { same++; }
+        if (same > known) { known = same; }
+    }
+    CHECK(cached <= known);
 }
 
 static void take_message(struct pworld *world, const struct prefill_action *action)
@@ -193,6 +216,7 @@ static void take_message(struct pworld *world, const struct prefill_action *acti
         job->done = msg->prefill_done;
         CHECK(strcmp(msg->prefill_done.cable, "tcp") == 0);
         job->done.cable = NULL;
+        check_cached(world, job);
         break;
     }
     case CTL_LOAD:
@@ -201,6 +225,19 @@ static void take_message(struct pworld *world, const struct prefill_action *acti
         break;
     default:
         CHECK(!"a prefill core sends no such message");
+    }
+}
+
+static void push(struct pworld *world, struct pworld_job *job, uint32_t first, const uint32_t *blocks, uint32_t count)
+{
+    CHECK(!job->is_committed);
+    if (!job->has_transfer) { return; } /* it ended while the step ran */
+    for (uint32_t b = 0; b < count; b++) {
+        CHECK(first + b < grant_blocks(world, job));
+        CHECK(!job->is_pushed[first + b]);
+        job->is_pushed[first + b] = true;
+        job->pushed[first + b] = blocks[b];
+        job->pushed_count++;
     }
 }
 
@@ -218,6 +255,15 @@ static void perform(struct pworld *world, const struct prefill_action *action)
         CHECK(memcmp(action->ticket, job->ticket, sizeof job->ticket) == 0);
         CHECK(action->block_count == grant_blocks(world, job));
         job->has_transfer = true;
+        break;
+    }
+    case PREFILL_ACT_PUSH_CACHED: {
+        struct pworld_job *job = find(world, action->leg);
+        CHECK(world->config.prefix_cache);
+        CHECK(action->block_count > 0);
+        CHECK(!job->is_aborted);
+        push(world, job, action->grant_index, action->blocks, action->block_count);
+        job->cached_pushed += action->block_count;
         break;
     }
     case PREFILL_ACT_XFER_COMMIT: {
@@ -337,11 +383,10 @@ void pworld_step_done(struct pworld *world)
         const struct step_span *span = &plan->spans[i];
         struct pworld_job *job = find(world, span->leg);
         CHECK(span->grant_first == job->prefill.grant_first);
-        CHECK(span->push_count == 0 || span->push_first == span->grant_first + job->pushed_count);
         CHECK(span->push_first + span->push_count <= span->block_count);
-        for (uint32_t b = 0; b < span->push_count; b++) {
-            job->pushed[job->pushed_count++] = span->block_table[span->push_first + b];
-        }
+        if (span->push_count == 0) { continue; }
+        CHECK(span->push_first >= span->grant_first);
+        push(world, job, span->push_first - span->grant_first, span->block_table + span->push_first, span->push_count);
     }
     world->plan = NULL;
     world->now_ns += result.compute_ns;

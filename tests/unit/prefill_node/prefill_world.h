@@ -33,8 +33,10 @@ struct pworld_job {
     bool has_token[PWORLD_SEQS_MAX], is_cancelled[PWORLD_SEQS_MAX];
     uint32_t logprob_next;
     bool has_transfer, is_aborted, is_committed; /* has_transfer: its blocks are being read */
-    uint32_t pushed_count;                       /* blocks, in order, from grant_first on */
+    uint32_t pushed_count;                       /* blocks, from grant_first on, in any order */
+    bool is_pushed[PWORLD_TEXT_MAX];             /* by index in the grant */
     uint32_t pushed[PWORLD_TEXT_MAX];            /* pool block of each */
+    uint32_t cached_pushed;                      /* of them, those that were cached */
     struct ctl_prefill_done done;
 };
 
@@ -59,6 +61,8 @@ void pworld_close(struct pworld *world);
 
 struct pworld_job *pworld_job(struct pworld *world, uint32_t router, uint32_t prompt_count, uint32_t output_count,
                               uint64_t seed);
+/* Its text begins with `count` tokens of another's. */
+void pworld_share(struct pworld_job *job, const struct pworld_job *other, uint32_t count);
 void pworld_event(struct pworld *world, const struct prefill_event *event);
 void pworld_message(struct pworld *world, uint32_t router, const struct ctl_msg *msg);
 void pworld_send(struct pworld *world, struct pworld_job *job);
