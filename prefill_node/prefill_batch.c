@@ -54,7 +54,7 @@ static bool admit(struct prefill_core *core, struct prefill_job *job)
         last->published == now.published) {
         return false;
     }
-    uint32_t taken = prefix_take(core, job);
+    uint32_t taken = prefill_prefix_take(core, job);
     uint32_t count = prefill_blocks_for(core, job->total);
     if (failed(kv_cache_reserve(core->cache, count - taken, job->blocks + taken))) {
         kv_cache_release(core->cache, taken, job->blocks);
@@ -62,7 +62,7 @@ static bool admit(struct prefill_core *core, struct prefill_job *job)
         return false;
     }
     job->block_count = count;
-    prefix_use(core, job, taken);
+    prefill_prefix_use(core, job, taken);
     return true;
 }
 
@@ -175,7 +175,7 @@ status_t prefill_finish_step(struct prefill_core *core, const struct step_result
         const struct step_span *span = &step->spans[i];
         struct prefill_job *job = step->span_jobs[i];
         job->computed += span->row_count;
-        prefix_publish(core, job); /* also of one that was cancelled meanwhile: somebody may ask again */
+        prefill_prefix_publish(core, job); /* also of one that was cancelled meanwhile: somebody may ask again */
         if (job->is_over) {
             job_move(core, job);
         } else {

@@ -29,7 +29,7 @@ static bool is_wanted(const struct prefill_core *core, const struct prefill_job 
     return core->config.prefix_cache && job->work.params.prompt_logprobs < 0;
 }
 
-uint32_t prefix_take(struct prefill_core *core, struct prefill_job *job)
+uint32_t prefill_prefix_take(struct prefill_core *core, struct prefill_job *job)
 {
     CHECK(job->block_count == 0);
     if (!is_wanted(core, job)) { return 0; }
@@ -42,7 +42,7 @@ uint32_t prefix_take(struct prefill_core *core, struct prefill_job *job)
     return taken;
 }
 
-void prefix_use(struct prefill_core *core, struct prefill_job *job, uint32_t taken)
+void prefill_prefix_use(struct prefill_core *core, struct prefill_job *job, uint32_t taken)
 {
     if (!is_wanted(core, job)) { return; }
     job->cached = taken * core->config.block_tokens;
@@ -59,7 +59,7 @@ void prefix_use(struct prefill_core *core, struct prefill_job *job, uint32_t tak
     action->grant_index = 0;
 }
 
-void prefix_publish(struct prefill_core *core, struct prefill_job *job)
+void prefill_prefix_publish(struct prefill_core *core, struct prefill_job *job)
 {
     if (!core->config.prefix_cache) { return; }
     uint32_t full = job->computed / core->config.block_tokens;

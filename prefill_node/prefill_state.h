@@ -149,13 +149,13 @@ void jobs_reap(struct prefill_core *core);
 
 /* Takes the blocks of a waiting job's text that are cached, from its first one on, into its table.
  * Returns how many; they are final. */
-uint32_t prefix_take(struct prefill_core *core, struct prefill_job *job);
+uint32_t prefill_prefix_take(struct prefill_core *core, struct prefill_job *job);
 
 /* The job was admitted with so many: counts them, and sends those that the decode node lacks. */
-void prefix_use(struct prefill_core *core, struct prefill_job *job, uint32_t taken);
+void prefill_prefix_use(struct prefill_core *core, struct prefill_job *job, uint32_t taken);
 
 /* Names the blocks that job->computed has filled since the last call. */
-void prefix_publish(struct prefill_core *core, struct prefill_job *job);
+void prefill_prefix_publish(struct prefill_core *core, struct prefill_job *job);
 
 /* --- prefill_batch.c */
 
