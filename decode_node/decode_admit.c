@@ -5,15 +5,14 @@
 static bool make_room(struct decode_core *core, struct decode_seq *seq);
 static void preempt(struct decode_core *core, struct decode_seq *seq);
 static struct decode_seq *youngest_holder(const struct decode_core *core);
+static bool take_blocks(struct decode_core *core, struct decode_seq *seq);
+static void give_blocks_back(struct decode_core *core, struct decode_seq *seq);
+static bool is_hopeless(const struct decode_core *core, const struct decode_seq *seq);
+static void note_miss(struct decode_core *core, const struct decode_seq *seq);
 static void admit(struct decode_core *core, struct decode_seq *seq);
+static void note_admitted(struct decode_core *core, struct decode_seq *seq);
 
 /* ---------------------------------------------------------------- blocks */
-
-uint32_t seq_blocks_needed(const struct decode_core *core, const struct decode_seq *seq)
-{
-    uint32_t blocks = blocks_for(core, seq_total(seq) + 1);
-    return seq->leg->is_forked ? blocks : blocks + leg_live_count(seq->leg) - 1;
-}
 
 bool seq_has_block_for_next_row(const struct decode_core *core, const struct decode_seq *seq)
 {
@@ -28,7 +27,7 @@ void admit_growth(struct decode_core *core)
         struct decode_seq *seq = seq_of(link);
         if (!seq_has_block_for_next_row(core, seq) && make_room(core, seq)) {
             CHECK(seq->block_count < seq->leg->table_max);
-            status_t st = kv_pool_reserve(core->pool, 1, &seq->blocks[seq->block_count]);
+            status_t st = kv_cache_reserve(core->cache, 1, &seq->blocks[seq->block_count]);
             CHECK(!failed(st));
             seq->block_count++;
             CHECK(seq_has_block_for_next_row(core, seq));
@@ -38,11 +37,11 @@ void admit_growth(struct decode_core *core)
     }
 }
 
-/* Preempts until one block is free. False: `seq` itself gave way, or it is the only one that
+/* Preempts until one block can be had. False: `seq` itself gave way, or it is the only one that
  * holds blocks and waits, with all it has, for those that a grant or a fence will give back. */
 static bool make_room(struct decode_core *core, struct decode_seq *seq)
 {
-    while (kv_pool_free_count(core->pool) == 0) {
+    while (kv_cache_available(core->cache) == 0) {
         struct decode_seq *victim = youngest_holder(core);
         if (victim == seq && core->running.count + core->ready.count == 1) { return false; }
         preempt(core, victim);
@@ -64,13 +63,8 @@ static struct decode_seq *youngest_holder(const struct decode_core *core)
  * later; the tokens that it has are input then and are not sent again. */
 static void preempt(struct decode_core *core, struct decode_seq *seq)
 {
-    struct decode_leg *leg = seq->leg;
     CHECK(!core->step.is_in_flight);
-    seq_release(core, seq);
-    seq->computed = 0;
-    if (!leg->is_forked) {
-        for (uint32_t i = 1; i < leg->seq_count; i++) { seq_release(core, &leg->seqs[i]); }
-    }
+    give_blocks_back(core, seq);
     core->preemptions++;
     seq_enter(core, seq, SEQ_WAITING, &core->preempted);
 }
@@ -82,47 +76,132 @@ void admit_waiting(struct decode_core *core)
     for (uint32_t i = 0; i < 3; i++) {
         struct decode_seq *seq;
         while ((seq = seq_of(list_first(queues[i]))) != NULL) {
-            if (seq_blocks_needed(core, seq) > kv_pool_free_count(core->pool)) { return; }
+            if (is_hopeless(core, seq)) { return; }
+            if (!take_blocks(core, seq)) {
+                note_miss(core, seq);
+                return;
+            }
             admit(core, seq);
         }
     }
 }
 
-static void admit(struct decode_core *core, struct decode_seq *seq)
+/* What is cached of its text, the rest of its tokens and one more, and one spare for each live
+ * sequence but one, which inherits the carrier's table. All or none. */
+static bool take_blocks(struct decode_core *core, struct decode_seq *seq)
 {
     struct decode_leg *leg = seq->leg;
-    uint32_t total = seq_total(seq);
-    uint32_t count = blocks_for(core, total + 1);
-    bool is_first = !leg->was_admitted;
+    uint32_t count = blocks_for(core, seq_total(seq) + 1);
+    uint32_t spares = leg->is_forked ? 0 : leg_live_count(leg) - 1;
     CHECK(count <= leg->table_max);
-    status_t st = kv_pool_reserve(core->pool, count, seq->blocks);
+    uint32_t cached = seq_take_cached(core, seq);
+    if (count - cached + spares > kv_cache_available(core->cache)) {
+        seq_release(core, seq);
+        return false;
+    }
+    status_t st = kv_cache_reserve(core->cache, count - cached, seq->blocks + cached);
     CHECK(!failed(st));
     seq->block_count = count;
-    /* One spare for each live sequence but one: that one inherits the carrier's table. */
-    uint32_t spares = leg->is_forked ? 0 : leg_live_count(leg) - 1;
+    seq->computed = cached * core->config.block_tokens;
     for (uint32_t i = leg->seq_count; i-- > 1 && spares > 0;) {
         if (leg->seqs[i].is_over) { continue; }
-        st = kv_pool_reserve(core->pool, 1, &leg->seqs[i].spare);
+        st = kv_cache_reserve(core->cache, 1, &leg->seqs[i].spare);
         CHECK(!failed(st));
         spares--;
     }
-    if (is_first) {
-        leg->was_admitted = true;
-        leg->admitted_ns = core->now_ns;
-        leg->wait_until_ns = UINT64_MAX;
+    return true;
+}
+
+static void give_blocks_back(struct decode_core *core, struct decode_seq *seq)
+{
+    struct decode_leg *leg = seq->leg;
+    seq_release(core, seq);
+    seq->computed = 0;
+    if (leg->is_forked) { return; }
+    for (uint32_t i = 1; i < leg->seq_count; i++) { seq_release(core, &leg->seqs[i]); }
+}
+
+bool admit_fits(struct decode_core *core, struct decode_seq *seq)
+{
+    CHECK(seq->state == SEQ_WAITING);
+    if (is_hopeless(core, seq)) { return false; }
+    if (!take_blocks(core, seq)) {
+        note_miss(core, seq);
+        return false;
     }
+    give_blocks_back(core, seq);
+    return true;
+}
+
+/* It did not fit, and since then no block came free, none was named, and no cached one that it may
+ * have counted on was taken by others: it does not fit now. */
+static bool is_hopeless(const struct decode_core *core, const struct decode_seq *seq)
+{
+    const struct admit_miss *miss = &core->miss;
+    struct kv_cache_stats stats = kv_cache_stats(core->cache);
+    return miss->is_set && miss->arrival == seq->leg->arrival && miss->index == seq->index &&
+           kv_cache_available(core->cache) <= miss->available && stats.blocks_published == miss->published &&
+           stats.blocks_taken == miss->taken;
+}
+
+static void note_miss(struct decode_core *core, const struct decode_seq *seq)
+{
+    struct kv_cache_stats stats = kv_cache_stats(core->cache);
+    core->miss = (struct admit_miss){
+        .is_set = true,
+        .arrival = seq->leg->arrival,
+        .index = seq->index,
+        .available = kv_cache_available(core->cache),
+        .published = stats.blocks_published,
+        .taken = stats.blocks_taken,
+    };
+}
+
+/* It has its blocks: what is missing in them is computed here, or lands. */
+static void admit(struct decode_core *core, struct decode_seq *seq)
+{
+    struct decode_leg *leg = seq->leg;
+    bool is_first = !leg->was_admitted;
+    if (is_first) { note_admitted(core, seq); }
     if (!is_first || !leg->is_remote) {
         seq_enter(core, seq, SEQ_READY, &core->ready);
         return;
     }
+    leg->grant_first = seq->published;
     leg->lease_until_ns = later_ns(core->now_ns, core->config.lease_ns);
     seq_enter(core, seq, SEQ_GRANTED, &core->granted);
     struct decode_action *action = action_add(core, DECODE_ACT_GRANT);
     action->router = leg->router;
     action->leg = leg->id;
-    action->block_count = blocks_for(core, total);
-    action->blocks = seq->blocks;
+    action->block_count = blocks_for(core, seq_total(seq)) - leg->grant_first;
+    action->blocks = seq->blocks + leg->grant_first;
+    action->cached_tokens = leg->cached_tokens;
+    action->grant_first = leg->grant_first;
     action->lease_ns = core->config.lease_ns;
+}
+
+static void note_admitted(struct decode_core *core, struct decode_seq *seq)
+{
+    struct decode_leg *leg = seq->leg;
+    uint32_t total = seq_total(seq);
+    leg->was_admitted = true;
+    leg->admitted_ns = core->now_ns;
+    leg->wait_until_ns = UINT64_MAX;
+    leg->cached_tokens = seq->computed;
+    core->cache_tokens_asked += total;
+    core->cache_tokens_found += seq->computed;
+    /* A batch that is too small for all of its sequences could never take the last row. */
+    if (leg->is_remote && total - seq->computed <= leg->local_max_tokens && leg->seq_count <= core->config.batch_max) {
+        leg_compute_here(leg);
+    } else if (leg->is_remote || !core->config.prefix_cache) {
+        return; /* the grant says it, or there is nothing to say */
+    }
+    struct decode_action *action = action_add(core, DECODE_ACT_SEND);
+    action->router = leg->router;
+    action->leg = leg->id;
+    action->msg.kind = CTL_RESERVED;
+    action->msg.reserved =
+        (struct ctl_reserved){.leg = leg->id, .is_local = true, .cached_tokens = leg->cached_tokens};
 }
 
 /* ---------------------------------------------------------------- slots */

@@ -12,6 +12,17 @@ static void own(const struct decode_core *core, uint32_t count, const uint32_t *
     }
 }
 
+/* A block has the name of what it holds, and none before it holds it. */
+static void audit_names(const struct decode_core *core, const struct decode_seq *seq)
+{
+    for (uint32_t b = seq->block_first; b < seq->block_count; b++) {
+        struct kv_hash name;
+        bool has_name = kv_cache_name(core->cache, seq->blocks[b], &name);
+        if (b >= seq->published) { CHECK(!has_name); }
+        if (has_name) { CHECK(kv_hash_equal(name, seq->hashes[b])); }
+    }
+}
+
 static void audit_seq(const struct decode_core *core, const struct decode_seq *seq, uint32_t *ret_slots)
 {
     const struct decode_leg *leg = seq->leg;
@@ -25,7 +36,12 @@ static void audit_seq(const struct decode_core *core, const struct decode_seq *s
         CHECK(seq->list == lists[seq->state]);
     }
     CHECK(list_link_is_in(&seq->link) == (seq->list != NULL));
+    CHECK(seq->block_first <= seq->block_count);
     CHECK(seq->block_count <= leg->table_max);
+    CHECK(seq->published <= seq->hash_count);
+    CHECK(seq->hash_count <= leg->table_max);
+    CHECK(seq->published * core->config.block_tokens <= seq->computed);
+    if (seq->state != SEQ_FENCING) { audit_names(core, seq); }
     CHECK(seq->output_count <= leg->output_max);
     CHECK(seq->computed <= seq_total(seq));
     bool is_carrier = seq->index == 0;
@@ -68,7 +84,7 @@ static void audit_seq(const struct decode_core *core, const struct decode_seq *s
     }
     if (seq->is_in_step) { CHECK(core->step.is_in_flight); }
     if (seq->slot != NO_SLOT) { (*ret_slots)++; }
-    if (seq->state != SEQ_FENCING) { own(core, seq->block_count, seq->blocks); }
+    if (seq->state != SEQ_FENCING) { own(core, seq_own_count(seq), seq_own_blocks(seq)); }
     if (seq->spare != NO_BLOCK) { own(core, 1, &seq->spare); }
     if (seq->copy_source != NO_BLOCK) { own(core, 1, &seq->copy_source); }
 }
@@ -92,7 +108,7 @@ void decode_core_audit(const struct decode_core *core)
             audit_seq(core, seq, &slots);
             ended += seq->state == SEQ_ENDED;
             listed += seq->list != NULL;
-            if (seq->state == SEQ_FENCING) { quarantined += seq->block_count; }
+            if (seq->state == SEQ_FENCING) { quarantined += seq_own_count(seq); }
         }
         CHECK(ended == leg->ended_count);
         CHECK(ended < leg->seq_count);
@@ -104,8 +120,8 @@ void decode_core_audit(const struct decode_core *core)
     if (core->step.is_in_flight) {
         for (uint32_t i = 0; i < core->step.plan.copy_count; i++) { own(core, 1, &core->step.copies[i].source_block); }
     }
-    kv_pool_audit(core->pool, core->audit_owners);
-    struct kv_pool_counts counts = kv_pool_counts(core->pool);
+    kv_cache_audit(core->cache, core->audit_owners);
+    struct kv_pool_counts counts = kv_cache_counts(core->cache);
     CHECK(counts.free + counts.held + counts.cached + counts.quarantined == counts.total);
     CHECK(counts.quarantined == quarantined);
 }

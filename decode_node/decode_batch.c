@@ -35,11 +35,14 @@ static void plan_step(struct decode_core *core)
     step->sample_count = 0;
     step->token_count = 0;
     step->prompt_rows = 0;
+    step->chunk_rows = 0;
     step->logprob_count = 0;
 
     for (struct list_link *link = list_first(&core->running); link != NULL; link = list_next(&core->running, link)) {
         struct decode_seq *seq = seq_of(link);
-        if (rows_left_of(seq) == 1 && seq_has_block_for_next_row(core, seq)) { plan_span(core, seq, 1); }
+        if (rows_left_of(seq) != 1 || !seq_has_block_for_next_row(core, seq)) { continue; }
+        plan_span(core, seq, 1);
+        step->prompt_rows += !seq->leg->is_forked; /* the last row of a prompt that was cached so far */
     }
     for (struct list_link *link = list_first(&core->running); link != NULL; link = list_next(&core->running, link)) {
         struct decode_seq *seq = seq_of(link);
@@ -50,19 +53,21 @@ static void plan_step(struct decode_core *core)
         if (rows > room) { rows = room; }
         plan_span(core, seq, rows);
         step->prompt_rows += rows;
+        step->chunk_rows += rows;
     }
     if (step->plan.span_count == 0) { return; }
     plan_copies(core);
 
     /* A block that two sequences see is never written, but for the copies' source: the step
-     * copies it before it computes. */
+     * copies it before it computes. Nor is one that has a name: others may find it any time. */
     for (uint32_t i = 0; i < step->plan.span_count; i++) {
         const struct decode_seq *seq = step->span_seqs[i];
         const struct step_span *span = &step->spans[i];
         uint32_t last = (span->first_position + span->row_count - 1) / core->config.block_tokens;
         for (uint32_t b = span->first_position / core->config.block_tokens; b <= last; b++) {
             uint32_t copies = seq->blocks[b] == seq->leg->shared_block ? seq->leg->copies_in_step : 0;
-            CHECK(kv_pool_refs(core->pool, seq->blocks[b]) == 1 + copies);
+            CHECK(kv_cache_refs(core->cache, seq->blocks[b]) == 1 + copies);
+            CHECK(b >= seq->published);
         }
     }
     step->plan.id++;
@@ -172,7 +177,7 @@ status_t batch_finish_step(struct decode_core *core, const struct step_result *r
     for (uint32_t i = 0; i < step->plan.copy_count; i++) {
         step->copy_seqs[i]->is_in_step = false;
         step->copy_seqs[i]->leg->copies_in_step = 0;
-        kv_pool_release(core->pool, 1, &step->copies[i].source_block);
+        kv_cache_release(core->cache, 1, &step->copies[i].source_block);
     }
     status_t st = result->status;
     if (!failed(st) && (result->sample_count != step->sample_count ||
@@ -194,7 +199,7 @@ status_t batch_finish_step(struct decode_core *core, const struct step_result *r
     }
 
     core->prompt_tokens_computed += step->prompt_rows;
-    if (step->prompt_rows > 0) { token_rate_add(&core->prefill_rate, step->prompt_rows, result->compute_ns); }
+    if (step->chunk_rows > 0) { token_rate_add(&core->prefill_rate, step->chunk_rows, result->compute_ns); }
     const struct step_sample *sample = result->samples;
     const struct token_logprob *logprob = result->prompt_logprobs;
     struct decode_seq **sampled = step->sample_seqs;
@@ -202,7 +207,10 @@ status_t batch_finish_step(struct decode_core *core, const struct step_result *r
         const struct step_span *span = &step->spans[i];
         struct decode_seq *seq = step->span_seqs[i];
         bool goes_on = seq->state == SEQ_RUNNING;
-        if (goes_on) { seq->computed += span->row_count; }
+        if (goes_on) {
+            seq->computed += span->row_count;
+            seq_publish(core, seq);
+        }
         if (span->prompt_logprobs >= 0) {
             if (goes_on) { take_prompt_logprobs(core, seq->leg, span, logprob); }
             logprob += span->row_count - !span->has_next_token;

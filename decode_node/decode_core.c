@@ -38,6 +38,7 @@ status_t decode_core_create(const struct decode_core_config *config, struct deco
     core->slots_free = calloc(batch_max, sizeof *core->slots_free);
     core->logprobs = calloc(config->step_rows_max, sizeof *core->logprobs);
     core->audit_owners = calloc(config->block_count, sizeof *core->audit_owners);
+    core->block_text = calloc(config->block_tokens, sizeof *core->block_text);
     step->opens = calloc(batch_max, sizeof *step->opens);
     step->copies = calloc(config->block_count, sizeof *step->copies);
     step->spans = calloc(batch_max, sizeof *step->spans);
@@ -47,12 +48,13 @@ status_t decode_core_create(const struct decode_core_config *config, struct deco
     step->sample_slots = calloc(batch_max, sizeof *step->sample_slots);
     step->tokens = calloc(config->step_rows_max, sizeof *step->tokens);
     if (core->eos_tokens == NULL || core->slots_free == NULL || core->logprobs == NULL ||
-        core->audit_owners == NULL || step->opens == NULL || step->copies == NULL || step->spans == NULL ||
+        core->audit_owners == NULL || core->block_text == NULL || step->opens == NULL || step->copies == NULL || step->spans == NULL ||
         step->span_seqs == NULL || step->sample_seqs == NULL || step->copy_seqs == NULL ||
         step->sample_slots == NULL || step->tokens == NULL) {
         goto fail;
     }
-    st = kv_pool_create(config->block_count, &core->pool);
+    struct kv_cache_config cache = {.block_count = config->block_count, .is_enabled = config->prefix_cache};
+    st = kv_cache_create(&cache, &core->cache);
     if (failed(st)) { goto fail; }
     st = leg_index_create(config->legs_max, ENDED_LEGS_REMEMBERED, &core->index);
     if (failed(st)) { goto fail; }
@@ -95,7 +97,7 @@ void decode_core_destroy(struct decode_core *core)
     router_set_fini(&core->routers);
     token_list_destroy(core->tokens);
     leg_index_destroy(core->index);
-    kv_pool_destroy(core->pool);
+    kv_cache_destroy(core->cache);
     free(step->tokens);
     free(step->sample_slots);
     free(step->copy_seqs);
@@ -104,6 +106,7 @@ void decode_core_destroy(struct decode_core *core)
     free(step->spans);
     free(step->copies);
     free(step->opens);
+    free(core->block_text);
     free(core->audit_owners);
     free(core->logprobs);
     free(core->slots_free);
@@ -290,6 +293,7 @@ static void take_landed(struct decode_core *core, const struct decode_event *eve
         return;
     }
     carrier->computed = seq_total(carrier);
+    seq_publish(core, carrier);
     for (uint32_t i = 0; i < event->token_count; i++) {
         const struct ctl_token *token = &event->tokens[i];
         struct decode_seq *seq = &leg->seqs[token->sequence - leg->work.sequence_first];
@@ -354,10 +358,10 @@ static void look_at_deadlines(struct decode_core *core)
         next = list_next(&core->fresh, link);
         struct decode_leg *leg = LIST_OWNER(link, struct decode_seq, link)->leg;
         /* What can be admitted in this very event is: leave the head to the scheduler. */
+        if (core->now_ns < leg->wait_until_ns) { continue; }
         bool is_next = core->preempted.count == 0 && core->resumed.count == 0 &&
-                       link == list_first(&core->fresh) &&
-                       seq_blocks_needed(core, &leg->seqs[0]) <= kv_pool_free_count(core->pool);
-        if (core->now_ns < leg->wait_until_ns || is_next) { continue; }
+                       link == list_first(&core->fresh) && admit_fits(core, &leg->seqs[0]);
+        if (is_next) { continue; }
         leg_give_up(core, leg, LEG_REFUSED, ST_RESOURCE_EXHAUSTED,
                     "no KV blocks came free on the decode node in time; try again later");
     }

@@ -13,8 +13,12 @@
  * one that resumes waits until it is served or cancelled. A sequence's claim is the age of its
  * request; where blocks run out the youngest claim gives its blocks up.
  *
+ * With the prefix cache a leg takes the blocks of its text that are there and computes, or is
+ * granted, the rest only; where little is missing the node computes it itself although a prefill
+ * node could (RESERVE's local_max_tokens), and says so.
+ *
  * Parts: decode_state.h (the tables), decode_reserve.c (what is taken), decode_leg.c (one leg's
- * life), decode_admit.c (blocks and slots), decode_batch.c (steps), decode_stats.c, decode_audit.c,
+ * life), decode_admit.c (blocks and slots), decode_prefix.c (the prefix cache), decode_batch.c (steps), decode_stats.c, decode_audit.c,
  * decode_core.c (events).
  * Source: continuous batching, Orca (OSDI 2022); paged blocks, arXiv 2309.06180. */
 #ifndef BATON_DECODE_NODE_DECODE_CORE_H
@@ -43,6 +47,7 @@ struct decode_core_config {
     const uint32_t *eos_tokens; /* [eos_count], copied */
     uint64_t lease_ns;         /* a grant without XFER_PROGRESS for this long is revoked; not shorter
                                   than the transfer's own lease, which ends most of them */
+    bool prefix_cache;         /* blocks outlive their sequences and are found again by what they hold */
 };
 
 enum decode_event_kind {
@@ -75,7 +80,7 @@ struct decode_event {
 enum decode_action_kind {
     DECODE_ACT_SEND,    /* msg to router */
     DECODE_ACT_GRANT,   /* let the leg's KV land in blocks; the server mints the ticket and
-                           sends RESERVED with it to router */
+                           sends RESERVED with it, cached_tokens and grant_first to router */
     DECODE_ACT_REVOKE,  /* nothing of the leg may land any more; FENCED is awaited, the blocks
                            are in quarantine until then */
     DECODE_ACT_STEP,    /* run plan; at most one in flight */
@@ -87,7 +92,8 @@ struct decode_action {
     struct leg_id leg;
     struct ctl_msg msg;
     uint32_t block_count;
-    const uint32_t *blocks;     /* GRANT: for prompt and output in order, all of it */
+    const uint32_t *blocks;     /* GRANT: for prompt and output in order, from block grant_first on */
+    uint32_t cached_tokens, grant_first; /* GRANT: as RESERVED says them */
     uint64_t lease_ns;
     const struct step_plan *plan;
 };
@@ -101,6 +107,7 @@ struct decode_actions {
 /* Numbers for LOAD, metrics and the audit. free + held + cached + quarantined == total. */
 struct decode_core_stats {
     uint32_t blocks_total, blocks_free, blocks_held, blocks_cached, blocks_quarantined;
+    uint64_t cache_tokens_asked, cache_tokens_found; /* of the texts of legs that were admitted */
     uint32_t legs, sequences_running, sequences_waiting, sequences_preempted;
     uint64_t tokens_queued;     /* prompt tokens still to be computed here */
     uint64_t tokens_generated, prompt_tokens_computed, preemptions, legs_finished, legs_failed,

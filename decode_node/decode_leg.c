@@ -21,12 +21,12 @@ struct decode_leg *leg_take(struct decode_core *core, uint32_t router, const str
     uint32_t seq_count = work->sequence_count;
     size_t seqs_bytes = seq_count * sizeof(struct decode_seq);
     size_t lists_bytes = (size_t)seq_count * ((size_t)output_max + table_max) * sizeof(uint32_t);
-    struct decode_leg *leg = calloc(1, sizeof *leg + seqs_bytes + lists_bytes + work_copy_bytes(work));
+    size_t names_bytes = (size_t)seq_count * table_max * sizeof(struct kv_hash);
+    struct decode_leg *leg = calloc(1, sizeof *leg + seqs_bytes + names_bytes + lists_bytes + work_copy_bytes(work));
     if (leg == NULL) { return NULL; }
 
     leg->id = work->leg;
     leg->router = router;
-    leg->is_remote = !reserve->local_prefill;
     leg->birth_ns = core->now_ns > work->age_ns ? core->now_ns - work->age_ns : 0;
     leg->arrival = core->arrivals++;
     leg->wait_until_ns = work->resumed ? UINT64_MAX : core->now_ns + reserve->wait_ms * UINT64_C(1000000);
@@ -36,7 +36,10 @@ struct decode_leg *leg_take(struct decode_core *core, uint32_t router, const str
     leg->table_max = table_max;
     leg->seq_count = seq_count;
     leg->seqs = (struct decode_seq *)(void *)(leg + 1);
-    uint32_t *at = (uint32_t *)(void *)(leg->seqs + seq_count);
+    leg->root = kv_hash_root(work->cache_salt);
+    leg->local_max_tokens = reserve->local_max_tokens;
+    struct kv_hash *names = (struct kv_hash *)(void *)(leg->seqs + seq_count);
+    uint32_t *at = (uint32_t *)(void *)(names + (size_t)seq_count * table_max);
     for (uint32_t i = 0; i < seq_count; i++) {
         struct decode_seq *seq = &leg->seqs[i];
         seq->leg = leg;
@@ -49,9 +52,13 @@ struct decode_leg *leg_take(struct decode_core *core, uint32_t router, const str
         at += output_max;
         seq->blocks = at;
         at += table_max;
+        seq->hashes = names;
+        names += table_max;
     }
     leg->work = work_copy(work, at);
-    leg->logprobs_next = !leg->is_remote && work->params.prompt_logprobs >= 0 ? 1 : work->prompt_count;
+    leg->is_remote = true;
+    leg->logprobs_next = work->prompt_count;
+    if (reserve->local_prefill) { leg_compute_here(leg); }
     if (work->output_count > 0) {
         memcpy(leg->seqs[0].output, work->output, work->output_count * sizeof *work->output);
         leg->seqs[0].output_count = work->output_count;
@@ -65,6 +72,12 @@ struct decode_leg *leg_take(struct decode_core *core, uint32_t router, const str
 static struct list *list_for_new_leg(struct decode_core *core, const struct decode_leg *leg)
 {
     return leg->work.resumed ? &core->resumed : &core->fresh;
+}
+
+void leg_compute_here(struct decode_leg *leg)
+{
+    leg->is_remote = false;
+    if (leg->work.params.prompt_logprobs >= 0) { leg->logprobs_next = 1; }
 }
 
 void leg_drop(struct decode_core *core, struct decode_leg *leg, enum leg_outcome outcome)
@@ -161,11 +174,14 @@ static void seq_inherit(struct decode_core *core, struct decode_seq *heir)
 {
     struct decode_seq *carrier = &heir->leg->seqs[0];
     if (heir == carrier) { return; }
-    if (heir->spare != NO_BLOCK) { kv_pool_release(core->pool, 1, &heir->spare); }
+    if (heir->spare != NO_BLOCK) { kv_cache_release(core->cache, 1, &heir->spare); }
     heir->spare = NO_BLOCK;
     memcpy(heir->blocks, carrier->blocks, carrier->block_count * sizeof *heir->blocks);
+    heir->block_first = carrier->block_first;
     heir->block_count = carrier->block_count;
     heir->computed = carrier->computed;
+    seq_share_names(heir, carrier);
+    carrier->block_first = 0;
     carrier->block_count = 0;
 }
 
@@ -174,7 +190,9 @@ static void seq_share(struct decode_core *core, struct decode_seq *seq, const st
     struct decode_leg *leg = seq->leg;
     uint32_t full = heir->computed / core->config.block_tokens;
     memcpy(seq->blocks, heir->blocks, full * sizeof *seq->blocks);
-    for (uint32_t b = 0; b < full; b++) { kv_pool_ref(core->pool, seq->blocks[b]); }
+    seq->block_first = heir->block_first;
+    for (uint32_t b = seq->block_first; b < full; b++) { kv_cache_ref(core->cache, seq->blocks[b]); }
+    seq_share_names(seq, heir);
     CHECK(seq->spare != NO_BLOCK);
     seq->blocks[full] = seq->spare;
     seq->block_count = full + 1;
@@ -183,7 +201,7 @@ static void seq_share(struct decode_core *core, struct decode_seq *seq, const st
     if (heir->computed % core->config.block_tokens == 0) { return; }
     leg->shared_block = heir->blocks[full];
     seq->copy_source = leg->shared_block;
-    kv_pool_ref(core->pool, leg->shared_block);
+    kv_cache_ref(core->cache, leg->shared_block);
 }
 
 void seq_move(struct decode_core *core, struct decode_seq *seq)
@@ -210,7 +228,8 @@ void seq_move(struct decode_core *core, struct decode_seq *seq)
         }
         case SEQ_FENCING:
             if (!leg->is_fenced) { break; }
-            kv_pool_fence(core->pool, seq->block_count, seq->blocks);
+            kv_cache_fence(core->cache, seq_own_count(seq), seq_own_blocks(seq));
+            seq->block_first = 0;
             seq->block_count = 0;
             seq_enter(core, seq, SEQ_ENDED, NULL);
             break;
@@ -250,25 +269,32 @@ void seq_enter(struct decode_core *core, struct decode_seq *seq, enum seq_state 
     }
 }
 
-/* Only the blocks of the grant can still be written from outside; the one for the next
- * token is free at once. */
+/* Only the blocks of the grant can still be written from outside: the cached ones before them
+ * and the one for the next token are given back at once. */
 static void seq_quarantine(struct decode_core *core, struct decode_seq *seq)
 {
-    uint32_t granted = blocks_for(core, seq_total(seq));
-    if (seq->block_count > granted) {
-        kv_pool_release(core->pool, seq->block_count - granted, seq->blocks + granted);
-        seq->block_count = granted;
+    uint32_t first = seq->leg->grant_first;
+    uint32_t end = blocks_for(core, seq_total(seq));
+    CHECK(seq->block_first <= first);
+    kv_cache_release(core->cache, first - seq->block_first, seq_own_blocks(seq));
+    if (seq->block_count > end) {
+        kv_cache_release(core->cache, seq->block_count - end, seq->blocks + end);
+        seq->block_count = end;
     }
-    kv_pool_quarantine(core->pool, seq->block_count, seq->blocks);
+    seq->block_first = first;
+    seq->published = 0;
+    kv_cache_quarantine(core->cache, seq_own_count(seq), seq_own_blocks(seq));
 }
 
 void seq_release(struct decode_core *core, struct decode_seq *seq)
 {
-    kv_pool_release(core->pool, seq->block_count, seq->blocks);
+    kv_cache_release(core->cache, seq_own_count(seq), seq_own_blocks(seq));
+    seq->block_first = 0;
     seq->block_count = 0;
-    if (seq->spare != NO_BLOCK) { kv_pool_release(core->pool, 1, &seq->spare); }
+    seq->published = 0;
+    if (seq->spare != NO_BLOCK) { kv_cache_release(core->cache, 1, &seq->spare); }
     seq->spare = NO_BLOCK;
-    if (seq->copy_source != NO_BLOCK) { kv_pool_release(core->pool, 1, &seq->copy_source); }
+    if (seq->copy_source != NO_BLOCK) { kv_cache_release(core->cache, 1, &seq->copy_source); }
     seq->copy_source = NO_BLOCK;
     if (seq->slot != NO_SLOT) { core->slots_free[core->slot_free_count++] = seq->slot; }
     seq->slot = NO_SLOT;

@@ -5,6 +5,8 @@
 static status_t validate_reserve(struct decode_core *core, const struct ctl_reserve *reserve);
 static void refuse(struct decode_core *core, uint32_t router, struct leg_id leg, uint8_t code, const char *message);
 
+static const char no_blocks[] = "the decode node has no free KV blocks for this request; try again later";
+
 void reserve_take(struct decode_core *core, uint32_t router, const struct ctl_reserve *reserve)
 {
     const struct ctl_work *work = &reserve->work;
@@ -27,15 +29,19 @@ void reserve_take(struct decode_core *core, uint32_t router, const struct ctl_re
     }
     /* Resumed legs go before new ones, and are not refused for load. */
     uint32_t ahead = core->preempted.count + core->resumed.count + core->fresh.count;
-    uint32_t blocks = blocks_for(core, work->prompt_count + work->output_count + 1) + work->sequence_count - 1;
-    bool must_wait = ahead > 0 || blocks > kv_pool_free_count(core->pool);
-    if (!work->resumed && must_wait && (reserve->wait_ms == 0 || ahead >= core->config.waiting_max)) {
-        refuse(core, router, work->leg, ST_RESOURCE_EXHAUSTED,
-               "the decode node has no free KV blocks for this request; try again later");
+    bool may_wait = work->resumed || (reserve->wait_ms > 0 && ahead < core->config.waiting_max);
+    if (ahead > 0 && !may_wait) {
+        refuse(core, router, work->leg, ST_RESOURCE_EXHAUSTED, no_blocks);
         return;
     }
-    if (leg_take(core, router, reserve) == NULL) {
+    struct decode_leg *leg = leg_take(core, router, reserve);
+    if (leg == NULL) {
         refuse(core, router, work->leg, ST_RESOURCE_EXHAUSTED, "the decode node is out of memory; try again later");
+        return;
+    }
+    /* How many blocks it needs is known only now: what is cached of it counts. */
+    if (!may_wait && !admit_fits(core, &leg->seqs[0])) {
+        leg_give_up(core, leg, LEG_REFUSED, ST_RESOURCE_EXHAUSTED, no_blocks);
     }
 }
 

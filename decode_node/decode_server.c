@@ -1,6 +1,7 @@
 #include "decode_node/decode_server.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -33,6 +34,7 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         .legs_max = config->batch_max * 2 + config->waiting_max,
         .eos_count = shape->model->eos_count,
         .eos_tokens = shape->model->eos_tokens,
+        .prefix_cache = strcmp(config->prefix_cache, "on") == 0,
         /* The transfer ends a grant that shows no progress, after --lease; it sees the bytes.
          * The core's own lease is only there for a transfer thread that forgot one. */
         .lease_ns = BACKSTOP_LEASE_NS > config->lease_ns ? BACKSTOP_LEASE_NS : config->lease_ns,
@@ -80,8 +82,10 @@ static void grant(struct decode_server *server, const struct decode_action *acti
         server->failed_grants[server->failed_grant_count++] = action->leg;
         return;
     }
-    struct ctl_msg msg = {.kind = CTL_RESERVED, .reserved = {.leg = action->leg, .ticket = ticket,
-                                                            .ticket_bytes = (uint32_t)ticket_bytes}};
+    struct ctl_msg msg = {.kind = CTL_RESERVED,
+                          .reserved = {.leg = action->leg, .cached_tokens = action->cached_tokens,
+                                       .grant_first = action->grant_first, .ticket = ticket,
+                                       .ticket_bytes = (uint32_t)ticket_bytes}};
     node_send(server->node, action->router, &msg);
 }
 

@@ -17,6 +17,8 @@
 
 #include "base/diag.h"
 #include "decode_node/decode_core.h"
+#include "kv/kv_cache.h"
+#include "kv/kv_hash.h"
 #include "kv/kv_pool.h"
 #include "sched/leg_index.h"
 #include "sched/list.h"
@@ -55,8 +57,12 @@ struct decode_seq {
     uint32_t output_count;
     uint32_t *output;         /* [leg->output_max] */
     uint32_t computed;        /* tokens whose KV lies in the blocks */
+    uint32_t block_first;     /* entries of the table before it are not its own */
     uint32_t block_count;
     uint32_t *blocks;         /* [leg->table_max] the block table */
+    uint32_t published;       /* entries before it hold final content and have been named, or lie before block_first */
+    uint32_t hash_count;
+    struct kv_hash *hashes;   /* [leg->table_max] names of its full blocks */
     uint32_t spare;           /* FORKING: the block it will own alone */
     uint32_t copy_source;     /* block to copy over its last one before it runs; one reference */
 };
@@ -70,6 +76,10 @@ struct decode_leg {
     uint32_t router;
     struct ctl_work work;        /* copied */
     bool is_remote;              /* its prompt is computed elsewhere */
+    uint32_t local_max_tokens;   /* unless so few of its tokens are missing: decided when it is admitted */
+    struct kv_hash root;         /* the chain before its first block */
+    uint32_t cached_tokens;      /* of its text, that nobody had to compute */
+    uint32_t grant_first;        /* the first block that lands */
     bool is_forked;              /* the first tokens are there */
     bool is_fenced;              /* fact: nothing can land any more */
     bool is_in_failed_step;
@@ -99,7 +109,16 @@ struct decode_plan {
     struct decode_seq **copy_seqs;       /* [block_count] */
     uint32_t *sample_slots;              /* [batch_max] */
     uint32_t *tokens;                    /* [step_rows_max] */
-    uint32_t sample_count, token_count, prompt_rows, logprob_count;
+    uint32_t sample_count, token_count, prompt_rows, chunk_rows, logprob_count;
+};
+
+/* Why the head of the queues was not admitted when it was last tried: it is not tried again until
+ * that may have changed, for a try walks its whole prompt. */
+struct admit_miss {
+    bool is_set;
+    uint64_t arrival;
+    uint32_t index, available;
+    uint64_t published, taken;
 };
 
 struct decode_core {
@@ -107,7 +126,9 @@ struct decode_core {
     uint32_t *eos_tokens;
     uint64_t now_ns;
     bool is_draining;
-    struct kv_pool *pool;
+    struct kv_cache *cache;
+    uint32_t *block_text;          /* [block_tokens] for a hash */
+    struct admit_miss miss;
     struct leg_index *index;
     struct router_set routers;
     struct token_list *tokens;
@@ -128,6 +149,7 @@ struct decode_core {
     uint32_t *audit_owners;        /* [block_count] */
     uint64_t arrivals, steps, tokens_generated, prompt_tokens_computed, preemptions;
     uint64_t legs_finished, legs_failed, legs_cancelled, legs_refused, late_messages;
+    uint64_t cache_tokens_asked, cache_tokens_found; /* of legs that were admitted */
     uint64_t hold_mean_ns;         /* how long a leg holds blocks */
     struct token_rate prefill_rate;
 };
@@ -137,6 +159,11 @@ static inline uint32_t seq_total(const struct decode_seq *seq)
 {
     return seq->leg->work.prompt_count + seq->output_count;
 }
+
+/* The table's entries that it has references to. */
+static inline uint32_t *seq_own_blocks(const struct decode_seq *seq) { return seq->blocks + seq->block_first; }
+
+static inline uint32_t seq_own_count(const struct decode_seq *seq) { return seq->block_count - seq->block_first; }
 
 static inline uint32_t blocks_for(const struct decode_core *core, uint32_t token_count)
 {
@@ -159,6 +186,9 @@ void reserve_take(struct decode_core *core, uint32_t router, const struct ctl_re
 
 /* Takes a validated RESERVE. NULL: no memory. */
 struct decode_leg *leg_take(struct decode_core *core, uint32_t router, const struct ctl_reserve *reserve);
+
+/* Its prompt is computed by this node. */
+void leg_compute_here(struct decode_leg *leg);
 
 /* Ends every sequence of the leg, without a word to the router. */
 void leg_drop(struct decode_core *core, struct decode_leg *leg, enum leg_outcome outcome);
@@ -183,7 +213,8 @@ void seq_move(struct decode_core *core, struct decode_seq *seq);
 /* Changes state and list together; lists that go by claim keep their order. */
 void seq_enter(struct decode_core *core, struct decode_seq *seq, enum seq_state state, struct list *list);
 
-/* Gives back everything a sequence holds: blocks, spare, copy source, slot. */
+/* Gives back everything a sequence holds: blocks, spare, copy source, slot. What has a name stays
+ * cached until somebody needs the blocks. */
 void seq_release(struct decode_core *core, struct decode_seq *seq);
 
 /* Older first. */
@@ -196,10 +227,25 @@ uint32_t retry_after_ms(const struct decode_core *core);
 /* Frees the legs that ended in this event. */
 void legs_reap(struct decode_core *core);
 
+/* --- decode_prefix.c */
+
+/* Takes the blocks of a waiting sequence's text that are cached, from its first one on, into its
+ * table. Returns how many; they are final and count as computed. */
+uint32_t seq_take_cached(struct decode_core *core, struct decode_seq *seq);
+
+/* Names the blocks that seq->computed has filled since the last call. */
+void seq_publish(struct decode_core *core, struct decode_seq *seq);
+
+/* A sequence that goes its own way from where the heir stands: its names so far. */
+void seq_share_names(struct decode_seq *seq, const struct decode_seq *heir);
+
+/* The name before entry `index` in the sequence's chain. */
+struct kv_hash seq_name_before(const struct decode_seq *seq, uint32_t index);
+
 /* --- decode_admit.c */
 
-/* Blocks that a sequence in a queue needs to go on: its tokens, one more, and the spares. */
-uint32_t seq_blocks_needed(const struct decode_core *core, const struct decode_seq *seq);
+/* Would it be admitted if it were its turn? Changes nothing. */
+bool admit_fits(struct decode_core *core, struct decode_seq *seq);
 
 bool seq_has_block_for_next_row(const struct decode_core *core, const struct decode_seq *seq);
 

@@ -3,13 +3,15 @@
 
 struct decode_core_stats decode_core_stats(const struct decode_core *core)
 {
-    struct kv_pool_counts blocks = kv_pool_counts(core->pool);
+    struct kv_pool_counts blocks = kv_cache_counts(core->cache);
     struct decode_core_stats stats = {
         .blocks_total = blocks.total,
         .blocks_free = blocks.free,
         .blocks_held = blocks.held,
         .blocks_cached = blocks.cached,
         .blocks_quarantined = blocks.quarantined,
+        .cache_tokens_asked = core->cache_tokens_asked,
+        .cache_tokens_found = core->cache_tokens_found,
         .legs = core->legs.count,
         .sequences_running = core->running.count,
         .sequences_preempted = core->preempted.count,
@@ -54,5 +56,7 @@ struct ctl_load decode_core_load(const struct decode_core *core)
         .tokens_queued = stats.tokens_queued,
         .tokens_per_s = token_rate_per_s(&core->prefill_rate),
         .draining = stats.draining,
+        .cache_tokens_asked = stats.cache_tokens_asked,
+        .cache_tokens_found = stats.cache_tokens_found,
     };
 }

@@ -13,6 +13,8 @@
 #include "base/rng.h"
 #include "tests/unit/decode_node/decode_world.h"
 
+static uint64_t found; /* tokens in caches, all seeds */
+
 static struct decode_core_config random_config(struct rng *rng)
 {
     struct decode_core_config config = world_config(6 + (uint32_t)rng_below(rng, 40), 1 + (uint32_t)rng_below(rng, 8));
@@ -21,6 +23,7 @@ static struct decode_core_config random_config(struct rng *rng)
     config.waiting_max = (uint32_t)rng_below(rng, 8);
     config.legs_max = 1 + (uint32_t)rng_below(rng, 20);
     config.block_tokens = 1 + (uint32_t)rng_below(rng, 6);
+    config.prefix_cache = rng_below(rng, 4) != 0;
     return config;
 }
 
@@ -29,12 +32,27 @@ static void random_leg(struct world *world, struct rng *rng)
     uint32_t router = (uint32_t)rng_below(rng, WORLD_ROUTERS);
     uint32_t prompt = 1 + (uint32_t)rng_below(rng, 1 + rng_below(rng, 30));
     uint32_t max_tokens = 1 + (uint32_t)rng_below(rng, 1 + rng_below(rng, 40));
+    /* Mostly the next turn of a conversation, or a sibling of one. */
+    const struct world_leg *earlier = NULL;
+    uint32_t index = 0;
+    uint32_t shared = 0;
+    if (world->leg_count > 0 && rng_below(rng, 4) != 0) {
+        earlier = world->legs[world->leg_count - 1 - rng_below(rng, world->leg_count < 12 ? world->leg_count : 12)];
+        index = (uint32_t)rng_below(rng, earlier->reserve.work.sequence_count);
+        uint32_t had = earlier->reserve.work.prompt_count + earlier->output_count[index];
+        shared = rng_below(rng, 3) == 0 ? (uint32_t)rng_below(rng, had + 1) : had;
+        if (shared > 60) { shared = 60; }
+        prompt = shared + 1 + (uint32_t)rng_below(rng, 8);
+    }
     struct world_leg *leg = world_leg(world, router, prompt, max_tokens, rng_next(rng));
+    if (earlier != NULL) { world_leg_extend(leg, earlier, index, shared); }
     struct ctl_reserve *reserve = &leg->reserve;
     reserve->work.params.ignore_eos = rng_below(rng, 2);
     reserve->work.age_ns = rng_below(rng, 2000000000);
     reserve->wait_ms = (uint32_t)rng_below(rng, 3) * 200;
     reserve->local_prefill = rng_below(rng, 2);
+    reserve->work.cache_salt = rng_below(rng, 4) == 0;
+    if (rng_below(rng, 3) == 0) { reserve->local_max_tokens = (uint32_t)rng_below(rng, 30); }
     if (rng_below(rng, 4) == 0) {
         if (!world_leg_resume(world, leg, (uint32_t)rng_below(rng, max_tokens))) {
             leg->end = WORLD_DROPPED; /* it ended before that: nothing to resume */
@@ -108,13 +126,16 @@ static void run_seed(uint64_t seed)
     struct decode_core_config config = random_config(&rng);
     struct world *world = world_open(&config);
     world_router_up(world, 1);
-    for (uint32_t i = 0; i < 600; i++) { random_event(world, &rng); }
+    for (uint32_t i = 0; i < 900; i++) { random_event(world, &rng); }
     world_finish(world);
     for (uint32_t i = 0; i < world->leg_count; i++) {
         const struct world_leg *leg = world->legs[i];
         if (leg->end == WORLD_OPEN) { assert_true(world_leg_is_complete(leg)); }
     }
-    assert_int_equal(world_stats(world).blocks_free, config.block_count);
+    struct decode_core_stats stats = world_stats(world);
+    assert_int_equal(stats.blocks_free + stats.blocks_cached, config.block_count);
+    if (!config.prefix_cache) { assert_int_equal(stats.blocks_cached, 0); }
+    found += stats.cache_tokens_found;
     world_close(world);
 }
 
@@ -132,6 +153,7 @@ static void any_order_of_events_keeps_blocks_and_tokens(void **state)
         fflush(stdout);
         run_seed(seed);
     }
+    if (count > 100) { assert_true(found > 20 * count); } /* or it tests no cache */
 }
 
 int main(void)

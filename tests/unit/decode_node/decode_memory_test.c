@@ -60,6 +60,7 @@ static void steps_do_not_allocate(void **state)
 {
     (void)state;
     struct decode_core_config config = world_config(70, 4);
+    config.prefix_cache = true;
     struct world *world = world_open(&config);
     uint64_t before = heap_allocations();
     for (uint32_t i = 0; i < 4; i++) {

@@ -112,6 +112,20 @@ bool world_leg_resume(struct world *world, struct world_leg *leg, uint32_t count
     return true;
 }
 
+static uint32_t text_at(const struct world_leg *leg, uint32_t index, uint32_t position)
+{
+    uint32_t prompt_count = leg->reserve.work.prompt_count;
+    return position < prompt_count ? leg->prompt[position] : leg->output[index][position - prompt_count];
+}
+
+void world_leg_extend(struct world_leg *leg, const struct world_leg *earlier, uint32_t index, uint32_t count)
+{
+    uint32_t had = earlier->reserve.work.prompt_count + earlier->output_count[index];
+    if (count > had) { count = had; }
+    if (count > leg->reserve.work.prompt_count) { count = leg->reserve.work.prompt_count; }
+    for (uint32_t p = 0; p < count; p++) { leg->prompt[p] = text_at(earlier, index, p); }
+}
+
 static struct world_leg *find(struct world *world, struct leg_id id)
 {
     for (uint32_t i = 0; i < world->leg_count; i++) {
@@ -160,9 +174,38 @@ static void take_tokens(struct world *world, uint32_t router, const struct ctl_t
         CHECK(token->finish == finish);
         leg->output[index][leg->output_count[index]++] = token->token;
         leg->finish[index] = finish;
-        bool wants_prompt = leg->reserve.local_prefill && leg->reserve.work.params.prompt_logprobs >= 0;
+        bool wants_prompt = (leg->reserve.local_prefill || leg->is_local) && leg->reserve.work.params.prompt_logprobs >= 0;
         if (wants_prompt) { CHECK(leg->logprob_next == leg->reserve.work.prompt_count); }
     }
+}
+
+static bool has_text(const struct world_leg *has, uint32_t index, const struct world_leg *of, uint32_t count)
+{
+    if (has->reserve.work.prompt_count + has->output_count[index] < count) { return false; }
+    for (uint32_t p = 0; p < count; p++) {
+        if (text_at(has, index, p) != text_at(of, 0, p)) { return false; }
+    }
+    return true;
+}
+
+/* What is cached of a leg is full blocks, not all of it, and somebody with its salt has had it. */
+static void take_cached(struct world *world, struct world_leg *leg, uint32_t cached)
+{
+    const struct ctl_work *work = &leg->reserve.work;
+    leg->cached_tokens = cached;
+    CHECK(cached % world->config.block_tokens == 0);
+    CHECK(cached < work->prompt_count + work->output_count);
+    if (cached == 0) { return; }
+    CHECK(world->config.prefix_cache);
+    CHECK(work->params.prompt_logprobs < 0);
+    for (uint32_t i = 0; i < world->leg_count; i++) {
+        const struct world_leg *has = world->legs[i];
+        if (has == leg || has->reserve.work.cache_salt != work->cache_salt) { continue; }
+        for (uint32_t s = 0; s < has->reserve.work.sequence_count; s++) {
+            if (has_text(has, s, leg, cached)) { return; }
+        }
+    }
+    CHECK(!"nobody with this salt has had that text");
 }
 
 static void take_message(struct world *world, const struct decode_action *action, uint32_t *token_messages)
@@ -188,6 +231,20 @@ static void take_message(struct world *world, const struct decode_action *action
         leg->code = msg->failure.code;
         leg->retry_after_ms = msg->failure.retry_after_ms;
         snprintf(leg->message, sizeof leg->message, "%s", msg->failure.message);
+        break;
+    }
+    case CTL_RESERVED: {
+        struct world_leg *leg = find(world, msg->reserved.leg);
+        CHECK(leg != NULL);
+        CHECK(leg->router == action->router);
+        CHECK(leg->end == WORLD_OPEN);
+        CHECK(msg->reserved.is_local);
+        CHECK(!leg->is_local);
+        CHECK(leg->output_count[0] == leg->reserve.work.output_count);
+        uint32_t missing = leg->reserve.work.prompt_count + leg->reserve.work.output_count - msg->reserved.cached_tokens;
+        CHECK(leg->reserve.local_prefill || missing <= leg->reserve.local_max_tokens);
+        take_cached(world, leg, msg->reserved.cached_tokens);
+        leg->is_local = true;
         break;
     }
     case CTL_PROMPT_LOGPROBS: {
@@ -227,8 +284,16 @@ static void perform(struct world *world, const struct decode_action *action, uin
         CHECK(!leg->has_grant);
         CHECK(!leg->has_landed);
         CHECK(!leg->reserve.local_prefill);
+        CHECK(!leg->is_local);
         uint32_t tokens = leg->reserve.work.prompt_count + leg->reserve.work.output_count;
-        CHECK(action->block_count == (tokens + world->config.block_tokens - 1) / world->config.block_tokens);
+        uint32_t blocks = (tokens + world->config.block_tokens - 1) / world->config.block_tokens;
+        CHECK(action->grant_first < blocks);
+        CHECK(action->block_count == blocks - action->grant_first);
+        CHECK(action->cached_tokens == action->grant_first * world->config.block_tokens);
+        CHECK(tokens - action->cached_tokens > leg->reserve.local_max_tokens ||
+              leg->reserve.work.sequence_count > world->config.batch_max);
+        take_cached(world, leg, action->cached_tokens);
+        leg->grant_first = action->grant_first;
         CHECK(action->block_count <= WORLD_BLOCKS_MAX);
         memcpy(leg->granted, action->blocks, action->block_count * sizeof *action->blocks);
         leg->granted_count = action->block_count;
@@ -303,9 +368,11 @@ void world_land(struct world *world, struct world_leg *leg)
     CHECK(leg->has_grant);
     const struct ctl_work *work = &leg->reserve.work;
     uint32_t block_tokens = world->config.block_tokens;
-    for (uint32_t p = 0; p < work->prompt_count + work->output_count; p++) {
-        uint32_t token = p < work->prompt_count ? work->prompt[p] : work->output[p - work->prompt_count];
-        kv_model_write(world->model, leg->granted[p / block_tokens], p % block_tokens, token, p);
+    uint32_t text[2 * WORLD_TEXT_MAX];
+    memcpy(text, work->prompt, work->prompt_count * sizeof *text);
+    memcpy(text + work->prompt_count, work->output, work->output_count * sizeof *text);
+    for (uint32_t p = leg->grant_first * block_tokens; p < work->prompt_count + work->output_count; p++) {
+        kv_model_write(world->model, leg->granted[p / block_tokens - leg->grant_first], p % block_tokens, text, p);
     }
     leg->has_grant = false;
     leg->has_landed = true;

@@ -35,6 +35,8 @@ struct world_leg {
     bool is_cancelled[WORLD_SEQS_MAX];
     uint32_t logprob_next;                            /* prompt index expected next */
     bool has_grant, is_revoked, has_landed;
+    bool is_local;                                    /* RESERVED said so */
+    uint32_t cached_tokens, grant_first;              /* as RESERVED or the grant said */
     uint32_t granted[WORLD_BLOCKS_MAX];
     uint32_t granted_count;
 };
@@ -64,6 +66,9 @@ void world_close(struct world *world);
 /* A greedy leg with one sequence over a prompt that depends on `seed`, not sent yet. */
 struct world_leg *world_leg(struct world *world, uint32_t router, uint32_t prompt_count, uint32_t max_tokens,
                             uint64_t seed);
+/* Gives a leg that is not sent yet a prompt that begins with the first `count` tokens of what another one
+ * has had, as far as that goes; its own stay behind them. */
+void world_leg_extend(struct world_leg *leg, const struct world_leg *earlier, uint32_t index, uint32_t count);
 /* Gives the leg the first `count` tokens of its one sequence, as a broken leg left them; false if it ends before. */
 bool world_leg_resume(struct world *world, struct world_leg *leg, uint32_t count);
 

@@ -28,7 +28,18 @@ static uint64_t mix(uint64_t a, uint64_t b)
     return rng_splitmix64(&state);
 }
 
-static uint64_t mark_of(uint32_t token, uint32_t position) { return mix(token + 1, position + 1); }
+/* As real KV does, it depends on every token before it too. */
+static uint64_t mark_of(uint64_t before, uint32_t token, uint32_t position)
+{
+    return mix(mix(before, token + 1), position + 1);
+}
+
+static uint64_t mark_of_text(const uint32_t *tokens, uint32_t position)
+{
+    uint64_t mark = 0;
+    for (uint32_t p = 0; p <= position; p++) { mark = mark_of(mark, tokens[p], p); }
+    return mark;
+}
 
 struct kv_model *kv_model_create(uint32_t block_count, uint32_t block_tokens, uint32_t slot_count,
                                  uint32_t vocab_size)
@@ -86,6 +97,12 @@ static uint64_t read_text(struct kv_model *model, const struct step_span *span, 
     return text;
 }
 
+static uint64_t mark_before(struct kv_model *model, const struct step_span *span, uint32_t p)
+{
+    if (p == 0) { return 0; }
+    return *mark_at(model, span->block_table[(p - 1) / model->block_tokens], (p - 1) % model->block_tokens);
+}
+
 struct step_result kv_model_run(struct kv_model *model, const struct step_plan *plan)
 {
     for (uint32_t i = 0; i < plan->open_count; i++) { open_slot(model, &plan->opens[i]); }
@@ -101,7 +118,7 @@ struct step_result kv_model_run(struct kv_model *model, const struct step_plan *
         for (uint32_t r = 0; r < span->row_count; r++) {
             uint32_t p = span->first_position + r;
             *mark_at(model, span->block_table[p / model->block_tokens], p % model->block_tokens) =
-                mark_of(span->tokens[r], p);
+                mark_of(mark_before(model, span, p), span->tokens[r], p);
         }
     }
     uint32_t samples = 0;
@@ -141,9 +158,9 @@ struct step_result kv_model_run(struct kv_model *model, const struct step_plan *
     };
 }
 
-void kv_model_write(struct kv_model *model, uint32_t block, uint32_t slot, uint32_t token, uint32_t position)
+void kv_model_write(struct kv_model *model, uint32_t block, uint32_t slot, const uint32_t *tokens, uint32_t position)
 {
-    *mark_at(model, block, slot) = mark_of(token, position);
+    *mark_at(model, block, slot) = mark_of_text(tokens, position);
 }
 
 void kv_model_scribble(struct kv_model *model, uint32_t block, uint64_t garbage)
@@ -154,10 +171,10 @@ void kv_model_scribble(struct kv_model *model, uint32_t block, uint64_t garbage)
 bool kv_model_holds(const struct kv_model *model, uint32_t block, const uint32_t *tokens, uint32_t first,
                     uint32_t count)
 {
+    uint64_t mark = first == 0 ? 0 : mark_of_text(tokens, first - 1);
     for (uint32_t s = 0; s < model->block_tokens && first + s < count; s++) {
-        if (model->marks[(size_t)block * model->block_tokens + s] != mark_of(tokens[first + s], first + s)) {
-            return false;
-        }
+        mark = mark_of(mark, tokens[first + s], first + s);
+        if (model->marks[(size_t)block * model->block_tokens + s] != mark) { return false; }
     }
     return true;
 }
@@ -166,18 +183,24 @@ uint32_t kv_model_next(uint32_t vocab_size, const struct sampling_params *params
                        const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count)
 {
     uint64_t text = 0;
+    uint64_t mark = 0;
     uint64_t penalty = 0;
-    for (uint32_t i = 0; i < prompt_count; i++) { text = mix(text, mark_of(prompt[i], i)); }
-    for (uint32_t i = 0; i < output_count; i++) {
-        text = mix(text, mark_of(output[i], prompt_count + i));
-        penalty = mix(penalty, output[i]);
+    for (uint32_t i = 0; i < prompt_count + output_count; i++) {
+        uint32_t token = i < prompt_count ? prompt[i] : output[i - prompt_count];
+        mark = mark_of(mark, token, i);
+        text = mix(text, mark);
     }
+    for (uint32_t i = 0; i < output_count; i++) { penalty = mix(penalty, output[i]); }
     return pick(vocab_size, text, params->seed, sequence, penalty, output_count);
 }
 
 float kv_model_prompt_logprob(const uint32_t *prompt, uint32_t index)
 {
     uint64_t text = 0;
-    for (uint32_t i = 0; i < index; i++) { text = mix(text, mark_of(prompt[i], i)); }
+    uint64_t mark = 0;
+    for (uint32_t i = 0; i < index; i++) {
+        mark = mark_of(mark, prompt[i], i);
+        text = mix(text, mark);
+    }
     return logprob_of(text, prompt[index]);
 }

@@ -2,7 +2,8 @@
  * Thread:  the test's.
  * Memory:  its own; a result is good until the next run.
  *
- * A slot of a block holds a mark of (token, position). A sampled token is a hash of all marks
+ * A slot of a block holds a mark of its token, its position and all tokens before it, as the engine
+ * read them. A sampled token is a hash of all marks
  * from the first to the last position of its sequence, read through the block table, and of
  * the sampler's state. So a wrong block, a copy that was not made, a block reused too early
  * or a sampler that was not opened again gives another token than kv_model_next(). */
@@ -22,8 +23,9 @@ void kv_model_destroy(struct kv_model *model);
 /* Does the copies, then the spans, last one first: their order must not matter. */
 struct step_result kv_model_run(struct kv_model *model, const struct step_plan *plan);
 
-/* What another node writes into a granted block: right, or anything. */
-void kv_model_write(struct kv_model *model, uint32_t block, uint32_t slot, uint32_t token, uint32_t position);
+/* What another node writes into a granted block: right, or anything.
+ * tokens  [position + 1] the text up to there */
+void kv_model_write(struct kv_model *model, uint32_t block, uint32_t slot, const uint32_t *tokens, uint32_t position);
 void kv_model_scribble(struct kv_model *model, uint32_t block, uint64_t garbage);
 
 /* Does the block hold tokens[first..] of one text, as far as it goes? */
