@@ -155,11 +155,11 @@ class Cluster:
                                 lambda s: sum(node["attached"] for node in s["nodes"]) == count, timeout)
 
     def wait_idle(self, timeout=30):
-        """Every request answered and every block of every attached node free."""
+        """Every request answered and every block of every attached node free, or kept for who may come again."""
         return self.wait_status(
-            "all blocks free",
+            "all blocks free or cached",
             lambda s: s["requests_live"] == 0 and all(
-                node["blocks_free"] == node["blocks_total"] and node["blocks_total"] > 0
+                node["blocks_free"] + node["blocks_cached"] == node["blocks_total"] and node["blocks_total"] > 0
                 for node in s["nodes"] if node["attached"]), timeout)
 
     def metrics(self, name):
@@ -167,6 +167,10 @@ class Cluster:
         with urllib.request.urlopen("http://%s/metrics" % self.metrics_addresses[name], timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and line[0] != "#"}
+
+    def sum_metric(self, name, start):
+        """Sum over labels of the node's metric whose line starts so, as 'baton_kv_bytes_total{'."""
+        return sum(value for key, value in self.metrics(name).items() if key.startswith(start))
 
     def generate(self, *flags, timeout=120):
         """The parsed --json answer; an AssertionError with the message when it failed."""

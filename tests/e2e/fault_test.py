@@ -128,7 +128,8 @@ class Faults(unittest.TestCase):
                 deadline = time.monotonic() + 20
                 while True:
                     used = [value for name in cluster.nodes for key, value in cluster.metrics(name).items()
-                            if key.startswith("baton_legs{") or key.startswith("baton_kv_blocks") and 'state="free"' not in key]
+                            if key.startswith("baton_legs{") or
+                            key.startswith("baton_kv_blocks") and ('"held"' in key or '"quarantined"' in key)]
                     if sum(used) == 0:
                         break
                     self.assertLess(time.monotonic(), deadline, used)
