@@ -213,6 +213,7 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
             .jobs_max = 2 + (uint32_t)rng_below(&world->rng, 8),
             .slot_count = SLOTS_MAX,
             .transfer_stall_ns = XFER_LEASE_NS,
+            .prefix_cache = world->features.prefill_prefix_cache,
             .eos_count = 1,
             .eos_tokens = sim_eos_tokens,
         };

@@ -25,6 +25,8 @@ static void plan_features(struct sim_world *world)
     features->talk_per_mille = sim_pick(world, 2, 9) * 100;
     features->has_salts = sim_chance(world, 400);
     features->has_priorities = sim_chance(world, 300);
+    features->prefix_cache = sim_chance(world, 850);
+    features->prefill_prefix_cache = sim_chance(world, 850);
     features->has_tiers = features->prefix_cache && sim_chance(world, 500);
     features->itl_stretch_percent = sim_chance(world, 400) ? sim_pick(world, 100, 300) : 0;
     features->preempt = sim_pick(world, 0, 2);
