@@ -13,7 +13,7 @@ enum { RUNNING, WAITING, KV_USAGE, CACHE_INFO, BLOCKS_FREE, BLOCKS_HELD, BLOCKS_
        KV_HEADROOM, LEGS, DRAINING, GRANTS_LIVE, GRANTS_QUARANTINED, LINKS, GAUGE_COUNT };
 
 /* Counters that only grow: `seen` is what was added so far. */
-enum { PROMPT_TOKENS, GENERATION_TOKENS, PREEMPTIONS, FINISHED, FAILED, CANCELLED, REFUSED, LATE, STEPS, BYTES_LANDED,
+enum { PROMPT_TOKENS, GENERATION_TOKENS, PREEMPTIONS, FINISHED, FAILED, CANCELLED, REFUSED, LATE, STEPS, CACHE_ASKED, CACHE_FOUND, BYTES_LANDED,
        BYTES_PUSHED, LANDED, XFER_FAILED, ACKED, SEND_FAILED, CRC_ERRORS, SLICES_REFUSED, LINKS_LOST, FENCES_FORCED,
        COUNTER_COUNT };
 
@@ -24,7 +24,7 @@ struct node_metrics {
     uint32_t block_tokens;
     struct gauge *gauges[GAUGE_COUNT];
     struct counter *counters[COUNTER_COUNT];
-    uint64_t seen[COUNTER_COUNT]; /* core thread up to STEPS; the scrape from BYTES_LANDED on */
+    uint64_t seen[COUNTER_COUNT]; /* core thread up to CACHE_FOUND; the scrape from BYTES_LANDED on */
     _Atomic bool is_ready;
 };
 
@@ -35,14 +35,14 @@ struct row {
 static const struct row gauge_rows[GAUGE_COUNT] = {
     [RUNNING] = {"vllm:num_requests_running", "Sequences in the running batch.", NULL, NULL},
     [WAITING] = {"vllm:num_requests_waiting", "Sequences that wait for blocks, KV or a slot.", NULL, NULL},
-    [KV_USAGE] = {"vllm:kv_cache_usage_perc", "Share of KV blocks that are not free, 0 to 1.", NULL, NULL},
+    [KV_USAGE] = {"vllm:kv_cache_usage_perc", "Share of KV blocks that requests hold, 0 to 1; cached ones give way.", NULL, NULL},
     [CACHE_INFO] = {"vllm:cache_config_info", "The KV pool; always 1.", NULL, NULL},
     [BLOCKS_FREE] = {"baton_kv_blocks", "KV blocks by state.", "state", "free"},
     [BLOCKS_HELD] = {"baton_kv_blocks", "KV blocks by state.", "state", "held"},
     [BLOCKS_CACHED] = {"baton_kv_blocks", "KV blocks by state.", "state", "cached"},
     [BLOCKS_QUARANTINED] = {"baton_kv_blocks", "KV blocks by state.", "state", "quarantined"},
     [BACKLOG] = {"baton_prefill_backlog_seconds", "Prompt tokens still to compute here, over the measured rate.", NULL, NULL},
-    [KV_HEADROOM] = {"baton_kv_headroom_tokens", "Tokens that the free blocks hold.", NULL, NULL},
+    [KV_HEADROOM] = {"baton_kv_headroom_tokens", "Tokens that the free and the cached blocks hold.", NULL, NULL},
     [LEGS] = {"baton_legs", "Legs held, all states.", NULL, NULL},
     [DRAINING] = {"baton_draining", "1 while the node takes nothing new.", NULL, NULL},
     [GRANTS_LIVE] = {"baton_kv_grants", "Grants by state.", "state", "live"},
@@ -60,6 +60,8 @@ static const struct row counter_rows[COUNTER_COUNT] = {
     [REFUSED] = {"baton_legs_total", "Legs that ended here, by how.", "outcome", "refused"},
     [LATE] = {"baton_late_messages_total", "Messages about legs that were gone.", NULL, NULL},
     [STEPS] = {"baton_engine_steps_total", "Engine steps.", NULL, NULL},
+    [CACHE_ASKED] = {"vllm:prefix_cache_queries_total", "Tokens of prompts looked up in the prefix cache.", NULL, NULL},
+    [CACHE_FOUND] = {"vllm:prefix_cache_hits_total", "Tokens of prompts found there or in a tier.", NULL, NULL},
     [BYTES_LANDED] = {"baton_kv_bytes_total", "KV bytes moved, by direction.", "direction", "in"},
     [BYTES_PUSHED] = {"baton_kv_bytes_total", "KV bytes moved, by direction.", "direction", "out"},
     [LANDED] = {"baton_kv_transfers_total", "Transfers by end.", "outcome", "landed"},
@@ -84,13 +86,13 @@ void node_metrics_publish(struct node_metrics *metrics, const struct ctl_load *l
     double total = load->blocks_total > 0 ? load->blocks_total : 1;
     gauge_set(metrics->gauges[RUNNING], load->sequences_running);
     gauge_set(metrics->gauges[WAITING], load->sequences_waiting);
-    gauge_set(metrics->gauges[KV_USAGE], (load->blocks_total - load->blocks_free) / total);
+    gauge_set(metrics->gauges[KV_USAGE], (load->blocks_total - load->blocks_free - load->blocks_cached) / total);
     gauge_set(metrics->gauges[BLOCKS_FREE], load->blocks_free);
     gauge_set(metrics->gauges[BLOCKS_HELD], load->blocks_held);
     gauge_set(metrics->gauges[BLOCKS_CACHED], load->blocks_cached);
     gauge_set(metrics->gauges[BLOCKS_QUARANTINED], load->blocks_quarantined);
     gauge_set(metrics->gauges[BACKLOG], load->tokens_per_s > 0 ? (double)load->tokens_queued / load->tokens_per_s : 0);
-    gauge_set(metrics->gauges[KV_HEADROOM], (double)load->blocks_free * metrics->block_tokens);
+    gauge_set(metrics->gauges[KV_HEADROOM], ((double)load->blocks_free + load->blocks_cached) * metrics->block_tokens);
     gauge_set(metrics->gauges[LEGS], totals->legs);
     gauge_set(metrics->gauges[DRAINING], load->draining);
     take_counter(metrics, PROMPT_TOKENS, totals->prompt_tokens);
@@ -102,6 +104,8 @@ void node_metrics_publish(struct node_metrics *metrics, const struct ctl_load *l
     take_counter(metrics, REFUSED, totals->legs_refused);
     take_counter(metrics, LATE, totals->late_messages);
     take_counter(metrics, STEPS, totals->steps);
+    take_counter(metrics, CACHE_ASKED, load->cache_tokens_asked);
+    take_counter(metrics, CACHE_FOUND, load->cache_tokens_found);
 }
 
 /* What is read rather than kept, when somebody scrapes. */

@@ -94,17 +94,20 @@ static void published_numbers_are_scraped(void **state)
     (void)state;
     struct ctl_load load = {.blocks_total = 100, .blocks_free = 25, .blocks_held = 60, .blocks_cached = 10,
                             .blocks_quarantined = 5, .sequences_running = 7, .sequences_waiting = 2,
-                            .tokens_queued = 3000, .tokens_per_s = 1500, .draining = true};
+                            .tokens_queued = 3000, .tokens_per_s = 1500, .draining = true,
+                            .cache_tokens_asked = 900, .cache_tokens_found = 600};
     struct node_totals totals = {.prompt_tokens = 11, .generation_tokens = UINT64_C(1) << 40, .legs_finished = 3, .legs = 4};
     node_metrics_publish(metrics, &load, &totals);
     stats = (struct kv_endpoint_stats){.bytes_landed = 4096, .landed = 2, .links_up = 3, .links_lost = 1, .live = 6};
     get("/metrics");
     page_has("vllm:num_requests_running{model_name=\"tiny\"} 7");
     page_has("vllm:num_requests_waiting{model_name=\"tiny\"} 2");
-    page_has("vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0.75");
+    page_has("vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0.65");
     page_has("baton_prefill_backlog_seconds{model_name=\"tiny\"} 2");
-    page_has("baton_kv_headroom_tokens{model_name=\"tiny\"} 400");
+    page_has("baton_kv_headroom_tokens{model_name=\"tiny\"} 560");
     page_has("baton_draining{model_name=\"tiny\"} 1");
+    page_has("vllm:prefix_cache_queries_total{model_name=\"tiny\"} 900");
+    page_has("vllm:prefix_cache_hits_total{model_name=\"tiny\"} 600");
     page_has("baton_node_generation_tokens_total{model_name=\"tiny\"} 1099511627776");
     page_has("baton_kv_bytes_total{model_name=\"tiny\",direction=\"in\"} 4096");
     page_has("baton_kv_links{model_name=\"tiny\"} 2");
