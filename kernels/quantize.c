@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "kernels/quantize_x.h"
 
 #define GROUP_MAX 128u
 
@@ -34,19 +35,6 @@ static void elements(const struct quantize_rows *rows, uint32_t out, uint32_t k,
     for (uint32_t i = 0; i < count; i++) { ret_values[i] = element(rows, out, k + i); }
 }
 
-/* The largest magnitude, as bits: so a NaN is larger than infinity, and that larger than any number. */
-static uint32_t largest_bits(const float *x, uint32_t count)
-{
-    uint32_t largest = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, &x[i], 4);
-        bits &= 0x7fffffffu;
-        largest = bits > largest ? bits : largest;
-    }
-    return largest;
-}
-
 static float from_bits(uint32_t bits)
 {
     float value;
@@ -54,28 +42,14 @@ static float from_bits(uint32_t bits)
     return value;
 }
 
-/* To nearest, ties to even, for |v| < 2^22, without a call: adding 1.5 * 2^23 rounds. */
-static int32_t nearest(float v)
-{
-    float shifted = v + 12582912.0f;
-    int32_t bits;
-    memcpy(&bits, &shifted, 4);
-    return bits - 0x4b400000;
-}
-
 void quantize_x(const float *x, uint32_t count, int8_t *ret_codes, float *ret_scale)
 {
-    uint32_t bits = largest_bits(x, count);
-    if (bits >= 0x7f800000u) {
+    float factor;
+    if (!quantize_x_scale(quantize_largest_bits(x, count), &factor, ret_scale)) {
         memset(ret_codes, 0, count);
-        *ret_scale = NAN;
         return;
     }
-    float largest = from_bits(bits);
-    if (largest < QUANTIZE_X_MIN) { largest = QUANTIZE_X_MIN; }
-    float factor = QUANTIZE_X_CODES / largest;
-    for (uint32_t i = 0; i < count; i++) { ret_codes[i] = (int8_t)nearest(x[i] * factor); }
-    *ret_scale = largest * QUANTIZE_X_STEP;
+    quantize_codes(x, count, factor, 0, (uint8_t *)ret_codes);
 }
 
 /* ---- int8 ---------------------------------------------------------------------------------- */
@@ -90,7 +64,7 @@ static void int8_output(const struct quantize_rows *rows, uint32_t out, unsigned
     for (uint32_t k = 0; k < rows->n_in; k += CHUNK) {
         uint32_t count = rows->n_in - k < CHUNK ? rows->n_in - k : CHUNK;
         elements(rows, out, k, count, values);
-        uint32_t largest = largest_bits(values, count);
+        uint32_t largest = quantize_largest_bits(values, count);
         bits = largest > bits ? largest : bits;
     }
     bool is_finite = bits < 0x7f800000u;
@@ -102,7 +76,7 @@ static void int8_output(const struct quantize_rows *rows, uint32_t out, unsigned
         uint32_t count = rows->n_in - k < CHUNK ? rows->n_in - k : CHUNK;
         int8_t codes[CHUNK];
         elements(rows, out, k, count, values);
-        for (uint32_t i = 0; i < count; i++) { codes[i] = (int8_t)nearest(values[i] * factor); }
+        for (uint32_t i = 0; i < count; i++) { codes[i] = (int8_t)quantize_nearest(values[i] * factor); }
         for (uint32_t i = 0; i < count; i++) { sum += codes[i]; }
         memset(codes + count, 0, CHUNK - count);
         for (uint32_t i = 0; i < count; i += 4) { memcpy(panel + int8_code_at(index, k + i), codes + i, 4); }
@@ -131,7 +105,7 @@ static float group_error(const float *w, uint32_t count, float scale)
     for (uint32_t i = 0; i < count; i++) {
         float code = w[i] * factor;
         code = code < -8.0f ? -8.0f : code > 7.0f ? 7.0f : code;
-        float error = w[i] - scale * (float)nearest(code);
+        float error = w[i] - scale * (float)quantize_nearest(code);
         lanes[i % 16] += error * error;
     }
     float sum = 0;
@@ -144,7 +118,7 @@ static float group_error(const float *w, uint32_t count, float scale)
 static uint16_t group_scale(const float *w, uint32_t count)
 {
     static const float divisors[] = {-8.0f, -7.0f, -7.5f, -8.4f, -8.8f, -9.3f, -9.8f, 8.0f, 8.6f, 9.3f};
-    uint32_t bits = largest_bits(w, count);
+    uint32_t bits = quantize_largest_bits(w, count);
     if (bits >= 0x7f800000u) { return 0x7e00u; }
     float largest = 0.0f;
     for (uint32_t i = 0; i < count; i++) { largest = fabsf(w[i]) > fabsf(largest) ? w[i] : largest; }
@@ -203,7 +177,7 @@ void quantize_int4(const struct quantize_rows *rows, const struct kernels_matrix
                 for (uint32_t j = 0; is_number && j < count; j++) {
                     float code = w[j] * factor;
                     code = code < -8.0f ? -8.0f : code > 7.0f ? 7.0f : code;
-                    codes[j] = (uint8_t)(INT4_ZERO_SYMMETRIC + nearest(code));
+                    codes[j] = (uint8_t)(INT4_ZERO_SYMMETRIC + quantize_nearest(code));
                 }
                 unsigned char *at = to + int4_codes_at(matrix, g) + i * 4;
                 for (uint32_t j = 0; j < matrix->group; j += 8) {

@@ -45,9 +45,6 @@ void quantize_int4_panel(const struct kernels_matrix *matrix, uint32_t panel, co
  * row (int8) or the group (int4), and at least 2^-100: code = x * (127 / m) to nearest, ties to even;
  * scale = m * (1/127). All in f32, one rounding an operation. A row with a value that is not finite:
  * codes 0, scale NaN. */
-#define QUANTIZE_X_MIN 0x1p-100f
-#define QUANTIZE_X_CODES 127.0f
-#define QUANTIZE_X_STEP (1.0f / 127.0f)
 void quantize_x(const float *x, uint32_t count, int8_t *ret_codes, float *ret_scale);
 
 #endif

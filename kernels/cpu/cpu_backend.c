@@ -19,6 +19,7 @@
 struct cpu_backend {
     struct kernels base; /* first */
     const struct cpu_set *set;
+    const struct gemm_int_set *integers;
     struct pool *pool;
     struct set_scratch *scratch; /* [threads] */
     void *memory;
@@ -110,7 +111,7 @@ static status_t pick_set(const char *isa, enum kernels_compute compute, const st
 static void cpu_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, uint32_t count)
 {
     const struct cpu_backend *backend = cpu(kernels);
-    gemm_run(backend->set, backend->pool, backend->scratch, gemms, count);
+    gemm_run(backend->set, backend->integers, backend->pool, backend->scratch, gemms, count);
 }
 
 static uint32_t div_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
@@ -334,7 +335,7 @@ static status_t scratch_create(struct cpu_backend *backend, struct diag *diag)
 {
     const size_t pack = SET_GEMM_PACK_BYTES, sums = SET_SUMS_FLOATS * sizeof(float);
     const size_t attention = SET_ATTENTION_FLOATS * sizeof(float);
-    const size_t worker_bytes = (pack + sums + attention + 4095) / 4096 * 4096;
+    const size_t worker_bytes = (pack + sums + GEMM_INT_SCRATCH_BYTES + attention + 4095) / 4096 * 4096;
     uint32_t threads = backend->base.threads;
     backend->scratch = calloc(threads, sizeof(*backend->scratch));
     if (backend->scratch == NULL) {
@@ -347,7 +348,8 @@ static status_t scratch_create(struct cpu_backend *backend, struct diag *diag)
         unsigned char *base = (unsigned char *)backend->memory + i * worker_bytes;
         backend->scratch[i].pack = base;
         backend->scratch[i].sums = (float *)(void *)(base + pack);
-        backend->scratch[i].attention = (float *)(void *)(base + pack + sums);
+        gemm_int_scratch_init(&backend->scratch[i].integers, base + pack + sums);
+        backend->scratch[i].attention = (float *)(void *)(base + pack + sums + GEMM_INT_SCRATCH_BYTES);
     }
     return STATUS_OK;
 }
@@ -363,6 +365,7 @@ status_t cpu_backend_create(const char *isa, const struct kernels_config *config
         return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
     }
     backend->set = set;
+    backend->integers = gemm_int_pick(set->isa_name);
     backend->base = (struct kernels){.ops = &cpu_ops, .set_name = set->set_name, .isa_name = set->isa_name,
                                      .threads = config->threads, .uses_host_memory = true};
     status_t st = scratch_create(backend, diag);

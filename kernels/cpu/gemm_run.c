@@ -21,6 +21,7 @@ struct gemm_plan {
 
 struct gemm_job {
     const struct cpu_set *set;
+    const struct gemm_int_set *integers;
     struct set_scratch *scratch;
     struct gemm_plan plans[GEMMS_MAX];
     uint32_t plan_count;
@@ -28,6 +29,8 @@ struct gemm_job {
 
 static uint32_t div_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+static bool is_integer(const struct kernels_gemm *g) { return g->weight->format >= KERNELS_WEIGHT_INT8; }
 
 static void piece_run(const void *arg, uint32_t worker, uint32_t piece)
 {
@@ -40,12 +43,17 @@ static void piece_run(const void *arg, uint32_t worker, uint32_t piece)
                                .panel_first = piece % plan->panel_parts * plan->panels};
     p.rows = min_u32(plan->rows, plan->g->rows - p.row_first);
     p.panels = min_u32(plan->panels, plan->panel_total - p.panel_first);
-    job->set->gemm[plan->g->weight->format](&p, &job->scratch[worker]);
+    if (is_integer(plan->g)) {
+        job->integers->piece(p.g, p.row_first, p.rows, p.panel_first, p.panels, &job->scratch[worker].integers);
+    } else {
+        job->set->gemm[plan->g->weight->format](&p, &job->scratch[worker]);
+    }
 }
 
 /* Rows of x that fit the pack at the widest a set may store them, in multiples of a tile's 6. */
 static uint32_t block_rows(const struct kernels_gemm *g)
 {
+    if (is_integer(g)) { return div_up(g->rows, div_up(g->rows, gemm_int_rows_max(g->weight))); }
     size_t row_bytes = ((size_t)g->weight->n_in + 31) / 32 * 32 * sizeof(float) + 64;
     size_t fit = SET_GEMM_PACK_BYTES / row_bytes / 6 * 6;
     uint32_t rows_max = fit < SET_GEMM_ROWS_MAX ? (uint32_t)fit : SET_GEMM_ROWS_MAX;
@@ -53,12 +61,12 @@ static uint32_t block_rows(const struct kernels_gemm *g)
     return rows <= SET_GEMM_PACK_ROWS_MIN ? rows : min_u32(div_up(rows, 6) * 6, rows_max);
 }
 
-void gemm_run(const struct cpu_set *set, struct pool *pool, struct set_scratch *scratch, const struct kernels_gemm *gemms,
-              uint32_t count)
+void gemm_run(const struct cpu_set *set, const struct gemm_int_set *integers, struct pool *pool, struct set_scratch *scratch,
+              const struct kernels_gemm *gemms, uint32_t count)
 {
     const uint32_t threads = pool_threads(pool);
     while (count != 0) {
-        struct gemm_job job = {.set = set, .scratch = scratch};
+        struct gemm_job job = {.set = set, .integers = integers, .scratch = scratch};
         uint32_t pieces = 0, taken = min_u32(count, GEMMS_MAX);
         /* Enough pieces that the last ones even out, and none so small that taking it shows. */
         uint64_t panels_total = 0;
@@ -68,14 +76,17 @@ void gemm_run(const struct cpu_set *set, struct pool *pool, struct set_scratch *
         for (uint32_t i = 0; i < taken; i++) {
             const struct kernels_gemm *g = &gemms[i];
             if (g->rows == 0) { continue; }
-            CHECK(set->gemm[g->weight->format] != NULL);
+            CHECK(is_integer(g) || set->gemm[g->weight->format] != NULL);
             struct gemm_plan *plan = &job.plans[job.plan_count++];
             *plan = (struct gemm_plan){.g = g, .rows = block_rows(g), .panel_total = kernels_matrix_panels(g->weight), .piece_first = pieces};
             plan->panels = plan->rows <= SET_GEMM_PACK_ROWS_MIN ? panels : min_u32(panels, SET_GEMM_PANELS_MAX);
             plan->panel_parts = div_up(plan->panel_total, plan->panels);
             pieces += div_up(g->rows, plan->rows) * plan->panel_parts;
         }
-        for (uint32_t i = 0; i < threads; i++) { scratch[i].pack_x = NULL; }
+        for (uint32_t i = 0; i < threads; i++) {
+            scratch[i].pack_x = NULL;
+            scratch[i].integers.x = NULL;
+        }
         pool_run(pool, pieces, piece_run, &job);
         gemms += taken;
         count -= taken;

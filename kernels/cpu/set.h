@@ -9,6 +9,7 @@
 #ifndef BATON_KERNELS_CPU_SET_H
 #define BATON_KERNELS_CPU_SET_H
 
+#include "kernels/cpu/gemm_int.h"
 #include "kernels/kernels.h"
 
 #define SET_TOKENS 16u      /* tokens of an attention tile: one vector of scores */
@@ -30,6 +31,7 @@ struct set_scratch {
     uint32_t pack_rows;
     uint32_t pack_in;
     enum kernels_weight pack_format;
+    struct gemm_int_scratch integers; /* products with INT8 and INT4 weights */
 };
 
 /* Rows and panels of one product. */
@@ -54,7 +56,7 @@ struct set_attention_tile {
 struct cpu_set {
     const char *isa_name;
     const char *set_name;
-    /* By the weights' format. What of x the rows span fits the pack; rows <= SET_GEMM_ROWS_MAX; panels
+    /* By the weights' format, INT8 and INT4 aside: see gemm_int.h. What of x the rows span fits the pack; rows <= SET_GEMM_ROWS_MAX; panels
      * <= SET_GEMM_PANELS_MAX with more than SET_GEMM_PACK_ROWS_MIN rows, any number with fewer. */
     void (*gemm[KERNELS_WEIGHT_COUNT])(const struct set_gemm_piece *piece, struct set_scratch *scratch);
     void (*attention)(const struct kernels_attention *a, const struct kernels_attention_sequence *seq,

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "kernels/backend.h"
+#include "kernels/ref/ref_int.h"
 
 struct ref {
     struct kernels base; /* first */
@@ -35,6 +36,10 @@ static void ref_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, 
     float *weights = ref(kernels)->weights;
     for (uint32_t i = 0; i < count; i++) {
         const struct kernels_gemm *g = &gemms[i];
+        if (g->weight->format >= KERNELS_WEIGHT_INT8) {
+            ref_int_gemm(g);
+            continue;
+        }
         for (uint32_t n = 0; n < g->weight->n_out; n++) {
             kernels_matrix_read(g->weight, n, 0, g->weight->n_in, weights);
             for (uint32_t m = 0; m < g->rows; m++) {
