@@ -48,8 +48,14 @@ struct sim_fault {
 struct sim_scenario {
     uint32_t prefill_count, decode_count, block_tokens, block_count;
     uint32_t local_prefill_tokens;
+    bool prefix_cache;
     uint32_t request_count;
-    struct { uint64_t at_ns; uint32_t prompt_count, max_tokens, n; uint64_t cancel_ns; } requests[4]; /* cancel_ns 0: never */
+    struct {
+        uint64_t at_ns;
+        uint32_t prompt_count, max_tokens, n;
+        uint64_t cancel_ns; /* 0: never */
+        bool is_turn;       /* all that the one before said, then prompt_count tokens more; at_ns after its answer */
+    } requests[4];
     uint32_t fault_count;
     struct sim_fault faults[4];
 };

@@ -230,6 +230,7 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
             .eos_count = 1,
             .eos_tokens = sim_eos_tokens,
             .lease_ns = XFER_LEASE_NS + NS_PER_S,
+            .prefix_cache = world->features.prefix_cache,
         };
         config.step_rows_max = config.batch_max + (uint32_t)rng_below(&world->rng, 48);
         config.chunk_tokens = 4 + (uint32_t)rng_below(&world->rng, config.step_rows_max);

@@ -289,6 +289,7 @@ void sim_plan_from_scenario(struct sim_world *world, const struct sim_scenario *
 {
     plan_nodes(world, scenario->prefill_count, scenario->decode_count, scenario->block_tokens);
     for (uint32_t i = 0; i < world->node_count; i++) { world->nodes[i].block_count = scenario->block_count; }
+    world->features.prefix_cache = world->features.prefill_prefix_cache = scenario->prefix_cache;
     world->router_count = 1;
     world->routers[0].config = (struct router_core_config){
         .requests_max = 64,
@@ -307,13 +308,14 @@ void sim_plan_from_scenario(struct sim_world *world, const struct sim_scenario *
         request->deadline_ns = UINT64_MAX;
         request->prompt_count = scenario->requests[i].prompt_count;
         for (uint32_t t = 0; t < request->prompt_count; t++) { request->prompt[t] = (t + i) % VOCAB; }
+        request->follows = NO_REQUEST;
+        if (scenario->requests[i].is_turn) { sim_talk_turn(world, i); }
         request->params = sampling_params_default();
         request->params.seed = i + 1;
         request->params.ignore_eos = true;
         request->params.max_tokens = scenario->requests[i].max_tokens;
         request->params.n = scenario->requests[i].n;
         for (uint32_t s = 0; s < 4; s++) { request->stop_after[s] = UINT32_MAX; }
-        request->follows = NO_REQUEST;
         finish_plan(world, request);
     }
     world->fault_count = scenario->fault_count;

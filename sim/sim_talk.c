@@ -18,6 +18,19 @@ static uint32_t said(const struct sim_request *request, uint32_t s, uint32_t *re
     return request->prompt_count + request->expected_count[s];
 }
 
+/* In a named scenario: the request goes on where the one before ended, at_ns after its answer. */
+void sim_talk_turn(struct sim_world *world, uint32_t index)
+{
+    struct sim_request *request = &world->requests[index];
+    uint32_t words[2 * CONTEXT], count = said(&world->requests[index - 1], 0, words);
+    CHECK(count + request->prompt_count < CONTEXT);
+    memmove(request->prompt + count, request->prompt, request->prompt_count * sizeof *words);
+    memcpy(request->prompt, words, count * sizeof *words);
+    request->prompt_count += count;
+    request->follows = index - 1;
+    request->think_ns = request->arrival_ns;
+}
+
 void sim_talk_plan(struct sim_world *world, uint32_t index)
 {
     struct sim_request *request = &world->requests[index];

@@ -216,6 +216,7 @@ void sim_model_finish(struct sim_world *world, struct sim_node *node, const stru
 
 /* sim_talk.c */
 void sim_talk_plan(struct sim_world *world, uint32_t index);
+void sim_talk_turn(struct sim_world *world, uint32_t index);
 void sim_talk_go_on(struct sim_world *world, uint32_t index);
 
 /* sim_tier.c */

@@ -63,7 +63,9 @@ void sim_xfer_grant(struct sim_world *world, struct sim_node *node, const struct
     memcpy(xfer->blocks, action->blocks, action->block_count * sizeof *xfer->blocks);
     uint8_t ticket[TICKET_BYTES] = {0};
     memcpy(ticket, &xfer->generation, sizeof xfer->generation);
-    struct ctl_msg msg = {.kind = CTL_RESERVED, .reserved = {.leg = action->leg, .ticket = ticket, .ticket_bytes = sizeof ticket}};
+    struct ctl_msg msg = {.kind = CTL_RESERVED, .reserved = {.leg = action->leg, .ticket = ticket, .ticket_bytes = sizeof ticket,
+                                                               .cached_tokens = action->cached_tokens,
+                                                               .grant_first = action->grant_first}};
     sim_node_send(world, node, action->router, &msg);
     /* The endpoint's own lease. */
     xfer->lease_until_ns = world->now_ns + XFER_LEASE_NS;

@@ -112,6 +112,20 @@ static void two_sequences_in_a_small_pool(void **state)
     compare("small_pool", &scenario);
 }
 
+/* The second turn of a chat: the decode node has prompt and answer, the prefill node the prompt;
+ * only the blocks that the decode node lacks are sent, and of these only what neither has is
+ * computed. */
+static void a_second_turn_sends_what_is_new(void **state)
+{
+    (void)state;
+    const struct sim_scenario scenario = {
+        .prefill_count = 1, .decode_count = 1, .block_tokens = 8, .block_count = 24, .prefix_cache = true, .request_count = 2,
+        .requests = {{.at_ns = 2 * NS_PER_MS, .prompt_count = 30, .max_tokens = 4, .n = 1},
+                     {.at_ns = 5 * NS_PER_MS, .prompt_count = 18, .max_tokens = 3, .n = 1, .is_turn = true}},
+    };
+    compare("second_turn", &scenario);
+}
+
 static void on_abort(int signal_number)
 {
     (void)signal_number;
@@ -127,6 +141,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_prefill_node_dies),
         cmocka_unit_test(a_client_cancels_during_the_transfer),
         cmocka_unit_test(two_sequences_in_a_small_pool),
+        cmocka_unit_test(a_second_turn_sends_what_is_new),
     };
     signal(SIGABRT, on_abort);
     return cmocka_run_group_tests(tests, NULL, NULL);
