@@ -31,7 +31,24 @@ bool model_load_parse(const char *name, enum model_load *ret_load)
     return false;
 }
 
+bool model_weight_format_parse(const char *name, enum model_weight_format *ret_format)
+{
+    static const char *const names[] = {"auto", "bf16", "int8", "int4"};
+    for (int i = 0; i < 4; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *ret_format = (enum model_weight_format)i;
+            return true;
+        }
+    }
+    return false;
+}
+
 status_t model_create(const char *directory, enum model_load load, struct diag *diag, struct model **ret_model)
+{
+    return model_open(directory, &(struct model_options){.load = load}, diag, ret_model);
+}
+
+status_t model_open(const char *directory, const struct model_options *options, struct diag *diag, struct model **ret_model)
 {
     struct model *model = calloc(1, sizeof *model);
     if (!model) {
@@ -43,12 +60,15 @@ status_t model_create(const char *directory, enum model_load load, struct diag *
     if (failed(st)) { goto fail; }
     st = model_fingerprint_begin(&model->config, diag, &fingerprint);
     if (failed(st)) { goto fail; }
-    st = load == MODEL_LOAD_DUMMY
-             ? model_weights_dummy(&model->config, DUMMY_SEED, fingerprint, diag, &model->weights)
-             : model_weights_load(directory, &model->config, fingerprint, diag, &model->weights);
+    const struct model_weights_options weights = {.directory = directory, .is_dummy = options->load == MODEL_LOAD_DUMMY,
+                                                  .dummy_seed = DUMMY_SEED, .format = options->weights,
+                                                  .threads = options->threads, .pack_cache = options->pack_cache};
+    st = model_weights_open(&weights, &model->config, fingerprint, diag, &model->weights);
     if (failed(st)) { goto fail; }
     st = model_fingerprint_end(fingerprint, diag, model->fingerprint);
     fingerprint = NULL;
+    if (failed(st)) { goto fail; }
+    st = model_weights_fill(model->weights, &weights, model->fingerprint, diag);
     if (failed(st)) { goto fail; }
     *ret_model = model;
     return STATUS_OK;
@@ -78,9 +98,13 @@ enum dtype model_weight_dtype(const struct model *model) { return model->weights
 
 const uint8_t *model_fingerprint(const struct model *model) { return model->fingerprint; }
 
+const char *model_weights_note(const struct model *model) { return model->weights->note; }
+
+void model_settle(struct model *model) { model_weights_settle(model->weights); }
+
 void model_memory(const struct model *model, uint64_t *ret_mapped_bytes, uint64_t *ret_owned_bytes)
 {
-    *ret_mapped_bytes = model->weights->mapped_bytes;
+    *ret_mapped_bytes = 0;
     *ret_owned_bytes = model->weights->owned_bytes;
 }
 

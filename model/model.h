@@ -1,8 +1,7 @@
-/* model: a Hugging Face directory, opened: its config, its mapped weights and its fingerprint.
+/* model: a Hugging Face directory, opened: its config, its packed weights and its fingerprint.
  * Flow:    --model=DIR -> [model] -> KV layout, forward pass, sampler, attach handshake
  * Thread:  create and destroy on one thread; everything between is read-only and any thread's.
- * Memory:  weights stay in the mapped files where their layout allows (see model_weights.h);
- *          copies and dummy weights are taken once, in create. */
+ * Memory:  taken once, in create: see model_weights.h. */
 #ifndef BATON_MODEL_MODEL_H
 #define BATON_MODEL_MODEL_H
 
@@ -14,9 +13,9 @@
 #include "base/status.h"
 #include "kv/kv_layout.h"
 #include "model/model_config.h"
+#include "model/model_weights.h"
 
 struct model;
-struct model_weights;
 
 #define MODEL_FINGERPRINT_BYTES 32u
 
@@ -28,16 +27,37 @@ enum model_load {
 /* "files" (also "auto") or "dummy": the words of --load; false for any other. */
 bool model_load_parse(const char *name, enum model_load *ret_load);
 
+/* "auto", "bf16", "int8" or "int4": the words of --weights; false for any other. */
+bool model_weight_format_parse(const char *name, enum model_weight_format *ret_format);
+
+/* All zero: the files' own formats, one thread, no pack file. */
+struct model_options {
+    enum model_load load;
+    enum model_weight_format weights;
+    uint32_t threads;       /* that load and pack */
+    const char *pack_cache; /* "off" (NULL is the same), "auto" or a folder: see weight_pack.h */
+};
+
 /* Opens a model directory: config, weights, fingerprint.
- * directory  borrows
+ * directory, options  borrow
  * ret_model  returns owned: model_destroy()
  * Errors   what model_config_load() and model_weights_load() say: NOT_FOUND, INVALID_ARGUMENT,
  *          DATA_LOSS (a damaged file), RESOURCE_EXHAUSTED (no memory), all of scope node; diag
  *          names the file and the field or tensor.
- * Cost     maps the files and hashes samples of them (see model_fingerprint); GPT-2 transposes its
- *          matrices; dummy writes every weight once, about 1 GB/s. */
+ * Cost     maps the files and hashes samples of them (see model_fingerprint); then reads the pack file, or
+ *          packs every matrix; dummy weights are made first, about 1 GB/s a thread. */
+NODISCARD status_t model_open(const char *directory, const struct model_options *options, struct diag *diag,
+                              struct model **ret_model);
+
+/* The same with all options zero but `load`. */
 NODISCARD status_t model_create(const char *directory, enum model_load load, struct diag *diag,
                                 struct model **ret_model);
+
+/* Where the matrices came from, for a log line. Borrowed until model_destroy(). */
+const char *model_weights_note(const struct model *model);
+
+/* Waits for a pack file that is being written. */
+void model_settle(struct model *model);
 
 /* Takes NULL. Nothing may use the model's weights any more. */
 void model_destroy(struct model *model);
@@ -58,7 +78,8 @@ enum dtype model_weight_dtype(const struct model *model);
  * Returns  [MODEL_FINGERPRINT_BYTES], borrowed until model_destroy(). */
 const uint8_t *model_fingerprint(const struct model *model);
 
-/* Bytes of weights: mapped from files (shared with the page cache), and held in memory of our own. */
+/* Bytes of weights: mapped from files (shared with the page cache), which is 0 today; and held in memory
+ * of our own. */
 void model_memory(const struct model *model, uint64_t *ret_mapped_bytes, uint64_t *ret_owned_bytes);
 
 /* How --kv-dtype is said: "auto", "f32", "bf16", "f16". auto is the weights' own format,

@@ -1,101 +1,48 @@
 #include "model/model_weights.h"
 
-#include <errno.h>
-#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "base/check.h"
+#include "kernels/quantize.h"
+#include "model/huge_memory.h"
 #include "model/model_fingerprint.h"
 #include "model/safetensors.h"
 #include "model/tensor_plan.h"
+#include "model/weight_pack.h"
+#include "model/weight_source.h"
 
-#define OWNED_ALIGNMENT 64u
+#define ALIGNMENT 64u
+#define INT4_GROUP 32u
+#define FILL_THREADS_MAX 64u
+/* Of one piece of work where a matrix can be packed in parts: a few hundred KB. */
+#define PIECE_PANELS 32u
 
 struct model_weights_storage {
-    struct safetensors *checkpoint; /* keeps the mappings; NULL for dummy weights */
-    void *owned;                    /* one anonymous mapping for all copies */
-    size_t owned_bytes;
+    struct safetensors *checkpoint; /* NULL for dummy weights, and once all is filled */
+    struct tensor_plan plan;
+    struct weight_source *sources;     /* [plan.count] */
+    struct weight_pack_item *items;    /* one for each destination of each matrix, in the plan's order */
+    uint32_t *entry_first_item;        /* [plan.count]; of entries that are matrices */
+    uint32_t item_count;
+    void *packed;                      /* all matrices */
+    size_t packed_bytes;
+    void *vectors;                     /* all others */
+    size_t vectors_bytes;
+    struct weight_pack_saver *saver;
 };
 
-/* How one tensor of the plan is had. */
-struct source {
-    const struct safetensors_tensor *tensor; /* NULL: made up */
-    enum dtype file_dtype;
-    enum dtype dtype;    /* as the forward pass sees it */
-    size_t owned_offset; /* of the copy */
-};
+static size_t align_up(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
 /* Matrices are packed; the table of positions is read by row and added, so it stays as it is. */
 static bool entry_is_matrix(const struct tensor_plan_entry *entry, const struct model_weights *weights)
 {
     return entry->rank == 2 && entry->dest[0] != &weights->positions;
-}
-
-static bool entry_is_f32(const struct tensor_plan_entry *entry)
-{
-    return entry->role == TENSOR_NORM_AS_F32 || entry->role == TENSOR_BIAS_AS_F32;
-}
-
-static uint64_t entry_elements(const struct tensor_plan_entry *entry)
-{
-    return entry->rank == 2 ? entry->shape[0] * entry->shape[1] : entry->shape[0];
-}
-
-static bool parse_dtype(const char *name, enum dtype *ret_dtype)
-{
-    static const struct { const char *name; enum dtype dtype; } names[] = {
-        {"F32", DTYPE_F32}, {"BF16", DTYPE_BF16}, {"F16", DTYPE_F16}};
-    for (size_t i = 0; i < 3; i++) {
-        if (strcmp(name, names[i].name) == 0) {
-            *ret_dtype = names[i].dtype;
-            return true;
-        }
-    }
-    return false;
-}
-
-static const char *const file_dtype_names[DTYPE_COUNT] = {"F32", "BF16", "F16"};
-
-/* With the base model's prefix, or as checkpoints of the bare base model have it. */
-static const struct safetensors_tensor *find_tensor(const struct safetensors *checkpoint, const char *prefix,
-                                                    const struct tensor_plan_entry *entry)
-{
-    char name[128];
-    snprintf(name, sizeof name, "%s%s", entry->is_in_base ? prefix : "", entry->name);
-    const struct safetensors_tensor *tensor = safetensors_find(checkpoint, name);
-    return tensor ? tensor : safetensors_find(checkpoint, entry->name);
-}
-
-/* The tensor of a plan entry, checked against what the config asks for. */
-static status_t resolve(const struct safetensors *checkpoint, const char *prefix,
-                        const struct tensor_plan_entry *entry, struct diag *diag, struct source *ret_source)
-{
-    char wanted[64], found[192];
-    safetensors_shape_text(entry->shape, entry->rank, wanted, sizeof wanted);
-    const struct safetensors_tensor *tensor = find_tensor(checkpoint, prefix, entry);
-    if (!tensor) {
-        diag_set(diag, "%s: tensor %s%s is missing; config.json asks for it with shape %s",
-                 safetensors_source(checkpoint), entry->is_in_base ? prefix : "", entry->name, wanted);
-        return STATUS(ST_DATA_LOSS, SCOPE_NODE);
-    }
-    if (tensor->rank != entry->rank || memcmp(tensor->shape, entry->shape, entry->rank * sizeof entry->shape[0])) {
-        safetensors_shape_text(tensor->shape, tensor->rank, found, sizeof found);
-        diag_set(diag, "%s: tensor %s has shape %s; config.json asks for %s", tensor->file, tensor->name, found,
-                 wanted);
-        return STATUS(ST_DATA_LOSS, SCOPE_NODE);
-    }
-    struct source source = {.tensor = tensor};
-    if (!parse_dtype(tensor->dtype, &source.file_dtype)) {
-        diag_set(diag, "%s: tensor %s, shape %s, has dtype %s; supported are F32, BF16 and F16", tensor->file,
-                 tensor->name, wanted, tensor->dtype);
-        return STATUS(ST_DATA_LOSS, SCOPE_NODE);
-    }
-    source.dtype = entry_is_f32(entry) ? DTYPE_F32 : source.file_dtype;
-    *ret_source = source;
-    return STATUS_OK;
 }
 
 /* Rows and columns of one destination: [out][in]. */
@@ -110,137 +57,47 @@ static void dest_shape(const struct tensor_plan_entry *entry, uint32_t *ret_rows
     *ret_cols = (uint32_t)cols;
 }
 
-static struct kernels_matrix dest_matrix(const struct tensor_plan_entry *entry, enum dtype dtype)
+static struct kernels_matrix dest_matrix(const struct tensor_plan_entry *entry, const struct model_weights *weights,
+                                         enum model_weight_format format, enum dtype file_dtype)
 {
-    struct kernels_matrix matrix = {.format = (enum kernels_weight)dtype};
+    struct kernels_matrix matrix = {0};
+    bool is_table = entry->dest[0] == &weights->embedding || entry->dest[0] == &weights->head;
     dest_shape(entry, &matrix.n_out, &matrix.n_in);
+    switch (format) {
+    case MODEL_WEIGHTS_AUTO: matrix.format = (enum kernels_weight)file_dtype; break;
+    case MODEL_WEIGHTS_BF16: matrix.format = KERNELS_WEIGHT_BF16; break;
+    case MODEL_WEIGHTS_INT8: matrix.format = KERNELS_WEIGHT_INT8; break;
+    case MODEL_WEIGHTS_INT4:
+        /* The head chooses the token: of all matrices it forgives least. */
+        matrix.format = is_table ? KERNELS_WEIGHT_INT8 : KERNELS_WEIGHT_INT4;
+        matrix.group = is_table ? 0 : INT4_GROUP;
+        break;
+    }
     return matrix;
 }
 
-static size_t align_up(size_t bytes) { return (bytes + OWNED_ALIGNMENT - 1) / OWNED_ALIGNMENT * OWNED_ALIGNMENT; }
+/* ---- open ----------------------------------------------------------------------------------- */
 
-/* Points the destinations at the bytes. */
-static void place(const struct tensor_plan_entry *entry, enum dtype dtype, bool is_matrix, const void *data)
+/* A checkpoint of a tied model may hold the head too, or only the head. As in transformers 5: where both
+ * are there and differ, the file is believed and not the config; a lone head serves as embedding. */
+static void settle_tie(const struct safetensors *checkpoint, const struct model_config *config,
+                       struct tensor_plan *plan, struct model_weights *weights)
 {
-    const uint8_t *at = data;
-    for (uint32_t i = 0; i < entry->dest_count; i++) {
-        struct model_tensor tensor = {.data = at, .dtype = dtype};
-        dest_shape(entry, &tensor.rows, &tensor.cols);
-        if (is_matrix) {
-            tensor.matrix = dest_matrix(entry, dtype);
-            tensor.matrix.data = at;
-            at += kernels_matrix_bytes(&tensor.matrix);
-        } else {
-            at += (size_t)tensor.rows * tensor.cols * dtype_bytes(dtype);
-        }
-        *entry->dest[i] = tensor;
+    if (!config->embeddings_are_tied) { return; }
+    const struct safetensors_tensor *head = safetensors_find(checkpoint, "lm_head.weight");
+    if (!head) { return; }
+    const struct safetensors_tensor *embedding = weight_source_find(checkpoint, plan->prefix, &plan->entries[0]);
+    if (!embedding) {
+        strcpy(plan->entries[0].name, "lm_head.weight");
+        plan->entries[0].is_in_base = false;
+    } else if (head->bytes != embedding->bytes || strcmp(head->dtype, embedding->dtype) != 0 ||
+               memcmp(head->data, embedding->data, (size_t)head->bytes) != 0) { /* the plan keeps one entry free for this */
+        struct tensor_plan_entry *own = &plan->entries[plan->count++];
+        *own = plan->entries[0];
+        strcpy(own->name, "lm_head.weight");
+        own->is_in_base = false;
+        own->dest[0] = &weights->head;
     }
-}
-
-/* Packs row-major [out][in] of all destinations together. */
-static void pack_rows(const struct tensor_plan_entry *entry, enum dtype dtype, const uint8_t *rows, uint8_t *out)
-{
-    struct kernels_matrix matrix = dest_matrix(entry, dtype);
-    for (uint32_t i = 0; i < entry->dest_count; i++) {
-        kernels_matrix_pack(&matrix, rows, matrix.n_in, dtype, 0, kernels_matrix_panels(&matrix), out);
-        rows += (size_t)matrix.n_out * matrix.n_in * dtype_bytes(dtype);
-        out += kernels_matrix_bytes(&matrix);
-    }
-}
-
-/* out[c][r] = in[r][c]; in tiles, so that neither side misses the cache on every element. */
-static void transpose(const uint8_t *in, size_t rows, size_t cols, uint32_t element_bytes, uint8_t *out)
-{
-    enum { TILE = 32 };
-    for (size_t r0 = 0; r0 < rows; r0 += TILE) {
-        for (size_t c0 = 0; c0 < cols; c0 += TILE) {
-            size_t r1 = r0 + TILE < rows ? r0 + TILE : rows;
-            size_t c1 = c0 + TILE < cols ? c0 + TILE : cols;
-            for (size_t c = c0; c < c1; c++) {
-                for (size_t r = r0; r < r1; r++) {
-                    memcpy(out + (c * rows + r) * element_bytes, in + (r * cols + c) * element_bytes, element_bytes);
-                }
-            }
-        }
-    }
-}
-
-static void convert_to_f32(const uint8_t *in, enum dtype dtype, size_t count, float *out)
-{
-    for (size_t i = 0; i < count; i++) {
-        uint16_t half;
-        switch (dtype) {
-        case DTYPE_BF16:
-            memcpy(&half, in + 2 * i, 2);
-            out[i] = bf16_to_f32(half);
-            break;
-        case DTYPE_F16:
-            memcpy(&half, in + 2 * i, 2);
-            out[i] = f16_to_f32(half);
-            break;
-        default:
-            memcpy(&out[i], in + 4 * i, 4);
-            break;
-        }
-    }
-}
-
-static status_t copy_tensor(const struct tensor_plan_entry *entry, const struct source *source, bool is_matrix,
-                            struct diag *diag, uint8_t *out)
-{
-    const struct safetensors_tensor *tensor = source->tensor;
-    uint32_t element_bytes = dtype_bytes(source->file_dtype);
-    if (entry->role == TENSOR_CONV1D) {
-        uint8_t *turned = malloc((size_t)tensor->bytes);
-        if (!turned) {
-            diag_set(diag, "no memory to transpose %s", tensor->name);
-            return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
-        }
-        /* The two element sizes apart, so that the copy of one element is a move and not a call. */
-        if (element_bytes == 2) { transpose(tensor->data, entry->shape[0], entry->shape[1], 2, turned); }
-        else { transpose(tensor->data, entry->shape[0], entry->shape[1], 4, turned); }
-        pack_rows(entry, source->dtype, turned, out);
-        free(turned);
-    } else if (is_matrix) {
-        pack_rows(entry, source->dtype, tensor->data, out);
-    } else if (source->dtype != source->file_dtype) {
-        convert_to_f32(tensor->data, source->file_dtype, (size_t)entry_elements(entry), (float *)(void *)out);
-    } else {
-        memcpy(out, tensor->data, (size_t)tensor->bytes);
-    }
-    return STATUS_OK;
-}
-
-static status_t take_owned(struct model_weights_storage *storage, size_t bytes, struct diag *diag)
-{
-    if (bytes == 0) { return STATUS_OK; }
-    void *owned = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (owned == MAP_FAILED) {
-        int cause = errno;
-        diag_set(diag, "no memory for %zu bytes of weights: %s", bytes, strerror(cause));
-        return STATUS_CAUSE(ST_RESOURCE_EXHAUSTED, SCOPE_NODE, cause);
-    }
-    (void)madvise(owned, bytes, MADV_HUGEPAGE); /* fewer TLB misses; works without */
-    storage->owned = owned;
-    storage->owned_bytes = bytes;
-    return STATUS_OK;
-}
-
-/* Gives every tensor its offset in the one mapping. */
-static size_t lay_out(const struct model_weights *weights, const struct tensor_plan *plan, struct source *sources)
-{
-    size_t used = 0;
-    for (uint32_t i = 0; i < plan->count; i++) {
-        const struct tensor_plan_entry *entry = &plan->entries[i];
-        sources[i].owned_offset = used;
-        size_t bytes = (size_t)entry_elements(entry) * dtype_bytes(sources[i].dtype);
-        if (entry_is_matrix(entry, weights)) {
-            struct kernels_matrix matrix = dest_matrix(entry, sources[i].dtype);
-            bytes = kernels_matrix_bytes(&matrix) * entry->dest_count;
-        }
-        used += align_up(bytes);
-    }
-    return used;
 }
 
 static status_t weights_alloc(const struct model_config *config, struct diag *diag, struct model_weights **ret_weights)
@@ -259,214 +116,334 @@ static status_t weights_alloc(const struct model_config *config, struct diag *di
     return STATUS_OK;
 }
 
-/* A checkpoint of a tied model may hold the head too, or only the head. As in transformers 5: where both
- * are there and differ, the file is believed and not the config; a lone head serves as embedding. */
-static void settle_tie(const struct safetensors *checkpoint, const struct model_config *config,
-                       const struct tensor_plan *plan, bool *ret_head_is_own, bool *ret_head_is_all)
+static void fingerprint_add(struct model_fingerprint_state *fingerprint, const struct tensor_plan_entry *entry,
+                            const struct weight_source *source)
 {
-    *ret_head_is_own = false;
-    *ret_head_is_all = false;
-    if (!config->embeddings_are_tied) { return; }
-    const struct safetensors_tensor *head = safetensors_find(checkpoint, "lm_head.weight");
-    if (!head) { return; }
-    const struct safetensors_tensor *embedding = find_tensor(checkpoint, plan->prefix, &plan->entries[0]);
-    if (!embedding) {
-        *ret_head_is_all = true;
-        return;
+    if (source->tensor) {
+        const struct safetensors_tensor *tensor = source->tensor;
+        model_fingerprint_add(fingerprint, entry->name, tensor->dtype, tensor->shape, tensor->rank, tensor->data, tensor->bytes);
+    } else {
+        model_fingerprint_add(fingerprint, entry->name, dtype_name(source->file_dtype), entry->shape, entry->rank, NULL, 0);
     }
-    *ret_head_is_own = head->bytes != embedding->bytes || strcmp(head->dtype, embedding->dtype) != 0 ||
-                       memcmp(head->data, embedding->data, (size_t)head->bytes) != 0;
 }
 
-static status_t load_plan(struct model_weights *weights, const struct model_config *config, struct tensor_plan *plan,
-                          struct source *sources, struct model_fingerprint_state *fingerprint, struct diag *diag)
+/* Finds what the plan asks for, and lists the matrices that will be packed. */
+static status_t resolve_all(struct model_weights *weights, const struct model_weights_options *options,
+                            struct model_fingerprint_state *fingerprint, struct diag *diag)
 {
     struct model_weights_storage *storage = weights->storage;
-    bool head_is_own, head_is_all;
-    settle_tie(storage->checkpoint, config, plan, &head_is_own, &head_is_all);
-    if (head_is_all) {
-        strcpy(plan->entries[0].name, "lm_head.weight");
-        plan->entries[0].is_in_base = false;
+    for (uint32_t i = 0; i < storage->plan.count; i++) {
+        const struct tensor_plan_entry *entry = &storage->plan.entries[i];
+        struct weight_source *source = &storage->sources[i];
+        if (options->is_dummy) {
+            *source = weight_source_made_up(entry, options->dummy_seed, i);
+        } else {
+            TRY(weight_source_resolve(storage->checkpoint, storage->plan.prefix, entry, diag, source));
+        }
+        fingerprint_add(fingerprint, entry, source);
+        if (!entry_is_matrix(entry, weights)) { continue; }
+        storage->entry_first_item[i] = storage->item_count;
+        for (uint32_t d = 0; d < entry->dest_count; d++) {
+            struct weight_pack_item *item = &storage->items[storage->item_count++];
+            item->matrix = dest_matrix(entry, weights, options->format, source->file_dtype);
+            item->offset = storage->packed_bytes;
+            storage->packed_bytes += align_up(kernels_matrix_bytes(&item->matrix));
+        }
     }
-    if (head_is_own) { /* the plan keeps one entry free for this */
-        struct tensor_plan_entry *head = &plan->entries[plan->count++];
-        *head = plan->entries[0];
-        strcpy(head->name, "lm_head.weight");
-        head->is_in_base = false;
-        head->dest[0] = &weights->head;
+    if (options->is_dummy) {
+        model_fingerprint_add(fingerprint, WEIGHT_SOURCE_GENERATOR, "seed", &options->dummy_seed, 1, NULL, 0);
     }
-    for (uint32_t i = 0; i < plan->count; i++) {
-        TRY(resolve(storage->checkpoint, plan->prefix, &plan->entries[i], diag, &sources[i]));
+    /* KV that other numbers computed is other KV: formats that are not the checkpoint's own count. */
+    for (uint32_t i = 0; i < storage->plan.count; i++) {
+        const struct tensor_plan_entry *entry = &storage->plan.entries[i];
+        if (!entry_is_matrix(entry, weights)) { continue; }
+        const struct kernels_matrix *matrix = &storage->items[storage->entry_first_item[i]].matrix;
+        if ((int)matrix->format == (int)storage->sources[i].file_dtype) { continue; }
+        const uint64_t shape[3] = {matrix->n_out, matrix->n_in, matrix->group};
+        model_fingerprint_add(fingerprint, entry->name, kernels_weight_name(matrix->format), shape, 3, NULL, 0);
     }
-    TRY(take_owned(storage, lay_out(weights, plan, sources), diag));
-    for (uint32_t i = 0; i < plan->count; i++) {
-        const struct tensor_plan_entry *entry = &plan->entries[i];
-        const struct safetensors_tensor *tensor = sources[i].tensor;
-        model_fingerprint_add(fingerprint, entry->name, tensor->dtype, tensor->shape, tensor->rank, tensor->data,
-                              tensor->bytes);
-        uint8_t *out = (uint8_t *)storage->owned + sources[i].owned_offset;
-        bool is_matrix = entry_is_matrix(entry, weights);
-        TRY(copy_tensor(entry, &sources[i], is_matrix, diag, out));
-        place(entry, sources[i].dtype, is_matrix, out);
+    return STATUS_OK;
+}
+
+status_t model_weights_open(const struct model_weights_options *options, const struct model_config *config,
+                            struct model_fingerprint_state *fingerprint, struct diag *diag,
+                            struct model_weights **ret_weights)
+{
+    struct model_weights *weights;
+    TRY(weights_alloc(config, diag, &weights));
+    struct model_weights_storage *storage = weights->storage;
+    status_t st = options->is_dummy ? STATUS_OK : safetensors_open(options->directory, diag, &storage->checkpoint);
+    if (failed(st)) { goto fail; }
+    st = tensor_plan_make(config, weights, diag, &storage->plan);
+    if (failed(st)) { goto fail; }
+    if (storage->checkpoint) { settle_tie(storage->checkpoint, config, &storage->plan, weights); }
+    storage->sources = calloc(storage->plan.count, sizeof *storage->sources);
+    storage->entry_first_item = calloc(storage->plan.count, sizeof *storage->entry_first_item);
+    storage->items = calloc((size_t)storage->plan.count * 3, sizeof *storage->items);
+    if (!storage->sources || !storage->entry_first_item || !storage->items) {
+        diag_set(diag, "no memory for a list of %u tensors", storage->plan.count);
+        st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+        goto fail;
+    }
+    st = resolve_all(weights, options, fingerprint, diag);
+    if (failed(st)) { goto fail; }
+    *ret_weights = weights;
+    return STATUS_OK;
+fail:
+    model_weights_destroy(weights);
+    return st;
+}
+
+/* ---- pack ----------------------------------------------------------------------------------- */
+
+/* Panels of one destination, out of row-major [out][in] of all destinations of the entry. */
+static void pack_panels(const struct kernels_matrix *matrix, const void *rows, enum dtype dtype, uint32_t panel_first,
+                        uint32_t panel_count, void *out)
+{
+    const struct quantize_rows in = {.data = rows, .dtype = dtype, .stride = matrix->n_in, .n_out = matrix->n_out, .n_in = matrix->n_in};
+    switch (matrix->format) {
+    case KERNELS_WEIGHT_INT8: quantize_int8(&in, panel_first, panel_count, out); break;
+    case KERNELS_WEIGHT_INT4: quantize_int4(&in, matrix, panel_first, panel_count, out); break;
+    default: kernels_matrix_pack(matrix, rows, matrix->n_in, dtype, panel_first, panel_count, out); break;
+    }
+}
+
+/* A matrix that lies in a file in its own order is packed in parts; one that must be turned or made first,
+ * as a whole. */
+struct fill_piece {
+    uint32_t entry;
+    uint32_t panel_first, panel_count; /* of the only destination; count 0: all of every destination */
+};
+
+struct fill_job {
+    const struct model_weights_storage *storage;
+    const struct fill_piece *pieces;
+    uint32_t piece_count;
+    _Atomic uint32_t next;
+    _Atomic bool has_failed;
+    pthread_mutex_t mutex; /* guards status and diag, which the first failure writes */
+    status_t status;
+    struct diag diag;
+};
+
+static status_t fill_piece(const struct model_weights_storage *storage, const struct fill_piece *piece, struct diag *diag)
+{
+    const struct tensor_plan_entry *entry = &storage->plan.entries[piece->entry];
+    const struct weight_source *source = &storage->sources[piece->entry];
+    const struct weight_pack_item *item = &storage->items[storage->entry_first_item[piece->entry]];
+    const void *rows = NULL;
+    void *owned = NULL;
+    TRY(weight_source_rows(entry, source, diag, &rows, &owned));
+    if (piece->panel_count != 0) {
+        pack_panels(&item->matrix, rows, source->file_dtype, piece->panel_first, piece->panel_count,
+                    (uint8_t *)storage->packed + item->offset);
+    } else {
+        for (uint32_t d = 0; d < entry->dest_count; d++, item++) {
+            pack_panels(&item->matrix, rows, source->file_dtype, 0, kernels_matrix_panels(&item->matrix),
+                        (uint8_t *)storage->packed + item->offset);
+            rows = (const uint8_t *)rows + (size_t)item->matrix.n_out * item->matrix.n_in * dtype_bytes(source->file_dtype);
+        }
+    }
+    free(owned);
+    return STATUS_OK;
+}
+
+static void *fill_main(void *arg)
+{
+    struct fill_job *job = arg;
+    for (uint32_t i; (i = atomic_fetch_add(&job->next, 1)) < job->piece_count && !atomic_load(&job->has_failed);) {
+        struct diag diag;
+        status_t st = fill_piece(job->storage, &job->pieces[i], &diag);
+        if (!failed(st)) { continue; }
+        pthread_mutex_lock(&job->mutex);
+        if (!atomic_exchange(&job->has_failed, true)) {
+            job->status = st;
+            job->diag = diag;
+        }
+        pthread_mutex_unlock(&job->mutex);
+    }
+    return NULL;
+}
+
+static status_t run_fill(const struct model_weights_storage *storage, const struct fill_piece *pieces, uint32_t piece_count,
+                         uint32_t threads, struct diag *diag)
+{
+    struct fill_job job = {.storage = storage, .pieces = pieces, .piece_count = piece_count, .mutex = PTHREAD_MUTEX_INITIALIZER};
+    pthread_t ids[FILL_THREADS_MAX];
+    uint32_t started = 0;
+    sigset_t all, before; /* signals belong to the process's main loop */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (started + 1 < threads && started < FILL_THREADS_MAX && pthread_create(&ids[started], NULL, fill_main, &job) == 0) { started++; }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    fill_main(&job);
+    for (uint32_t i = 0; i < started; i++) { pthread_join(ids[i], NULL); }
+    if (!atomic_load(&job.has_failed)) { return STATUS_OK; }
+    *diag = job.diag;
+    return job.status;
+}
+
+static status_t pack_all(struct model_weights *weights, uint32_t threads, struct diag *diag)
+{
+    struct model_weights_storage *storage = weights->storage;
+    uint32_t count = 0, room = 0;
+    for (uint32_t i = 0; i < storage->item_count; i++) { room += kernels_matrix_panels(&storage->items[i].matrix) / PIECE_PANELS + 1; }
+    struct fill_piece *pieces = calloc(room + 1, sizeof *pieces);
+    if (!pieces) {
+        diag_set(diag, "no memory for a list of %u pieces of work", room);
+        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+    }
+    status_t st = huge_memory_alloc(storage->packed_bytes, diag, &storage->packed);
+    if (failed(st)) {
+        free(pieces);
+        return st;
+    }
+    for (uint32_t i = 0; i < storage->plan.count; i++) {
+        const struct tensor_plan_entry *entry = &storage->plan.entries[i];
+        if (!entry_is_matrix(entry, weights)) { continue; }
+        const struct kernels_matrix *matrix = &storage->items[storage->entry_first_item[i]].matrix;
+        const uint32_t panels = kernels_matrix_panels(matrix);
+        if (!storage->sources[i].tensor || entry->role == TENSOR_CONV1D) {
+            pieces[count++] = (struct fill_piece){.entry = i};
+            continue;
+        }
+        for (uint32_t p = 0; p < panels; p += PIECE_PANELS) {
+            CHECK(count <= room);
+            pieces[count++] = (struct fill_piece){.entry = i, .panel_first = p, .panel_count = panels - p < PIECE_PANELS ? panels - p : PIECE_PANELS};
+        }
+    }
+    st = run_fill(storage, pieces, count, threads, diag);
+    free(pieces);
+    return st;
+}
+
+/* ---- fill ----------------------------------------------------------------------------------- */
+
+/* Differs when a source file was written to: the fingerprint samples large tensors. */
+static uint64_t source_stamp(const struct model_weights_storage *storage)
+{
+    const char *last = NULL;
+    uint64_t stamp = 0;
+    for (uint32_t i = 0; i < storage->plan.count; i++) {
+        const struct safetensors_tensor *tensor = storage->sources[i].tensor;
+        struct stat info;
+        if (!tensor || tensor->file == last || stat(tensor->file, &info) != 0) { continue; }
+        last = tensor->file;
+        const uint64_t parts[3] = {(uint64_t)info.st_size, (uint64_t)info.st_mtim.tv_sec, (uint64_t)info.st_mtim.tv_nsec};
+        for (int k = 0; k < 3; k++) { stamp = (stamp ^ parts[k]) * UINT64_C(0x9e3779b97f4a7c15); }
+    }
+    return stamp;
+}
+
+static status_t fill_vectors(struct model_weights *weights, struct diag *diag)
+{
+    struct model_weights_storage *storage = weights->storage;
+    size_t bytes = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == 1) { TRY(huge_memory_alloc(bytes, diag, &storage->vectors)); }
+        storage->vectors_bytes = bytes;
+        size_t at = 0;
+        for (uint32_t i = 0; i < storage->plan.count; i++) {
+            const struct tensor_plan_entry *entry = &storage->plan.entries[i];
+            const struct weight_source *source = &storage->sources[i];
+            if (entry_is_matrix(entry, weights)) { continue; }
+            uint8_t *out = pass == 0 ? NULL : (uint8_t *)storage->vectors + at;
+            at += align_up((size_t)weight_source_elements(entry) * dtype_bytes(source->dtype));
+            if (pass == 0) { continue; }
+            weight_source_values(entry, source, out);
+            for (uint32_t d = 0; d < entry->dest_count; d++) {
+                struct model_tensor tensor = {.data = out, .dtype = source->dtype};
+                dest_shape(entry, &tensor.rows, &tensor.cols);
+                out += (size_t)tensor.rows * tensor.cols * dtype_bytes(source->dtype);
+                *entry->dest[d] = tensor;
+            }
+        }
+        bytes = at;
+    }
+    return STATUS_OK;
+}
+
+static void place_matrices(struct model_weights *weights)
+{
+    const struct model_weights_storage *storage = weights->storage;
+    for (uint32_t i = 0; i < storage->plan.count; i++) {
+        const struct tensor_plan_entry *entry = &storage->plan.entries[i];
+        if (!entry_is_matrix(entry, weights)) { continue; }
+        for (uint32_t d = 0; d < entry->dest_count; d++) {
+            const struct weight_pack_item *item = &storage->items[storage->entry_first_item[i] + d];
+            struct model_tensor tensor = {.data = (uint8_t *)storage->packed + item->offset, .dtype = storage->sources[i].file_dtype,
+                                          .rows = item->matrix.n_out, .cols = item->matrix.n_in, .matrix = item->matrix};
+            tensor.matrix.data = tensor.data;
+            *entry->dest[d] = tensor;
+        }
     }
     if (!weights->head.data) { weights->head = weights->embedding; }
-    weights->owned_bytes = storage->owned_bytes;
+}
+
+static status_t fill_matrices(struct model_weights *weights, const struct model_weights_options *options,
+                              const uint8_t *fingerprint, struct diag *diag)
+{
+    struct model_weights_storage *storage = weights->storage;
+    const uint32_t threads = options->threads != 0 ? options->threads : 1;
+    struct weight_pack_plan plan = {.items = storage->items, .item_count = storage->item_count, .bytes = storage->packed_bytes,
+                                    .stamp = source_stamp(storage)};
+    memcpy(plan.fingerprint, fingerprint, sizeof plan.fingerprint);
+    static _Thread_local char path[WEIGHT_PACK_PATH_BYTES];
+    bool has_path = weight_pack_path(options->pack_cache, options->directory, &plan, path);
+    if (has_path) {
+        struct diag why = {{0}};
+        status_t st = weight_pack_load(path, &plan, threads, &why, &storage->packed);
+        if (!failed(st)) {
+            snprintf(weights->note, sizeof weights->note, "loaded %.200s", path);
+            return STATUS_OK;
+        }
+        if (st.code == ST_RESOURCE_EXHAUSTED) {
+            *diag = why;
+            return st;
+        }
+        if (st.code == ST_NOT_FOUND) {
+            snprintf(weights->note, sizeof weights->note, "packed; writing %.200s", path);
+        } else {
+            snprintf(weights->note, sizeof weights->note, "packed anew: %.240s", why.text);
+        }
+    } else {
+        snprintf(weights->note, sizeof weights->note, "packed; not kept");
+    }
+    TRY(pack_all(weights, threads, diag));
+    if (has_path) { weight_pack_save_later(path, &plan, storage->packed, &storage->saver); }
+    return STATUS_OK;
+}
+
+status_t model_weights_fill(struct model_weights *weights, const struct model_weights_options *options,
+                            const uint8_t *fingerprint, struct diag *diag)
+{
+    struct model_weights_storage *storage = weights->storage;
+    TRY(fill_vectors(weights, diag));
+    TRY(fill_matrices(weights, options, fingerprint, diag));
+    place_matrices(weights);
+    weights->owned_bytes = storage->packed_bytes + storage->vectors_bytes;
     safetensors_close(storage->checkpoint); /* everything is copied: its pages must not count as ours */
     storage->checkpoint = NULL;
     return STATUS_OK;
 }
 
-status_t model_weights_load(const char *directory, const struct model_config *config,
-                            struct model_fingerprint_state *fingerprint, struct diag *diag,
-                            struct model_weights **ret_weights)
-{
-    struct model_weights *weights;
-    struct tensor_plan plan = {0};
-    struct source *sources = NULL;
-    TRY(weights_alloc(config, diag, &weights));
-    status_t st = safetensors_open(directory, diag, &weights->storage->checkpoint);
-    if (failed(st)) { goto fail; }
-    st = tensor_plan_make(config, weights, diag, &plan);
-    if (failed(st)) { goto fail; }
-    sources = calloc(plan.count + 1, sizeof *sources);
-    if (!sources) {
-        diag_set(diag, "no memory for a list of %u tensors", plan.count);
-        st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
-        goto fail;
-    }
-    st = load_plan(weights, config, &plan, sources, fingerprint, diag);
-    if (failed(st)) { goto fail; }
-    free(sources);
-    free(plan.entries);
-    *ret_weights = weights;
-    return STATUS_OK;
-fail:
-    free(sources);
-    free(plan.entries);
-    model_weights_destroy(weights);
-    return st;
-}
-
-static uint64_t splitmix64(uint64_t *state)
-{
-    uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
-/* Uniform in -half_width .. half_width, as bf16. Sixteen xorshift generators side by side, so that the
- * compiler can use vectors: gigabytes of it are asked for.
- * Source: Marsaglia, "Xorshift RNGs", 2003, the triple 13, 17, 5. */
-static void fill_uniform_bf16(uint64_t seed, float half_width, size_t count, uint16_t *out)
-{
-    enum { LANES = 16 };
-    uint32_t state[LANES];
-    for (int i = 0; i < LANES; i++) { state[i] = (uint32_t)splitmix64(&seed) | 1u; }
-    float step = half_width / 32768.0f;
-    uint16_t chunk[2 * LANES];
-    for (size_t at = 0; at < count; at += 2 * LANES) {
-        for (int i = 0; i < LANES; i++) {
-            uint32_t x = state[i];
-            x ^= x << 13;
-            x ^= x >> 17;
-            x ^= x << 5;
-            state[i] = x;
-            float low = (float)(int16_t)(x & 0xffffu) * step;
-            float high = (float)(int16_t)(x >> 16) * step;
-            uint32_t low_bits, high_bits;
-            memcpy(&low_bits, &low, 4);
-            memcpy(&high_bits, &high, 4);
-            chunk[i] = (uint16_t)((low_bits + 0x8000u) >> 16);
-            chunk[LANES + i] = (uint16_t)((high_bits + 0x8000u) >> 16);
-        }
-        size_t left = count - at;
-        memcpy(out + at, chunk, (left < 2 * LANES ? left : 2 * LANES) * sizeof *out);
-    }
-}
-
-/* A product of n_in terms keeps the size of its input when its weights have variance 1/n_in; a uniform
- * variable on -w .. w has variance w^2/3. Norm factors are 1, biases small. */
-static void make_up(const struct tensor_plan_entry *entry, enum dtype dtype, uint64_t seed, void *out)
-{
-    size_t count = (size_t)entry_elements(entry);
-    bool is_norm = entry->role == TENSOR_NORM || entry->role == TENSOR_NORM_AS_F32;
-    if (dtype == DTYPE_F32) {
-        float *values = out;
-        for (size_t i = 0; i < count; i++) { values[i] = is_norm ? 1.0f : 0.0f; }
-    } else if (is_norm) {
-        uint16_t *values = out;
-        for (size_t i = 0; i < count; i++) { values[i] = f32_to_bf16(1.0f); }
-    } else {
-        uint64_t n_in = entry->role == TENSOR_CONV1D ? entry->shape[0] : entry->shape[1];
-        float half_width = entry->rank == 1 ? 0.02f : (float)sqrt(3.0 / (double)n_in);
-        fill_uniform_bf16(seed, half_width, count, out);
-    }
-}
-
-status_t model_weights_dummy(const struct model_config *config, uint64_t seed,
-                             struct model_fingerprint_state *fingerprint, struct diag *diag,
-                             struct model_weights **ret_weights)
-{
-    struct model_weights *weights;
-    struct tensor_plan plan = {0};
-    TRY(weights_alloc(config, diag, &weights));
-    struct source *sources = NULL;
-    status_t st = tensor_plan_make(config, weights, diag, &plan);
-    if (failed(st)) { goto fail; }
-    sources = calloc(plan.count + 1, sizeof *sources);
-    if (!sources) {
-        diag_set(diag, "no memory for a list of %u tensors", plan.count);
-        st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
-        goto fail;
-    }
-    for (uint32_t i = 0; i < plan.count; i++) {
-        sources[i].dtype = entry_is_f32(&plan.entries[i]) ? DTYPE_F32 : DTYPE_BF16;
-    }
-    st = take_owned(weights->storage, lay_out(weights, &plan, sources), diag);
-    if (failed(st)) { goto fail; }
-    for (uint32_t i = 0; i < plan.count; i++) {
-        const struct tensor_plan_entry *entry = &plan.entries[i];
-        uint8_t *out = (uint8_t *)weights->storage->owned + sources[i].owned_offset;
-        uint64_t tensor_seed = seed + i; /* each tensor its own stream */
-        bool is_matrix = entry_is_matrix(entry, weights);
-        uint64_t bytes = entry_elements(entry) * dtype_bytes(sources[i].dtype);
-        uint8_t *rows = is_matrix ? malloc(bytes) : out;
-        if (!rows) {
-            diag_set(diag, "no memory for %s", entry->name);
-            st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
-            goto fail;
-        }
-        make_up(entry, sources[i].dtype, splitmix64(&tensor_seed), rows);
-        model_fingerprint_add(fingerprint, entry->name, file_dtype_names[sources[i].dtype], entry->shape, entry->rank,
-                              rows, bytes);
-        if (is_matrix) {
-            pack_rows(entry, sources[i].dtype, rows, out);
-            free(rows);
-        }
-        place(entry, sources[i].dtype, is_matrix, out);
-    }
-    if (!weights->head.data) { weights->head = weights->embedding; }
-    weights->owned_bytes = weights->storage->owned_bytes;
-    free(sources);
-    free(plan.entries);
-    *ret_weights = weights;
-    return STATUS_OK;
-fail:
-    free(sources);
-    free(plan.entries);
-    model_weights_destroy(weights);
-    return st;
-}
+void model_weights_settle(struct model_weights *weights) { weight_pack_saver_wait(weights->storage->saver); }
 
 void model_weights_destroy(struct model_weights *weights)
 {
     if (!weights) { return; }
-    if (weights->storage) {
-        safetensors_close(weights->storage->checkpoint);
-        if (weights->storage->owned) { munmap(weights->storage->owned, weights->storage->owned_bytes); }
+    struct model_weights_storage *storage = weights->storage;
+    if (storage) {
+        weight_pack_saver_join(storage->saver);
+        safetensors_close(storage->checkpoint);
+        huge_memory_free(storage->packed, storage->packed_bytes);
+        huge_memory_free(storage->vectors, storage->vectors_bytes);
+        free(storage->sources);
+        free(storage->items);
+        free(storage->entry_first_item);
+        free(storage->plan.entries);
     }
-    free(weights->storage);
+    free(storage);
     free(weights->layers);
     free(weights);
 }

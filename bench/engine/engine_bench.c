@@ -10,6 +10,7 @@
  * Neighbours on the machine come and go within seconds: every case of every round has a probe right
  * before and right after it, and its fraction is of their mean; what is printed is the median over
  * rounds. With one thread both are timed in CPU seconds: see probe_now_ns(). */
+#include <inttypes.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -33,7 +34,7 @@
 #define BLOCK_COUNT 2048u /* 32k tokens: a power of two */
 
 struct bench_config {
-    const char *model, *load, *isa, *batches, *prompts;
+    const char *model, *load, *isa, *compute, *weights, *pack_cache, *batches, *prompts;
     uint32_t threads, rounds, context, chunk_tokens;
 };
 
@@ -42,6 +43,9 @@ static const struct flag bench_flags[] = {
     {"model", FLAG_STRING, AT(model), NULL, "DIR", "Hugging Face model directory.", 0, 0},
     {"load", FLAG_STRING, AT(load), "dummy", "auto|dummy", "dummy: random weights at the config's shape.", 0, 0},
     {"isa", FLAG_STRING, AT(isa), "auto", "NAME", "Instruction set of the kernels.", 0, 0},
+    {"compute", FLAG_STRING, AT(compute), "f32", "f32|bf16", "What products round activations to.", 0, 0},
+    {"weights", FLAG_STRING, AT(weights), "auto", "auto|bf16|int8|int4", "Format of the weight matrices.", 0, 0},
+    {"pack-cache", FLAG_STRING, AT(pack_cache), "off", "auto|off|DIR", "Where packed weights are kept.", 0, 0},
     {"threads", FLAG_U32, AT(threads), "1", "N", "Compute threads.", 1, 64},
     {"rounds", FLAG_U32, AT(rounds), "7", "N", "Rounds; figures are medians.", 1, ROUNDS_MAX},
     {"context", FLAG_U32, AT(context), "128", "tokens", "KV that each sequence has when a decode case begins.", 1, 65536},
@@ -55,7 +59,7 @@ struct bench_case {
     uint32_t size;         /* sequences, or prompt tokens */
     double bytes, flops;   /* of a step, or of a prompt */
     uint32_t steps;        /* a piece has so many */
-    double seconds[ROUNDS_MAX], of_read[ROUNDS_MAX], of_fma[ROUNDS_MAX];
+    double seconds[ROUNDS_MAX], of_read[ROUNDS_MAX], of_fma[ROUNDS_MAX], of_dot[ROUNDS_MAX];
 };
 
 struct bench {
@@ -102,39 +106,44 @@ static void run_plan(struct bench *b, struct step_plan *plan)
     }
 }
 
-/* Bytes of the matrices that every step reads; the embedding is read by row unless it is the head. */
-static double matrix_bytes(const struct model *model, double *ret_layers)
+/* Bytes and weights of the matrices that every step reads; the embedding is read by row unless it is the head. */
+struct matrix_sizes {
+    double bytes, layer_weights, head_weights;
+};
+
+static struct matrix_sizes matrix_sizes(const struct model *model)
 {
     const struct model_weights *w = model_get_weights(model);
-    double layers = 0;
+    struct matrix_sizes sizes = {.bytes = (double)kernels_matrix_bytes(&w->head.matrix),
+                                 .head_weights = (double)w->head.rows * w->head.cols};
     for (uint32_t i = 0; i < model_get_config(model)->layer_count; i++) {
         const struct model_layer *l = &w->layers[i];
         const struct model_tensor *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
         for (size_t j = 0; j < sizeof all / sizeof all[0]; j++) {
-            if (all[j]->data) { layers += (double)kernels_matrix_bytes(&all[j]->matrix); }
+            if (!all[j]->data) { continue; }
+            sizes.bytes += (double)kernels_matrix_bytes(&all[j]->matrix);
+            sizes.layer_weights += (double)all[j]->rows * all[j]->cols;
         }
     }
-    *ret_layers = layers;
-    return layers + (double)kernels_matrix_bytes(&w->head.matrix);
+    return sizes;
 }
 
 static void case_add(struct bench *b, bool is_prefill, uint32_t size)
 {
     const struct model_config *model = model_get_config(b->model);
-    double layer_bytes, all_bytes = matrix_bytes(b->model, &layer_bytes);
-    double element = dtype_bytes(model_weight_dtype(b->model));
+    const struct matrix_sizes sizes = matrix_sizes(b->model);
     double token_kv = (double)kv_layout_block_bytes(&b->shape.layout) / BLOCK_TOKENS;
     double heads = (double)model->q_heads * model->head_dim * model->layer_count;
     CHECK(case_count < CASES_MAX);
     struct bench_case *c = &cases[case_count++];
     *c = (struct bench_case){.is_prefill = is_prefill, .size = size, .steps = 1};
     if (is_prefill) {
-        c->bytes = all_bytes * ((size + b->config.chunk_tokens - 1) / b->config.chunk_tokens);
-        c->flops = 2 * size * layer_bytes / element + 2 * (all_bytes - layer_bytes) / element + 2.0 * size * size * heads;
+        c->bytes = sizes.bytes * ((size + b->config.chunk_tokens - 1) / b->config.chunk_tokens);
+        c->flops = 2 * size * sizes.layer_weights + 2 * sizes.head_weights + 2.0 * size * size * heads;
         return;
     }
-    c->bytes = all_bytes + size * token_kv * b->config.context;
-    c->flops = 2 * size * (all_bytes / element + 2.0 * b->config.context * heads);
+    c->bytes = sizes.bytes + size * token_kv * b->config.context;
+    c->flops = 2 * size * (sizes.layer_weights + sizes.head_weights + 2.0 * b->config.context * heads);
 }
 
 /* Scattered, as a pool is after an hour: an odd factor permutes a power of two. */
@@ -216,14 +225,18 @@ static double probe_read(const struct bench *b)
 static void measure(struct bench *b, uint32_t round, double *read_rates, double *fma_rates)
 {
     double read_before = probe_read(b), fma_before = probe_fma_flops(b->config.threads);
+    double dot_before = probe_dot_flops(b->config.threads);
     for (uint32_t i = 0; i < case_count; i++) {
         struct bench_case *c = &cases[i];
         c->seconds[round] = run_case(b, c);
         double read_after = probe_read(b), fma_after = probe_fma_flops(b->config.threads);
+        double dot_after = probe_dot_flops(b->config.threads);
         c->of_read[round] = c->bytes / c->seconds[round] / ((read_before + read_after) / 2);
         c->of_fma[round] = c->flops / c->seconds[round] / ((fma_before + fma_after) / 2);
+        c->of_dot[round] = dot_after == 0 ? 0 : c->flops / c->seconds[round] / ((dot_before + dot_after) / 2);
         read_before = read_after;
         fma_before = fma_after;
+        dot_before = dot_after;
     }
     read_rates[round] = read_before;
     fma_rates[round] = fma_before;
@@ -245,6 +258,8 @@ static void report(const struct bench *b, const struct bench_case *c)
         printf("\"of_read\":%.3f,\"of_read_p10\":%.3f,\"of_read_p90\":%.3f,", quantile(c->of_read, rounds, 0.5),
                quantile(c->of_read, rounds, 0.1), quantile(c->of_read, rounds, 0.9));
     }
+    printf("\"of_dot\":%.3f,\"of_dot_p10\":%.3f,\"of_dot_p90\":%.3f,", quantile(c->of_dot, rounds, 0.5),
+           quantile(c->of_dot, rounds, 0.1), quantile(c->of_dot, rounds, 0.9));
     printf("\"of_fma\":%.3f,\"of_fma_p10\":%.3f,\"of_fma_p90\":%.3f,\"rounds\":%u}\n",
            quantile(c->of_fma, rounds, 0.5), quantile(c->of_fma, rounds, 0.1), quantile(c->of_fma, rounds, 0.9),
            rounds);
@@ -269,8 +284,20 @@ static status_t bench_open(struct bench *b, struct diag *diag)
         diag_set(diag, "needs --model=DIR, and --load=auto or dummy");
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
-    TRY(model_create(b->config.model, load, diag, &b->model));
-    struct kernels_config kernels = {.isa = b->config.isa, .threads = b->config.threads};
+    struct model_options options = {.load = load, .threads = b->config.threads, .pack_cache = b->config.pack_cache};
+    if (!model_weight_format_parse(b->config.weights, &options.weights)) {
+        diag_set(diag, "--weights=%s: takes auto, bf16, int8 or int4", b->config.weights);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    uint64_t begin_ns = clock_now_ns();
+    TRY(model_open(b->config.model, &options, diag, &b->model));
+    uint64_t mapped, owned;
+    model_memory(b->model, &mapped, &owned);
+    printf("{\"bench\":\"load\",\"seconds\":%.3f,\"bytes\":%" PRIu64 ",\"note\":\"%s\"}\n",
+           (double)(clock_now_ns() - begin_ns) / (double)NS_PER_S, owned, model_weights_note(b->model));
+    model_settle(b->model);
+    struct kernels_config kernels = {.isa = b->config.isa, .threads = b->config.threads,
+                                     .compute = strcmp(b->config.compute, "bf16") == 0 ? KERNELS_COMPUTE_BF16 : KERNELS_COMPUTE_F32};
     TRY(kernels_create(&kernels, &b->kernels, diag));
     b->shape = (struct engine_config){.model = b->model, .kernels = b->kernels, .block_count = BLOCK_COUNT,
                                       .rows_max = b->config.chunk_tokens > BATCH_MAX ? b->config.chunk_tokens : BATCH_MAX,

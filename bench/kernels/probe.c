@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <time.h>
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -55,6 +56,35 @@ __attribute__((target("avx512f"))) static void fma_wide(struct part *part)
     for (int i = 1; i < 12; i++) { s[0] = _mm512_add_ps(s[0], s[i]); }
     part->sink = _mm512_reduce_add_ps(s[0]);
     part->flops = (double)FMA_TURNS * 12 * 16 * 2;
+}
+
+/* 24 chains: the instruction takes 5 or 6 cycles, and two may start in one. */
+__attribute__((target("avx512f,avx512bf16"))) static void dot_wide(struct part *part)
+{
+#define EACH(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7) do(8) do(9) do(10) do(11) do(12) do(13) do(14) do(15) \
+        do(16) do(17) do(18) do(19) do(20) do(21) do(22) do(23)
+    const __m512bh a = (__m512bh)_mm512_set1_epi32(0x3c003c00);
+#define MAKE(i) __m512 s##i = _mm512_set1_ps((float)i);
+    EACH(MAKE)
+    for (uint32_t turn = 0; turn < FMA_TURNS / 2; turn++) {
+#define STEP(i) s##i = _mm512_dpbf16_ps(s##i, a, a);
+        EACH(STEP)
+    }
+#define JOIN(i) sum += _mm512_reduce_add_ps(s##i);
+    float sum = 0;
+    EACH(JOIN)
+    part->sink = sum;
+    part->flops = (double)FMA_TURNS / 2 * 24 * 64;
+#undef EACH
+#undef MAKE
+#undef STEP
+#undef JOIN
+}
+
+static bool have_dot(void)
+{
+    unsigned a = 0, b, c, d;
+    return __builtin_cpu_supports("avx512f") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5)) != 0;
 }
 
 __attribute__((target("avx2,fma"))) static void fma_narrow(struct part *part)
@@ -172,4 +202,19 @@ double probe_fma_flops(uint32_t threads)
     double seconds = run_parts(parts, threads), flops = 0;
     for (uint32_t i = 0; i < threads; i++) { flops += parts[i].flops; }
     return flops / seconds;
+}
+
+double probe_dot_flops(uint32_t threads)
+{
+    CHECK(threads <= PROBE_THREADS_MAX);
+#if defined(__x86_64__)
+    if (have_dot()) {
+        struct part parts[PROBE_THREADS_MAX] = {{0}};
+        for (uint32_t i = 0; i < threads; i++) { parts[i].body = dot_wide; }
+        double seconds = run_parts(parts, threads), flops = 0;
+        for (uint32_t i = 0; i < threads; i++) { flops += parts[i].flops; }
+        return flops / seconds;
+    }
+#endif
+    return 0;
 }

@@ -20,4 +20,7 @@ double probe_read_bytes_per_s(const void *buffer, size_t bytes, uint32_t threads
  * threads together, at the widest vectors that the machine has. Some 20 ms. */
 double probe_fma_flops(uint32_t threads);
 
+/* The same of bf16 dot products (vdpbf16ps); 0 where the machine has none. */
+double probe_dot_flops(uint32_t threads);
+
 #endif

@@ -1,0 +1,50 @@
+/* weight_source: where the numbers of each tensor come from: a checkpoint's bytes, or a seed.
+ * Flow:    tensor_plan, safetensors -> [weight_source] -> model_weights, which packs what comes out
+ * Thread:  any; a source is read-only.
+ * Memory:  rows stay in the mapped file where they lie there as they are wanted; else a block for the caller. */
+#ifndef BATON_MODEL_WEIGHT_SOURCE_H
+#define BATON_MODEL_WEIGHT_SOURCE_H
+
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "base/dtype.h"
+#include "base/status.h"
+#include "model/safetensors.h"
+#include "model/tensor_plan.h"
+
+struct weight_source {
+    const struct safetensors_tensor *tensor; /* NULL: made up from the seed */
+    enum dtype file_dtype;
+    enum dtype dtype; /* of a vector, as the forward pass sees it; of a matrix, file_dtype */
+    uint64_t seed;
+};
+
+uint64_t weight_source_elements(const struct tensor_plan_entry *entry);
+
+/* A plan entry's tensor, with the base model's prefix, or as checkpoints of the bare base model name it. */
+const struct safetensors_tensor *weight_source_find(const struct safetensors *checkpoint, const char *prefix,
+                                                    const struct tensor_plan_entry *entry);
+
+/* The same, checked against what the config asks for.
+ * Errors  DATA_LOSS (node): it is missing or has another shape or dtype; diag names tensor, file, both. */
+NODISCARD status_t weight_source_resolve(const struct safetensors *checkpoint, const char *prefix,
+                                         const struct tensor_plan_entry *entry, struct diag *diag,
+                                         struct weight_source *ret_source);
+
+/* Made-up numbers: bf16, scaled so that a product of n_in terms keeps the size of its input; norm factors 1,
+ * biases small. index is the entry's place in the plan: each has a stream of its own. */
+#define WEIGHT_SOURCE_GENERATOR "baton dummy weights 1"
+struct weight_source weight_source_made_up(const struct tensor_plan_entry *entry, uint64_t seed, uint32_t index);
+
+/* All elements of a matrix as row-major [out][in] of source->file_dtype, any alignment.
+ * ret_rows   in the mapped file, or in *ret_owned
+ * ret_owned  returns owned: free(); NULL where nothing was made
+ * Errors  RESOURCE_EXHAUSTED (node). */
+NODISCARD status_t weight_source_rows(const struct tensor_plan_entry *entry, const struct weight_source *source,
+                                      struct diag *diag, const void **ret_rows, void **ret_owned);
+
+/* A vector or the table of positions, as source->dtype. ret_values  [weight_source_elements()], aligned to 4. */
+void weight_source_values(const struct tensor_plan_entry *entry, const struct weight_source *source, void *ret_values);
+
+#endif
