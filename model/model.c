@@ -96,6 +96,20 @@ const struct model_weights *model_get_weights(const struct model *model) { retur
 
 enum dtype model_weight_dtype(const struct model *model) { return model->weights->layers[0].q.dtype; }
 
+#define SUITS_BF16_BYTES_MIN (UINT64_C(256) << 20)
+
+bool model_suits_bf16(const struct model *model)
+{
+    const struct model_weights *weights = model->weights;
+    uint64_t elements = (uint64_t)weights->head.rows * weights->head.cols;
+    for (uint32_t i = 0; i < model->config.layer_count; i++) {
+        const struct model_layer *l = &weights->layers[i];
+        const struct model_tensor *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        for (size_t j = 0; j < sizeof all / sizeof all[0]; j++) { elements += (uint64_t)all[j]->rows * all[j]->cols; }
+    }
+    return model_weight_dtype(model) == DTYPE_BF16 && elements * 2 >= SUITS_BF16_BYTES_MIN;
+}
+
 const uint8_t *model_fingerprint(const struct model *model) { return model->fingerprint; }
 
 const char *model_weights_note(const struct model *model) { return model->weights->note; }

@@ -70,6 +70,11 @@ const struct model_weights *model_get_weights(const struct model *model);
 /* The number format of the weight matrices (of the first layer's q projection where they differ). */
 enum dtype model_weight_dtype(const struct model *model);
 
+/* Whether activations rounded to bf16 are in keeping: the checkpoint's matrices are bf16, as it was trained
+ * under such rounding, and take 256 MiB or more, where the speed is wanted. Small models stay exactly
+ * as their f32 references are. */
+bool model_suits_bf16(const struct model *model);
+
 /* SHA-256 over the config's canonical fields and every used tensor's name, dtype, shape and bytes:
  * all bytes of a tensor up to 256 KiB; of a larger one the first and last 16 KiB and 4 KiB out of
  * every 4 MiB. So two nodes that loaded different weights differ here unless the weights differ

@@ -301,6 +301,21 @@ static const char *last_part(const char *path)
     return part;
 }
 
+static status_t pick_compute(const char *word, const struct model *model, struct diag *diag, enum kernels_compute *ret_compute)
+{
+    if (strcmp(word, "auto") == 0) {
+        *ret_compute = model_suits_bf16(model) ? KERNELS_COMPUTE_BF16 : KERNELS_COMPUTE_F32;
+    } else if (strcmp(word, "f32") == 0) {
+        *ret_compute = KERNELS_COMPUTE_F32;
+    } else if (strcmp(word, "bf16") == 0) {
+        *ret_compute = KERNELS_COMPUTE_BF16;
+    } else {
+        diag_set(diag, "--compute=%s: takes auto, f32 or bf16", word);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    return STATUS_OK;
+}
+
 static status_t open_model(struct node *node, struct diag *diag)
 {
     const struct node_config *config = node->config;
@@ -309,8 +324,15 @@ static status_t open_model(struct node *node, struct diag *diag)
         diag_set(diag, "--load=%s: takes auto or dummy", config->load);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
-    TRY(model_create(config->model, load, diag, &node->model));
     struct kernels_config kernels = {.isa = config->isa, .threads = config->threads ? config->threads : usable_cores()};
+    struct model_options options = {.load = load, .threads = kernels.threads, .pack_cache = config->pack_cache};
+    if (!model_weight_format_parse(config->weights, &options.weights)) {
+        diag_set(diag, "--weights=%s: takes auto, bf16, int8 or int4", config->weights);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    TRY(model_open(config->model, &options, diag, &node->model));
+    LOGF(LOG_INFO, "weights", "\"%s\"", model_weights_note(node->model));
+    TRY(pick_compute(config->compute, node->model, diag, &kernels.compute));
     status_t st = kernels_create(&kernels, &node->kernels, diag);
     if (failed(st)) { diag_prefix(diag, "--isa=%s", config->isa); return st; }
     enum dtype dtype;

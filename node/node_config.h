@@ -18,6 +18,9 @@ struct node_config {
     const char *model;
     const char *load;
     const char *isa;
+    const char *compute;
+    const char *weights;
+    const char *pack_cache;
     const char *kv_dtype;
     const char *cables;
     const char *tcp_listen;

@@ -54,7 +54,7 @@ class Flags(unittest.TestCase):
                     bad = NUMBERS
                 elif not value and name not in ("help",):
                     bad = ("maybe", "2")
-                elif value in ("auto|dummy", "auto|f32|bf16|f16", "auto|shm|tcp", "LEVEL"):
+                elif value in ("auto|dummy", "auto|f32|bf16", "auto|bf16|int8|int4", "auto|f32|bf16|f16", "auto|shm|tcp", "LEVEL"):
                     bad = ("", "bogus")
                 elif value and value.startswith("H:P"):
                     bad = ("nonsense", "127.0.0.1:99999999", ":", "127.0.0.1:x")
