@@ -60,7 +60,7 @@ class Peer:
 class Server:
     """with Server(peer, model, threads, port) as server: server.ready_s, server.pid"""
 
-    def __init__(self, peer, model, threads, port, parallel=8, context=24576, log=os.devnull):
+    def __init__(self, peer, model, threads, port, parallel=9, context=25344, log=os.devnull):
         self.argv = [os.path.join(peer.folder, "llama-server"), "-m", model, "-t", str(threads), "-tb", str(threads),
                      "--parallel", str(parallel), "-c", str(context), "-lm", "none", "--host", "127.0.0.1", "--port", str(port)]
         self.port, self.log_path = port, log

@@ -120,7 +120,7 @@ def first_tokens(open_stream, count, prompt_tokens, output_tokens, seed):
 
 def interference(open_stream, count, intruder_tokens, idle_s, seed):
     """`count` streams run for a while, then one long prompt arrives; all are closed when it has its first token."""
-    streams = [open_stream(prompt(32, seed * 100 + index), 4000).begin() for index in range(count)]
+    streams = [open_stream(prompt(32, seed * 100 + index), 1500).begin() for index in range(count)]
     try:
         for stream in streams:
             stream.wait_first()
