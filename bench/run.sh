@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Runs every bench and prints the tables of docs/BENCHMARKS.md.
-#   bench/run.sh [quick|full] [FOLDER]     JSON lines go to FOLDER, default build/bench; full takes some 15 minutes
+#   bench/run.sh [quick|full] [FOLDER]     JSON lines go to FOLDER, default build/bench; full takes some 40 minutes
+# LLAMA_BIN and LLAMA_MODELS: where llama.cpp's programs and the files of bench/peer/make_gguf.py are; without
+# them the comparison shows our side alone. The figures of docs/KV_CACHE.md are bench/figures/measure.py's.
 # Parts that failed are named at the end; their rows are missing from the tables.
 set -u
 cd "$(dirname "$0")/.."
 mode=${1:-quick}
 out=${2:-build/bench}
-case $mode in quick | full) ;; *) sed -n 2,4p "$0"; exit 2 ;; esac
+case $mode in quick | full) ;; *) sed -n 2,6p "$0"; exit 2 ;; esac
 mkdir -p "$out"
 
 if [ -z "${BATON_BIN:-}" ]; then
@@ -47,8 +49,13 @@ part rpc "$BATON_BIN/bench/rpc/rpc_bench"
 for name in push router decode trace ready sizes; do
     part "split-$name" python3 bench/split_bench.py $name $flag
 done
+peer=()
+if [ "$mode" = quick ]; then peer+=(--quick --rounds=1); fi
+if [ -n "${LLAMA_BIN:-}" ]; then peer+=("--llama-bin=$LLAMA_BIN" "--llama-models=${LLAMA_MODELS:-.}"); fi
+part peer python3 bench/peer/compare.py "${peer[@]}"
 
 python3 bench/table.py "$out"
+python3 bench/peer/compare.py --table="$out/peer.jsonl"
 if [ -n "$failed" ]; then
     echo "failed:$failed; see $out/*.err" >&2
     exit 1

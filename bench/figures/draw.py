@@ -56,13 +56,13 @@ def fragmentation(about):
     for trace, title in (("conv", "conversation"), ("code", "code")):
         for row in rows:
             if row["trace"] == trace:
-                groups.append("%s, %s" % (names[row["policy"]], title))
+                groups.append("%s\n%s" % (names[row["policy"]], title))
                 filled.append(100 * row["filled"])
                 held.append(100 * row["idle_held"])
                 free.append(100 * row["idle_free"])
     return {"fragmentation": svg.bars(
-        "What a full KV pool holds while requests wait", note(about), "how room is handed out, trace", "% of the pool", 
-        [group.replace(", ", " / ") for group in groups], [("tokens", filled), ("held, empty", held), ("free, too small or kept back", free)],
+        "What a full KV pool holds while requests wait", note(about), "how room is handed out, trace", "% of the pool",
+        groups, [("tokens", filled), ("held, empty", held), ("free, too small or kept back", free)],
         stacked=True, y_to=100)}
 
 
@@ -109,7 +109,68 @@ def turns(about):
         [("prefix cache off", by_turn("off", "kv_bytes", 1e6)), ("prefix cache on", by_turn("on", "kv_bytes", 1e6))])}
 
 
-FIGURES = {"cost": cost, "fragmentation": fragmentation, "hits": hits, "batching": batching, "turns": turns}
+def window(about):
+    return {"window": svg.lines(
+        "KV blocks that one request holds while it grows", note(about), "tokens of the sequence", "blocks of 16 tokens",
+        [("full attention", thin([(row["tokens"], row["blocks_held"]) for row in about["rows"] if row["window"] == "none"])),
+         ("sliding window of 512 tokens", thin([(row["tokens"], row["blocks_held"]) for row in about["rows"] if row["window"] != "none"]))],
+        marks=False)}
+
+
+def thin(points, most=200):
+    """At most so many points, the last one among them."""
+    step = max(1, len(points) // most)
+    return points[::step] + ([points[-1]] if points and (len(points) - 1) % step else [])
+
+
+def long(about):
+    rows = [row for row in about["rows"] if "seconds" in row]
+    return {"long": svg.lines(
+        "A prompt of 131,072 tokens: memory of the node while it is read", note(about), "tokens read, thousands", "MiB",
+        [("resident in all", thin([(row["prompt_tokens"] / 1e3, row["resident_mib"]) for row in rows])),
+         ("of it the KV pool", thin([(row["prompt_tokens"] / 1e3, row["pool_mib"]) for row in rows])),
+         ("blocks held x size", thin([(row["prompt_tokens"] / 1e3, row["blocks_held"] * 16 / 1024) for row in rows]))],
+        marks=False)}
+
+
+def tiers(about):
+    names = {"recompute": "computed again", "disk": "from disk", "host": "from host memory", "pool": "still in the pool"}
+
+    def of(where):
+        return [(row["prompt_tokens"], row["ttft_ms"]) for row in about["rows"] if row["where"] == where]
+    return {"tiers": svg.lines(
+        "A prompt comes back: time to its first token", note(about), "tokens of the prompt", "ms, log scale",
+        [(names[where], of(where)) for where in names if of(where)], x_kind="log2", y_kind="log")}
+
+
+def preempt(about):
+    rows = about["rows"]
+    return {"preempt": svg.bars(
+        "Twelve sequences, room for about six: what giving way costs", note(about), "how a sequence gives way", "output tokens/s",
+        ["%s\n%d gave way, %s prompt tokens" % (row["policy"], row["preemptions"], svg.number(row["prompt_tokens"])) for row in rows],
+        [("tokens/s", [row["output_tokens_s"] for row in rows])])}
+
+
+def itl(about):
+    rows = about["rows"]
+    names = ["no limit\n(chunks of 256 rows)" if row["stretch"] == 0 else "--itl-stretch=%g" % row["stretch"] for row in rows]
+    return {"itl": svg.bars(
+        "Running streams while the same process reads 1,000 tokens", note(about), "limit of a step with prompt rows", "ms between two tokens",
+        names, [("undisturbed p99", [row["calm_p99_ms"] for row in rows]), ("meanwhile p99", [row["hurt_p99_ms"] for row in rows])],
+        digits=0)}
+
+
+def interference(about):
+    rows = about["rows"]
+    return {"interference": svg.bars(
+        "Eight running streams while a prompt of 2,000 tokens is read: ITL", note(about), "who reads it", "ms, log scale",
+        [row["side"].replace(", ", "\n") for row in rows],
+        [("undisturbed p99", [row["calm_p99_ms"] for row in rows]), ("meanwhile p99", [row["hurt_p99_ms"] for row in rows])],
+        y_kind="log", digits=0)}
+
+
+FIGURES = {"cost": cost, "fragmentation": fragmentation, "hits": hits, "batching": batching, "turns": turns,
+           "window": window, "long": long, "tiers": tiers, "preempt": preempt, "itl": itl, "interference": interference}
 
 
 def main():

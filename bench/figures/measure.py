@@ -9,6 +9,7 @@ batching       one backlog of requests, continuous against static batches, on re
 hits           prefix hits in the Mooncake traces, by size of the cache and by turn
 turns          a chat of many turns through the three processes: TTFT and bytes moved, cache on and off
 window         blocks that a request holds while it grows, with and without a sliding window
+long           a prompt of 128k tokens on a small model: time and memory
 tiers          a chat that comes back: its prefix still there, in a tier, or computed again
 preempt        a full pool: how the sequences that gave way come back
 itl            ITL of running streams while the same process reads a long prompt, by --itl-stretch
@@ -41,6 +42,8 @@ def store(name, rows, command):
     with open("/proc/cpuinfo") as file:
         cpu = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     git = subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    if len(rows) > 600:  # a file for a figure of 600 pixels
+        rows = rows[::len(rows) // 300]
     about = {"command": command, "machine": "%s, %d cores" % (cpu, os.cpu_count()), "date": datetime.date.today().isoformat(),
              "commit": git, "load": round(os.getloadavg()[0], 1)}
     with open(os.path.join(DATA, name + ".json"), "w") as file:
@@ -86,15 +89,31 @@ def fragmentation(scratch):
 
 # ---- batching
 
-def running_sequences(address, samples, until):
-    import urllib.request
-    begin = time.monotonic()
-    while not until.is_set():
-        with urllib.request.urlopen("http://%s/metrics" % address, timeout=10) as answer:
-            for line in answer.read().decode().splitlines():
-                if line.startswith("vllm:num_requests_running"):
-                    samples.append((time.monotonic() - begin, float(line.rsplit(" ", 1)[1])))
-        time.sleep(0.1)
+class Watch:
+    """with Watch(cluster, "decode-0", seconds) as watch: watch.samples is [(seconds, metrics), ...]"""
+
+    def __init__(self, cluster, node, every_s):
+        self.cluster, self.node, self.every_s = cluster, node, every_s
+        self.samples, self.until = [], threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+
+    def watch(self):
+        begin = time.monotonic()
+        while not self.until.is_set():
+            found = {}
+            for name, value in self.cluster.metrics(self.node).items():
+                state = name.split('state="')[1].split('"')[0] if 'state="' in name else ""
+                found[name.split("{")[0] + ("/" + state if state else "")] = value
+            self.samples.append((time.monotonic() - begin, found))
+            time.sleep(self.every_s)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind, value, trace):
+        self.until.set()
+        self.thread.join()
 
 
 def batching(scratch):
@@ -116,17 +135,14 @@ def batching(scratch):
     for name, groups in (("continuous", [lengths]), ("static", [lengths[at:at + batch] for at in range(0, count, batch)])):
         with ours.split(model, prefill=0, threads=2, extra=("--batch-max=%d" % batch,)) as cluster:
             ours.load(cluster, "--requests=2", "--concurrency=2", "--input-tokens=32", "--output-tokens=4")
-            samples, until = [], threading.Event()
-            watcher = threading.Thread(target=running_sequences, args=(cluster.metrics_addresses["decode-0"], samples, until))
-            watcher.start()
-            begin = time.monotonic()
-            for group in groups:
-                answer = ours.load(cluster, "--trace=" + trace(group))
-                if answer["ok"] != len(group):
-                    raise RuntimeError("batching: %s" % answer)
-            seconds = time.monotonic() - begin
-            until.set()
-            watcher.join()
+            with Watch(cluster, "decode-0", 0.1) as watch:
+                begin = time.monotonic()
+                for group in groups:
+                    answer = ours.load(cluster, "--trace=" + trace(group))
+                    if answer["ok"] != len(group):
+                        raise RuntimeError("batching: %s" % answer)
+                seconds = time.monotonic() - begin
+            samples = [(at, found["vllm:num_requests_running"]) for at, found in watch.samples]
         rows.append({"policy": name, "batch": batch, "requests": count, "seconds": seconds,
                      "output_tokens": sum(outputs for _, outputs in lengths),
                      "output_tokens_s": sum(outputs for _, outputs in lengths) / seconds,
@@ -164,12 +180,127 @@ def turns(scratch):
                     rows.append({"cache": cache, "chat": chat, "turn": turn + 1, "prompt_tokens": len(text),
                                  "ttft_ms": answer["timing"]["ttft_ms"], "kv_bytes": answer["route"].get("kv_bytes", 0),
                                  "cached_tokens": answer["usage"].get("cached_prompt_tokens", 0)})
-                    text += answer["sequences"][0]["tokens"] if "sequences" in answer else answer["tokens"]
+                    text += answer["token_ids"]
     store("turns", rows, "baton generate through router, prefill and decode node, one thread each, Qwen2.5-0.5B shape; 64 new "
           "tokens a turn, 32 of answer; --prefix-cache=on and off")
 
 
-PARTS = {name: globals()[name] for name in ("cost", "fragmentation", "batching", "hits", "turns")}
+# ---- sliding window, long context
+
+def small_model(scratch, name, **changes):
+    """A Llama of 2 layers with a context of 256k tokens, random weights; changes: fields of its config.json."""
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 2048, "hidden_size": 256,
+              "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+              "max_position_embeddings": 262144, "rope_theta": 500000.0, "rms_norm_eps": 1e-05, "hidden_act": "silu",
+              "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1, "torch_dtype": "bfloat16", **changes}
+    os.makedirs(os.path.join(scratch, "shapes", name), exist_ok=True)
+    with open(os.path.join(scratch, "shapes", name, "config.json"), "w") as file:
+        json.dump(config, file)
+    return ours.shapes.make(name, scratch, shapes=os.path.join(scratch, "shapes"))
+
+
+def window(scratch):
+    rows, size = [], 512
+    for name, changes in (("none", {}), ("512 tokens", {"architectures": ["MistralForCausalLM"], "model_type": "mistral",
+                                                        "sliding_window": size})):
+        model = small_model(scratch, "window-" + name.split()[0], **changes)
+        with ours.split(model, prefill=0, threads=2, kv_memory="32MiB") as cluster:
+            with Watch(cluster, "decode-0", 0.05) as watch:
+                ours.load(cluster, "--requests=1", "--concurrency=1", "--input-tokens=64", "--output-tokens=12000")
+            for _, found in watch.samples:
+                tokens = found["baton_node_prompt_tokens_total"] + found["baton_node_generation_tokens_total"]
+                if found["baton_kv_blocks/held"]:
+                    rows.append({"window": name, "tokens": tokens, "blocks_held": found["baton_kv_blocks/held"]})
+    store("window", rows, "one request of 64 + 12,000 tokens on a decode node alone, a Llama of 2 layers with and without a sliding "
+          "window of 512, blocks of 16 tokens, /metrics every 50 ms")
+
+
+def long(scratch):
+    model, rows, length = small_model(scratch, "long"), [], 131072
+    with ours.split(model, prefill=0, threads=2, kv_memory="160MiB") as cluster:
+        pid = cluster.nodes["decode-0"].popen.pid
+        memory = []
+        with Watch(cluster, "decode-0", 0.5) as watch:
+            until = threading.Event()
+
+            def sample():
+                begin = time.monotonic()
+                while not until.is_set():
+                    memory.append((time.monotonic() - begin, ours.memory_mib(pid)))
+                    time.sleep(0.5)
+            thread = threading.Thread(target=sample)
+            thread.start()
+            answer = ours.load(cluster, "--requests=1", "--concurrency=1", "--input-tokens=%d" % length, "--output-tokens=32")
+            until.set()
+            thread.join()
+        for (at, found), (_, resident) in zip(watch.samples, memory):
+            rows.append({"seconds": round(at, 2), "blocks_held": found["baton_kv_blocks/held"],
+                         "prompt_tokens": found["baton_node_prompt_tokens_total"],
+                         "own_mib": resident["rssanon"], "pool_mib": resident["rssshmem"], "resident_mib": resident["vmrss"]})
+        rows.append({"ttft_ms": answer["ttft_ms"]["p50"], "tpot_ms": answer["tpot_ms"]["p50"], "ok": answer["ok"]})
+    store("long", rows, "one request of 131,072 + 32 tokens on a decode node alone, a Llama of 2 layers, --kv-memory=160MiB, 2 threads, "
+          "prefill in chunks of 256")
+
+
+# ---- tiers
+
+def tiers(scratch):
+    """A chat comes back after others have filled the pool. What is asked twice is the same prompt; between the
+    two, other prompts of twice the pool's size pass through."""
+    model, rows = ours.shapes.make("qwen2.5-0.5b", scratch), []
+    flags = {"pool": ["--kv-memory=256MiB"], "host": ["--kv-memory=32MiB", "--kv-host-memory=512MiB"],
+             "disk": ["--kv-memory=32MiB", "--kv-disk=512MiB", "--kv-disk-path=" + os.path.join(scratch, "tier")],
+             "recompute": ["--kv-memory=32MiB"]}
+    for name, extra in flags.items():
+        with ours.split(model, prefill=0, threads=2, kv_memory=None, extra=extra) as cluster:
+            for length in (256, 512, 1024, 2048):
+                text = streams.prompt(length, length)
+                ask = ["--tokens=" + ",".join(map(str, text)), "--max-tokens=2", "--ignore-eos", "--temperature=0"]
+                cluster.generate(*ask)
+                if name != "pool":
+                    for other in range(4):
+                        ours.load(cluster, "--requests=1", "--concurrency=1", "--input-tokens=2000", "--output-tokens=2",
+                                  "--seed=%d" % (length + other))
+                time.sleep(1)
+                answer = cluster.generate(*ask)
+                rows.append({"where": name, "prompt_tokens": length, "ttft_ms": answer["timing"]["ttft_ms"],
+                             "cached_tokens": answer["usage"].get("cached_prompt_tokens", 0)})
+    store("tiers", rows, "a prompt asked again after others passed through, decode node alone, 2 threads, Qwen2.5-0.5B shape; pool of "
+          "256 MiB, else 32 MiB with --kv-host-memory, --kv-disk or neither")
+
+
+# ---- preemption
+
+def preempt(scratch):
+    """Twelve sequences in a pool that holds about six at their full length."""
+    model, rows = ours.shapes.make("qwen2.5-0.5b", scratch), []
+    for name, extra in (("room for all", ["--kv-memory=128MiB"]), ("recompute", ["--kv-memory=40MiB", "--preempt=recompute"]),
+                        ("swap", ["--kv-memory=40MiB", "--preempt=swap", "--kv-host-memory=512MiB"])):
+        with ours.split(model, prefill=0, threads=2, kv_memory=None, extra=extra) as cluster:
+            answer = ours.load(cluster, "--requests=12", "--concurrency=12", "--input-tokens=384", "--output-tokens=128")
+            found = cluster.metrics("decode-0")
+            value = lambda start: sum(v for key, v in found.items() if key.startswith(start))
+            rows.append({"policy": name, "ok": answer["ok"], "seconds": answer["seconds"], "output_tokens_s": answer["output_tokens_per_s"],
+                         "preemptions": value("vllm:num_preemptions_total"), "prompt_tokens": value("baton_node_prompt_tokens_total"),
+                         "itl_max_ms": answer["itl_ms"]["max"]})
+    store("preempt", rows, "baton bench, 12 sequences of 384 + 128 tokens at once on a decode node alone, Qwen2.5-0.5B shape, 2 threads")
+
+
+# ---- mixed steps
+
+def itl(scratch):
+    model, rows = ours.shapes.make("qwen2.5-0.5b", scratch), []
+    for stretch in ("0", "3", "1.5"):
+        with ours.split(model, prefill=0, threads=2, extra=("--itl-stretch=" + stretch,)) as cluster:
+            def opened(tokens, count):
+                return streams.BatonStream(cluster, tokens, count)
+            found = [streams.interference(opened, 8, 1000, 2.0, turn + 1) for turn in range(3)]
+        found.sort(key=lambda one: one["stretch_p99"])
+        rows.append(dict(found[1], stretch=float(stretch)))
+    store("itl", rows, "8 streams and one prompt of 1,000 tokens on a decode node alone, 2 threads, Qwen2.5-0.5B shape, by --itl-stretch")
+
+
+PARTS = {name: globals()[name] for name in ("cost", "fragmentation", "batching", "hits", "turns", "window", "long", "tiers", "preempt", "itl")}
 
 
 def main():

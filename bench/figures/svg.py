@@ -3,8 +3,8 @@ import math
 from xml.sax.saxutils import escape
 
 COLORS = ("#1f6fb4", "#d9621e", "#2e8b57", "#8b4fb0", "#8a8a8a", "#b8860b")
-WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 78, 22, 64, 92
+WIDTH, HEIGHT = 720, 410
+LEFT, RIGHT, TOP, BOTTOM = 78, 22, 64, 98
 
 
 def number(value):
@@ -86,9 +86,10 @@ class Chart:
         for at, label in x_labels or [(x.at(tick), number(tick)) for tick in x.ticks]:
             if x_labels is None:
                 self.line(at, self.bottom, at, self.bottom + 5, "#888")
-            self.text(at, self.bottom + 19, label, 11, "middle", "#555")
+            for row, part in enumerate(label.split("\n")):
+                self.text(at, self.bottom + 17 + 13 * row, part, 11, "middle", "#555")
         self.line(LEFT, self.bottom, WIDTH - RIGHT, self.bottom, "#888")
-        self.text((LEFT + WIDTH - RIGHT) / 2, self.bottom + 38, self.x_title, 12, "middle")
+        self.text((LEFT + WIDTH - RIGHT) / 2, self.bottom + (38 if not x_labels or all("\n" not in label for _, label in x_labels) else 48), self.x_title, 12, "middle")
         self.text(18, (TOP + self.bottom) / 2, self.y_title, 12, "middle",
                   extra='transform="rotate(-90 18 %.1f)"' % ((TOP + self.bottom) / 2))
 
@@ -100,7 +101,7 @@ class Chart:
             self.text(x + 19, 47, name, 12)
             x += 19 + 6.6 * len(name) + 22
         for index, line in enumerate(self.note):
-            self.text(LEFT - 60, HEIGHT - 30 + 14 * index, line, 10, color="#777")
+            self.text(LEFT - 60, HEIGHT - 32 + 13 * index, line, 10, color="#777")
         return ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="Helvetica, Arial, sans-serif">\n'
                 '<rect width="%d" height="%d" fill="#ffffff"/>\n%s\n</svg>\n'
                 % (WIDTH, HEIGHT, WIDTH, HEIGHT, "\n".join(self.parts)))
@@ -135,7 +136,7 @@ def lines(title, note, x_title, y_title, series, x_kind="linear", y_kind="linear
 
 
 def bars(title, note, x_title, y_title, groups, series, stacked=False, labels=True, y_to=None, y_kind="linear", digits=None):
-    """groups: names; series: [(name, [value a group, None: no bar])]."""
+    """groups: names, of one or two lines; series: [(name, [value a group, None: no bar])]."""
     chart = Chart(title, note, x_title, y_title)
     sums = [sum(one[1][g] or 0 for one in series) if stacked else max((one[1][g] or 0) for one in series) for g in range(len(groups))]
     values = [value for one in series for value in one[1] if value]

@@ -65,7 +65,7 @@ def split(model, prefill=1, threads=1, prefill_threads=None, kv_memory="1GiB", w
     if flags is None:
         return None
     made = clusters.Cluster(prefill=prefill, decode=1, model=model, threads=threads,
-                            common=["--load=dummy", "--kv-memory=" + kv_memory, *flags, *extra])
+                            common=["--load=dummy", *(["--kv-memory=" + kv_memory] if kv_memory else []), *flags, *extra])
     if prefill_threads and prefill:
         for name, process in made.nodes.items():
             if name.startswith("prefill"):

@@ -254,7 +254,7 @@ def interference(run):
             one_process.append(streams.interference(lambda tokens, count: streams.BatonStream(cluster, tokens, count), 8,
                                                     length, idle_s, turn + 1))
     summed("one process, %d threads" % threads, one_process)
-    run.emit(bench="probe", row="interference", **ours.probe(threads))
+    run.emit(bench="peer_probe", row="interference", **ours.probe(threads))
 
 
 def neighbour(run):
@@ -399,7 +399,7 @@ def table(lines):
     def of(bench):
         return [line for line in lines if line["bench"] == bench]
 
-    rows("Machine", ("", ""), [(key, value) for line in of("machine") for key, value in line.items() if key != "bench"])
+    rows("Machine", ("", ""), [(key, value) for line in of("peer_machine") for key, value in line.items() if key != "bench"])
     rows("Beside llama.cpp, pairs taken in turn",
          ("row", "shape", "ratio (min to max)", "floor", "ours", "theirs", "unit", "of read probe", "of FMA probe", "probe: read GB/s", "set"),
          [(line["row"] + (", " + line["nodes"] if "nodes" in line else ""), line["shape"],
@@ -437,7 +437,7 @@ def machine(run):
     with open("/proc/cpuinfo") as file:
         cpu = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     git = subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    run.emit(bench="machine", cpu=cpu, cores=os.cpu_count(), amx=has_amx(), kernel=os.uname().release, commit=git,
+    run.emit(bench="peer_machine", cpu=cpu, cores=os.cpu_count(), amx=has_amx(), kernel=os.uname().release, commit=git,
              load_before=" ".join(map(str, os.getloadavg())), date=datetime.date.today().isoformat(),
              peer=run.alone or run.peer.version(), mode="quick" if run.args.quick else "full")
 

@@ -27,8 +27,9 @@ def byte_names():
     return names
 
 
-def make(shape, out):
-    here = os.path.dirname(os.path.abspath(__file__))
+def make(shape, out, shapes=None):
+    """shapes: where the shape's folder lies; None: here."""
+    here = shapes or os.path.dirname(os.path.abspath(__file__))
     directory = os.path.join(out, shape)
     os.makedirs(directory, exist_ok=True)
     shutil.copy(os.path.join(here, shape, "config.json"), directory)
