@@ -63,7 +63,9 @@ void router_core_destroy(struct router_core *core)
     if (!core) { return; }
     bury(core);
     free_requests(core->head);
+    for (uint32_t i = 0; core->nodes && i < core->config.nodes_max; i++) { router_cache_node_down(&core->nodes[i]); }
     free(core->nodes);
+    free(core->tail_names);
     free(core->legs);
     free(core->dead_legs);
     free(core->actions);
@@ -139,13 +141,15 @@ static void refuse(struct router_core *core, uint64_t handle, uint8_t code, uint
     core->stats.refused++;
 }
 
-static struct request *request_create(const struct router_event *event)
+static struct request *request_create(struct router_core *core, const struct router_event *event)
 {
     const struct sampling_params *params = event->params;
     size_t sequences = sizeof(struct sequence) * params->n;
     size_t tokens = (size_t)event->prompt_count + (size_t)params->n * params->max_tokens + params->stop_token_count;
     size_t biases = params->logit_bias_count * sizeof(struct logit_bias);
-    struct request *request = malloc(sizeof *request + sequences + biases + tokens * sizeof(uint32_t));
+    uint32_t name_count = router_cache_name_count(core, event->prompt_count);
+    struct request *request = malloc(sizeof *request + sequences + biases + tokens * sizeof(uint32_t) +
+                                     name_count * sizeof(struct kv_hash));
     if (!request) { return NULL; }
     memset(request, 0, sizeof *request + sequences);
     struct logit_bias *bias = (struct logit_bias *)(void *)((char *)(request + 1) + sequences);
@@ -163,6 +167,8 @@ static struct request *request_create(const struct router_event *event)
         request->sequences[s].output = words;
         words += params->max_tokens;
     }
+    request->name_count = name_count;
+    request->names = (struct kv_hash *)(void *)words;
     request->handle = event->request;
     request->arrival_ns = event->now_ns;
     request->deadline_ns = event->deadline_ns;
@@ -189,8 +195,9 @@ static void on_submit(struct router_core *core, const struct router_event *event
         refuse(core, event->request, ST_UNAVAILABLE, 1000, "no decode node is attached and ready; try again when one is");
         return;
     }
-    struct request *request = request_create(event);
+    struct request *request = request_create(core, event);
     if (!request) { refuse(core, event->request, ST_RESOURCE_EXHAUSTED, 500, "the router is out of memory"); return; }
+    router_cache_name(core, request, event);
     request->link = core->tail;
     *core->tail = request;
     core->tail = &request->next;
@@ -244,6 +251,9 @@ static void sequence_done(struct router_core *core, struct request *request, uin
 {
     request->sequences[index].done = true;
     request->sequences_left--;
+    if (leg && leg->decode_node != NO_NODE) {
+        router_cache_sequence_is_at(core, request, &request->sequences[index], leg->decode_node);
+    }
     if (leg) {
         bool any_left = false;
         for (uint32_t s = leg->sequence_first; s < leg->sequence_first + leg->sequence_count; s++) {
@@ -290,10 +300,15 @@ void router_leg_take_back(struct router_core *core, struct leg *leg, const char 
 }
 
 /* Both moments are known: keep what lies between them. */
-static void note_handover(struct leg *leg)
+static void note_handover(struct router_core *core, struct leg *leg)
 {
     if (leg->first_token_ns == 0 || leg->landed_ns == 0) { return; }
-    leg->request->route.handover_ns = leg->landed_ns > leg->first_token_ns ? leg->landed_ns - leg->first_token_ns : 0;
+    uint64_t handover_ns = leg->landed_ns > leg->first_token_ns ? leg->landed_ns - leg->first_token_ns : 0;
+    leg->request->route.handover_ns = handover_ns;
+    uint64_t before = (uint64_t)leg->grant_first * core->nodes[leg->decode_node].block_tokens;
+    uint32_t total = router_leg_tokens(leg);
+    uint64_t token_ns = handover_ns / (total > before ? total - before : 1);
+    core->handover_token_ns = core->handover_token_ns - core->handover_token_ns / 8 + token_ns / 8;
 }
 
 /* Prompt log-probabilities come from the prefill node and tokens from both, on two streams:
@@ -325,9 +340,12 @@ static void on_token(struct router_core *core, uint32_t node, const struct ctl_t
     }
     if (node == leg->decode_node) {
         leg->phase = LEG_DECODING;
+        if (!leg->is_known_there) { router_cache_prompt_is_at(core, leg, node); }
+        leg->is_known_there = true;
     } else if (leg->first_token_ns == 0) {
         leg->first_token_ns = core->now_ns;
-        note_handover(leg);
+        router_cache_prompt_is_at(core, leg, node);
+        note_handover(core, leg);
     }
     if (!request->has_prompt_logprobs) {
         /* Whoever has them is gone: the prompt must be computed again. */
@@ -464,7 +482,7 @@ static void on_prefill_done(struct router_core *core, uint32_t node, const struc
         note_transfer(leg, done);
         if (leg->landed_ns == 0) {
             leg->landed_ns = core->now_ns;
-            note_handover(leg);
+            note_handover(core, leg);
         }
         return;
     }
@@ -529,6 +547,7 @@ static void on_node_up(struct router_core *core, uint32_t index, const struct ct
     *node = (struct node_entry){.up = true, .role = hello->role, .block_tokens = hello->block_tokens,
                                 .block_count = hello->block_count, .sequences_max = hello->sequences_max};
     if (hello->role == NODE_ROLE_PREFILL) { core->stats.nodes_prefill++; } else { core->stats.nodes_decode++; }
+    router_cache_node_up(core, node);
     /* Another process may sit behind the handle now: old suspicions are void. */
     for (uint32_t i = 0; i < SUSPECTS_MAX; i++) {
         struct suspect *pair = &core->suspects[i];
@@ -542,6 +561,7 @@ static void on_node_down(struct router_core *core, uint32_t index)
     struct node_entry *node = &core->nodes[index];
     if (!node->up) { return; }
     node->up = false;
+    router_cache_node_down(node);
     if (node->role == NODE_ROLE_PREFILL) { core->stats.nodes_prefill--; } else { core->stats.nodes_decode--; }
     for (struct request *request = core->head, *next; request; request = next) {
         next = request->next;
@@ -579,6 +599,7 @@ static void on_load(struct router_core *core, uint32_t index, const struct ctl_l
     node->has_load = true;
     node->loads++;
     node->pending_blocks = 0;
+    node->pending_tokens = 0;
     if (core->waiting_legs > 0 && was_draining && !load->draining) { place_waiting(core, false); }
 }
 
@@ -662,7 +683,7 @@ void router_core_audit(const struct router_core *core)
     const struct router_core_stats *stats = &core->stats;
     CHECK(stats->accepted == stats->finished + stats->failed + stats->cancelled + stats->live);
     uint32_t live = 0, sequences = 0, legs = 0, waiting = 0;
-    struct { uint32_t legs, blocks, tokens; } books[ROUTER_NODES_MAX] = {{0, 0, 0}};
+    struct { uint32_t legs, blocks, local_tokens, tokens; } books[ROUTER_NODES_MAX] = {{0, 0, 0, 0}};
     for (const struct request *request = core->head; request; request = request->next) {
         live++;
         sequences += request->params.n;
@@ -684,7 +705,10 @@ void router_core_audit(const struct router_core *core)
                 const struct node_entry *node = &core->nodes[leg->decode_node];
                 CHECK(node->up);
                 books[leg->decode_node].legs++;
-                if (leg->loads_seen == node->loads) { books[leg->decode_node].blocks += leg->blocks; }
+                if (leg->loads_seen == node->loads) {
+                    books[leg->decode_node].blocks += leg->blocks;
+                    books[leg->decode_node].local_tokens += leg->local_tokens;
+                }
             }
             if (leg->prefill_is_open) {
                 CHECK(core->nodes[leg->prefill_node].up);
@@ -699,7 +723,10 @@ void router_core_audit(const struct router_core *core)
     for (uint32_t i = 0; i < core->config.nodes_max; i++) {
         CHECK(core->nodes[i].own_legs == books[i].legs);
         CHECK(core->nodes[i].pending_blocks == books[i].blocks);
+        CHECK(core->nodes[i].pending_tokens == books[i].local_tokens);
         CHECK(core->nodes[i].own_tokens == books[i].tokens);
+        CHECK(core->nodes[i].up || !core->nodes[i].guess);
+        if (core->nodes[i].guess) { prefix_guess_audit(core->nodes[i].guess); }
     }
     CHECK(live == stats->live);
     CHECK(sequences == core->sequences_live);

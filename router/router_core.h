@@ -18,6 +18,7 @@
 #include "base/diag.h"
 #include "base/status.h"
 #include "control/ctl_msg.h"
+#include "kv/kv_hash.h"
 
 struct router_core;
 
@@ -28,7 +29,10 @@ struct router_core_config {
     uint32_t requests_max;       /* accepted at once; one more is RESOURCE_EXHAUSTED */
     uint32_t sequences_max;      /* of all accepted requests together; >= SAMPLING_N_MAX */
     uint32_t nodes_max;          /* node handles are 0 .. nodes_max-1, at most ROUTER_NODES_MAX */
-    uint32_t local_prefill_tokens; /* prompts up to this length are computed on the decode node */
+    uint32_t local_prefill_tokens; /* where at most so many tokens are missing, the decode node computes them */
+    bool predict_local;          /* and where that is predicted to be faster; needs guess_blocks_max */
+    uint32_t guess_blocks_max;   /* blocks of a node's cache that are remembered, to place requests where
+                                    their prompts are; 0: caches are not looked at */
     uint64_t reserve_wait_ns;    /* how long new work may wait for blocks before it is refused */
     uint64_t resume_wait_ns;     /* how long a broken request may wait for a node to resume on */
     uint64_t suspect_ttl_ns;     /* a prefill-decode pair whose transfer failed is avoided so long */
@@ -57,6 +61,8 @@ struct router_event {
     const struct sampling_params *params; /* validated; copied, arrays too */
     int32_t priority;
     uint64_t cache_salt;        /* 0: shared by all */
+    uint32_t name_block_tokens; /* 0: no names; the core hashes the prompt itself */
+    const struct kv_hash *names; /* [prompt_count / name_block_tokens] of the prompt's full blocks */
     uint64_t deadline_ns;       /* UINT64_MAX: none */
 };
 
@@ -105,6 +111,8 @@ struct router_actions {
 /* accepted == finished + failed + cancelled + live, at every moment. */
 struct router_core_stats {
     uint64_t accepted, finished, failed, cancelled, refused, resumed_legs, late_messages, duplicate_tokens;
+    uint64_t cache_tokens_asked, cache_tokens_guessed, cache_tokens_found; /* of reserved legs: all, believed
+                                    to be in the decode node's cache, found there */
     uint32_t live, waiting, nodes_prefill, nodes_decode;
     bool draining;
 };

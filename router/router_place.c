@@ -80,11 +80,18 @@ void router_leg_uncount_decode(struct router_core *core, struct leg *leg)
 {
     if (leg->decode_node == NO_NODE) { return; }
     struct node_entry *node = &core->nodes[leg->decode_node];
+    if (leg->phase == LEG_DECODING) {
+        uint64_t held_ns = core->now_ns - leg->placed_ns;
+        core->hold_ns = core->hold_ns == 0 ? held_ns : core->hold_ns - core->hold_ns / 8 + held_ns / 8;
+    }
     CHECK(node->own_legs > 0);
     node->own_legs--;
     /* A report that came since has it already. One need not come: a leg that was refused may
      * have changed nothing. */
-    if (leg->loads_seen == node->loads) { node->pending_blocks -= leg->blocks; }
+    if (leg->loads_seen == node->loads) {
+        node->pending_blocks -= leg->blocks;
+        node->pending_tokens -= leg->local_tokens;
+    }
 }
 
 void router_leg_end(struct router_core *core, struct leg *leg)
@@ -125,54 +132,16 @@ void router_leg_cancel(struct router_core *core, struct leg *leg)
 
 /* ---- choice ---- */
 
-static uint32_t blocks_of(const struct leg *leg, const struct node_entry *node)
-{
-    /* The prompt's blocks, and for each sequence beyond the first a copy of the last one. */
-    uint32_t per_block = node->block_tokens > 0 ? node->block_tokens : 16;
-    return (router_leg_tokens(leg) + per_block) / per_block + leg->sequence_count - 1;
-}
-
-static bool can_take(const struct node_entry *node, enum node_role role)
-{
-    return node->up && node->role == (uint32_t)role && !node->load.draining;
-}
-
-/* Least loaded by blocks: the share of its pool that would be in use with this leg, and above
- * that everything that already waits there. A leg whose blocks are free now goes before one
- * that must wait, and among equals to where fewer of our own legs are. */
-static double decode_cost(const struct leg *leg, const struct node_entry *node)
-{
-    double total = node->block_count > 0 ? node->block_count : 1;
-    double free_blocks = node->has_load ? node->load.blocks_free : total;
-    double left = free_blocks - node->pending_blocks - blocks_of(leg, node);
-    double cost = 1.0 - left / total;
-    if (left < 0) { cost += 1.0; }
-    cost += node->load.sequences_waiting * 0.05;
-    double slots = node->sequences_max > 0 ? node->sequences_max : 1;
-    double sequences = node->load.sequences_running > node->own_legs ? node->load.sequences_running : node->own_legs;
-    cost += sequences / slots;
-    if (node->load.tokens_per_s > 0) { cost += (double)node->load.tokens_queued / node->load.tokens_per_s; }
-    return cost;
-}
-
-static uint32_t choose_decode(const struct router_core *core, const struct leg *leg)
+static uint32_t choose_decode(const struct router_core *core, const struct leg *leg, double remote_s)
 {
     uint32_t best = NO_NODE;
     double best_cost = 0;
     for (uint32_t i = 0; i < core->config.nodes_max; i++) {
-        const struct node_entry *node = &core->nodes[i];
-        if (!can_take(node, NODE_ROLE_DECODE) || was_tried(leg, i)) { continue; }
-        double cost = decode_cost(leg, node);
+        if (!router_node_can_take(&core->nodes[i], NODE_ROLE_DECODE) || was_tried(leg, i)) { continue; }
+        double cost = router_cost_decode(core, leg, i, router_cache_find(core, leg, i), remote_s);
         if (best == NO_NODE || cost < best_cost) { best = i; best_cost = cost; }
     }
     return best;
-}
-
-/* Shortest queue, in seconds of work; in tokens while a rate is not known. */
-static double prefill_cost(const struct node_entry *node)
-{
-    double tokens = (double)node->load.tokens_queued > node->own_tokens ? (double)node->load.tokens_queued : node->own_tokens;
-    return node->load.tokens_per_s > 0 ? tokens / node->load.tokens_per_s : tokens * 1e-3;
 }
 
 static uint32_t choose_prefill(const struct router_core *core, const struct leg *leg, bool skip_tried)
@@ -180,11 +149,10 @@ static uint32_t choose_prefill(const struct router_core *core, const struct leg 
     uint32_t best = NO_NODE;
     double best_cost = 0;
     for (uint32_t i = 0; i < core->config.nodes_max; i++) {
-        const struct node_entry *node = &core->nodes[i];
-        if (!can_take(node, NODE_ROLE_PREFILL)) { continue; }
+        if (!router_node_can_take(&core->nodes[i], NODE_ROLE_PREFILL)) { continue; }
         if (skip_tried && was_tried(leg, i)) { continue; }
         if (is_suspect(core, i, leg->decode_node)) { continue; }
-        double cost = prefill_cost(node);
+        double cost = router_cost_prefill(core, leg, i);
         if (best == NO_NODE || cost < best_cost) { best = i; best_cost = cost; }
     }
     return best;
@@ -192,7 +160,10 @@ static uint32_t choose_prefill(const struct router_core *core, const struct leg 
 
 bool router_leg_has_choice(const struct router_core *core, const struct leg *leg)
 {
-    return choose_decode(core, leg) != NO_NODE;
+    for (uint32_t i = 0; i < core->config.nodes_max; i++) {
+        if (router_node_can_take(&core->nodes[i], NODE_ROLE_DECODE) && !was_tried(leg, i)) { return true; }
+    }
+    return false;
 }
 
 static struct ctl_work work_of(const struct router_core *core, const struct leg *leg)
@@ -227,10 +198,18 @@ static void wait_and_retry(struct router_core *core, struct leg *leg)
     router_want_tick(core, leg->retry_ns);
 }
 
+/* Before the leg is on its node's books. */
+static uint32_t local_max_of(const struct router_core *core, const struct leg *leg, double remote_s)
+{
+    uint32_t predicted = router_cost_local_max(core, leg, leg->decode_node, leg->guessed_tokens, remote_s);
+    return predicted > core->config.local_prefill_tokens ? predicted : core->config.local_prefill_tokens;
+}
+
 void router_leg_place(struct router_core *core, struct leg *leg)
 {
     CHECK(leg->phase == LEG_WAITING);
-    uint32_t decode = choose_decode(core, leg);
+    double remote_s = router_cost_remote(core, leg);
+    uint32_t decode = choose_decode(core, leg, remote_s);
     if (decode == NO_NODE) {
         /* Nobody, or all have refused: start over later, or tell the client now. */
         memset(leg->tried, 0, sizeof leg->tried);
@@ -243,18 +222,25 @@ void router_leg_place(struct router_core *core, struct leg *leg)
     struct node_entry *node = &core->nodes[decode];
     core->waiting_legs--;
     leg->decode_node = decode;
-    node->own_legs++;
-    leg->blocks = blocks_of(leg, node);
+    leg->placed_ns = core->now_ns;
+    leg->guessed_tokens = router_cache_find(core, leg, decode);
+    leg->blocks = router_leg_blocks(leg, node, leg->guessed_tokens);
     leg->loads_seen = node->loads;
     node->pending_blocks += leg->blocks;
     leg->local = router_leg_tokens(leg) <= core->config.local_prefill_tokens ||
                  leg->transfer_failures >= TRANSFER_FAILURES_MAX || choose_prefill(core, leg, false) == NO_NODE;
+    leg->local_max_tokens = leg->local ? 0 : local_max_of(core, leg, remote_s);
+    uint32_t missing = router_leg_tokens(leg) - leg->guessed_tokens;
+    leg->local_tokens = leg->local || missing <= leg->local_max_tokens ? missing : 0;
+    node->pending_tokens += leg->local_tokens;
+    node->own_legs++;
     leg->phase = LEG_RESERVING;
     uint64_t wait_ns = leg->give_up_ns > core->now_ns ? leg->give_up_ns - core->now_ns : 0;
     if (wait_ns > core->config.reserve_wait_ns) { wait_ns = core->config.reserve_wait_ns; }
     struct ctl_msg *msg = send(core, decode, CTL_RESERVE);
     msg->reserve.work = work_of(core, leg);
     msg->reserve.local_prefill = leg->local;
+    msg->reserve.local_max_tokens = leg->local_max_tokens;
     msg->reserve.wait_ms = (uint32_t)(wait_ns / NS_PER_MS);
     leg->request->route.decode_node = decode;
     leg->request->route.prefill_node = NO_NODE;
@@ -298,7 +284,7 @@ void router_leg_prefill(struct router_core *core, struct leg *leg)
     }
     leg->prefill_node = prefill;
     leg->prefill_is_open = true;
-    leg->tokens = router_leg_tokens(leg);
+    leg->tokens = router_leg_tokens(leg) - router_cache_find(core, leg, prefill);
     core->nodes[prefill].own_tokens += leg->tokens;
     leg->phase = LEG_PREFILLING;
     struct ctl_msg *msg = send(core, prefill, CTL_PREFILL);

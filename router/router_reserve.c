@@ -38,6 +38,11 @@ void router_reserved(struct router_core *core, uint32_t node, const struct ctl_r
     const char *wrong = wrong_in(core, leg, reserved);
     if (wrong) { router_leg_take_back(core, leg, wrong); return; }
     struct request *request = leg->request;
+    core->stats.cache_tokens_asked += router_leg_tokens(leg);
+    core->stats.cache_tokens_guessed += leg->guessed_tokens;
+    core->stats.cache_tokens_found += reserved->cached_tokens;
+    router_cache_prompt_is_at(core, leg, node);
+    leg->is_known_there = true;
     if (request->sequences[leg->sequence_first].output_count == 0) {
         request->route.cached_prompt_tokens = reserved->cached_tokens;
     }

@@ -1,11 +1,12 @@
 /* router_state: the tables of router_core, for its own files only.
- * Flow:    router_core (events), router_place (where to) and router_reserve (what a decode node
- *          promised) share them
+ * Flow:    router_core (events), router_place (where to), router_cost (at what cost), router_cache
+ *          (what is cached there) and router_reserve (what a decode node promised) share them
  * Thread:  the router's core thread.
  * Memory:  nodes and legs are tables of fixed size; a request is one allocation. */
 #ifndef BATON_ROUTER_ROUTER_STATE_H
 #define BATON_ROUTER_ROUTER_STATE_H
 
+#include "router/prefix_guess.h"
 #include "router/router_core.h"
 
 #define NO_NODE UINT32_MAX
@@ -51,10 +52,14 @@ struct leg {
     uint64_t retry_ns;      /* WAITING: not before */
     uint64_t give_up_ns;    /* WAITING, RESERVING: then the request fails */
     uint32_t blocks;        /* counted against the decode node until its next load report, */
-    uint64_t loads_seen;    /* which is the one after so many */
+    uint32_t local_tokens;  /* and what it is likely to compute of the prompt; */
+    uint64_t loads_seen;    /* that is the one after so many */
     uint32_t tokens;        /* counted against the prefill node while it computes */
     uint64_t tried[ROUTER_NODES_MAX / 64]; /* nodes that refused it */
+    uint64_t placed_ns;        /* RESERVE was sent */
+    uint32_t guessed_tokens;   /* of its text, believed to be in the decode node's cache */
     uint32_t local_max_tokens; /* as RESERVE said */
+    bool is_known_there;       /* the decode node is known to have its prompt */
     uint32_t grant_first;      /* as RESERVED said: the first block that the prefill node must send */
     uint32_t ticket_bytes;
     uint8_t ticket[TICKET_BYTES_MAX];
@@ -77,6 +82,8 @@ struct request {
     struct sampling_params params; /* arrays point into this allocation */
     int32_t priority;
     uint64_t cache_salt;
+    uint32_t name_count, name_block_tokens;
+    struct kv_hash *names;         /* [name_count] of the prompt's full blocks; points into this allocation */
     bool has_prompt_logprobs;      /* they were passed on, or not asked for */
     uint32_t prompt_logprobs_next;
     uint32_t held_count, held_capacity;
@@ -98,6 +105,8 @@ struct node_entry {
     uint32_t pending_blocks; /* of legs placed since its last report */
     uint32_t own_tokens;     /* prompt tokens of our legs that it computes */
     uint32_t own_legs;
+    uint32_t pending_tokens; /* of legs placed since its last report that it is likely to compute itself */
+    struct prefix_guess *guess; /* NULL: nothing is believed of it */
 };
 
 struct suspect {
@@ -121,6 +130,11 @@ struct router_core {
     uint32_t *dead_legs; /* [legs_max] slots to free at the next step */
     uint32_t dead_leg_count;
     uint32_t waiting_legs;
+    uint32_t name_block_tokens;  /* of the nodes that are up; 0: none has been yet */
+    uint32_t tail_capacity;
+    struct kv_hash *tail_names;  /* [tail_capacity] scratch */
+    uint64_t hold_ns;            /* mean time of a leg on its decode node; 0: not known */
+    uint64_t handover_token_ns;  /* mean time a moved token added after the first token; 0: none */
     struct suspect suspects[SUSPECTS_MAX];
     struct router_action *actions;
     uint32_t action_count, action_capacity;
@@ -149,6 +163,45 @@ void router_leg_take_back(struct router_core *core, struct leg *leg, const char 
 
 /* The decode node holds the leg's blocks. */
 void router_reserved(struct router_core *core, uint32_t node, const struct ctl_reserved *reserved);
+
+/* --- router_cache.c */
+
+/* node  counted in stats already. */
+void router_cache_node_up(struct router_core *core, struct node_entry *node);
+void router_cache_node_down(struct node_entry *node);
+
+/* How many names a prompt has, and finds them: the event's, or hashed here. */
+uint32_t router_cache_name_count(const struct router_core *core, uint32_t prompt_count);
+void router_cache_name(struct router_core *core, struct request *request, const struct router_event *event);
+
+/* Tokens of the leg's text that are believed to be cached on the node: less than all of them. */
+uint32_t router_cache_find(const struct router_core *core, const struct leg *leg, uint32_t node);
+
+/* The node has the leg's prompt; or the prompt and output of a sequence that has ended. */
+void router_cache_prompt_is_at(struct router_core *core, const struct leg *leg, uint32_t node);
+void router_cache_sequence_is_at(struct router_core *core, const struct request *request, const struct sequence *sequence,
+                                 uint32_t node);
+
+/* --- router_cost.c */
+
+bool router_node_can_take(const struct node_entry *node, enum node_role role);
+
+/* Blocks that the leg takes from the node's free ones. */
+uint32_t router_leg_blocks(const struct leg *leg, const struct node_entry *node, uint32_t cached_tokens);
+
+/* Seconds until the prefill node has the leg's first token; without guesses, until it begins. */
+double router_cost_prefill(const struct router_core *core, const struct leg *leg, uint32_t index);
+
+/* The same on the best one, and the way there; negative: there is none. */
+double router_cost_remote(const struct router_core *core, const struct leg *leg);
+
+/* remote_s  router_cost_remote(): the node need not do what others do sooner. */
+double router_cost_decode(const struct router_core *core, const struct leg *leg, uint32_t index, uint32_t cached_tokens,
+                          double remote_s);
+
+/* Up to how many missing tokens the decode node is predicted to be better off computing itself. */
+uint32_t router_cost_local_max(const struct router_core *core, const struct leg *leg, uint32_t index, uint32_t cached_tokens,
+                               double remote_s);
 
 /* --- router_place.c */
 
