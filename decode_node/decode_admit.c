@@ -2,11 +2,7 @@
 #include "base/check.h"
 #include "decode_node/decode_state.h"
 
-static bool make_room(struct decode_core *core, struct decode_seq *seq);
-static void preempt(struct decode_core *core, struct decode_seq *seq);
-static struct decode_seq *youngest_holder(const struct decode_core *core);
-static bool take_blocks(struct decode_core *core, struct decode_seq *seq);
-static void give_blocks_back(struct decode_core *core, struct decode_seq *seq);
+static bool take_blocks(struct decode_core *core, struct decode_seq *seq, bool may_preempt);
 static bool is_hopeless(const struct decode_core *core, const struct decode_seq *seq);
 static void note_miss(struct decode_core *core, const struct decode_seq *seq);
 static void admit(struct decode_core *core, struct decode_seq *seq);
@@ -19,13 +15,13 @@ bool seq_has_block_for_next_row(const struct decode_core *core, const struct dec
     return blocks_for(core, seq_total(seq)) <= seq->block_count;
 }
 
-/* Oldest claim first; each may take from the younger ones behind it. */
+/* Strongest claim first; each may take from the weaker ones behind it. */
 void admit_growth(struct decode_core *core)
 {
     struct list_link *link = list_first(&core->running);
     while (link != NULL) {
         struct decode_seq *seq = seq_of(link);
-        if (!seq_has_block_for_next_row(core, seq) && make_room(core, seq)) {
+        if (!seq_has_block_for_next_row(core, seq) && preempt_for_growth(core, seq)) {
             CHECK(seq->block_count < seq->leg->table_max);
             status_t st = kv_cache_reserve(core->cache, 1, &seq->blocks[seq->block_count]);
             CHECK(!failed(st));
@@ -37,65 +33,46 @@ void admit_growth(struct decode_core *core)
     }
 }
 
-/* Preempts until one block can be had. False: `seq` itself gave way, or it is the only one that
- * holds blocks and waits, with all it has, for those that a grant or a fence will give back. */
-static bool make_room(struct decode_core *core, struct decode_seq *seq)
-{
-    while (kv_cache_available(core->cache) == 0) {
-        struct decode_seq *victim = youngest_holder(core);
-        if (victim == seq && core->running.count + core->ready.count == 1) { return false; }
-        preempt(core, victim);
-        if (victim == seq) { return false; }
-    }
-    return true;
-}
-
-static struct decode_seq *youngest_holder(const struct decode_core *core)
-{
-    struct decode_seq *running = seq_of(list_last(&core->running));
-    struct decode_seq *ready = seq_of(list_last(&core->ready));
-    if (running == NULL) { return ready; }
-    if (ready == NULL) { return running; }
-    return seq_claim_is_older(running, ready) ? ready : running;
-}
-
-/* Only while no step is in flight: nobody reads the blocks now. Its KV is computed again
- * later; the tokens that it has are input then and are not sent again. */
-static void preempt(struct decode_core *core, struct decode_seq *seq)
-{
-    CHECK(!core->step.is_in_flight);
-    give_blocks_back(core, seq);
-    core->preemptions++;
-    seq_enter(core, seq, SEQ_WAITING, &core->preempted);
-}
-
 /* Strictly in order: the head waits for its blocks and everybody behind it waits with it. */
 void admit_waiting(struct decode_core *core)
 {
-    struct list *queues[] = {&core->preempted, &core->resumed, &core->fresh};
-    for (uint32_t i = 0; i < 3; i++) {
-        struct decode_seq *seq;
-        while ((seq = seq_of(list_first(queues[i]))) != NULL) {
-            if (is_hopeless(core, seq)) { return; }
-            if (!take_blocks(core, seq)) {
-                note_miss(core, seq);
-                return;
-            }
-            admit(core, seq);
+    struct decode_seq *seq;
+    while ((seq = admit_head(core)) != NULL) {
+        bool may_preempt = preempt_has_weaker(core, seq);
+        if (is_hopeless(core, seq) && !may_preempt) { return; }
+        if (!take_blocks(core, seq, may_preempt)) {
+            note_miss(core, seq);
+            return;
         }
+        admit(core, seq);
     }
+}
+
+/* The highest priority; among equals preempted ones, then those that resume, then new ones. */
+struct decode_seq *admit_head(const struct decode_core *core)
+{
+    const struct list *queues[] = {&core->preempted, &core->resumed, &core->fresh};
+    struct decode_seq *head = NULL;
+    for (uint32_t i = 0; i < 3; i++) {
+        struct decode_seq *seq = seq_of(list_first(queues[i]));
+        if (seq == NULL) { continue; }
+        if (head == NULL || seq->leg->work.priority > head->leg->work.priority) { head = seq; }
+    }
+    return head;
 }
 
 /* What is cached of its text, the rest of its tokens and one more, and one spare for each live
  * sequence but one, which inherits the carrier's table. All or none. */
-static bool take_blocks(struct decode_core *core, struct decode_seq *seq)
+static bool take_blocks(struct decode_core *core, struct decode_seq *seq, bool may_preempt)
 {
     struct decode_leg *leg = seq->leg;
     uint32_t count = blocks_for(core, seq_total(seq) + 1);
     uint32_t spares = leg->is_forked ? 0 : leg_live_count(leg) - 1;
     CHECK(count <= leg->table_max);
     uint32_t cached = seq_take_cached(core, seq);
-    if (count - cached + spares > kv_cache_available(core->cache)) {
+    uint32_t needed = count - cached + spares;
+    if (may_preempt && needed > kv_cache_available(core->cache)) { preempt_for_priority(core, seq, needed); }
+    if (needed > kv_cache_available(core->cache)) {
         seq_release(core, seq);
         return false;
     }
@@ -112,24 +89,15 @@ static bool take_blocks(struct decode_core *core, struct decode_seq *seq)
     return true;
 }
 
-static void give_blocks_back(struct decode_core *core, struct decode_seq *seq)
-{
-    struct decode_leg *leg = seq->leg;
-    seq_release(core, seq);
-    seq->computed = 0;
-    if (leg->is_forked) { return; }
-    for (uint32_t i = 1; i < leg->seq_count; i++) { seq_release(core, &leg->seqs[i]); }
-}
-
 bool admit_fits(struct decode_core *core, struct decode_seq *seq)
 {
     CHECK(seq->state == SEQ_WAITING);
     if (is_hopeless(core, seq)) { return false; }
-    if (!take_blocks(core, seq)) {
+    if (!take_blocks(core, seq, false)) {
         note_miss(core, seq);
         return false;
     }
-    give_blocks_back(core, seq);
+    seq_give_blocks_back(core, seq);
     return true;
 }
 
@@ -214,6 +182,7 @@ void admit_to_slots(struct decode_core *core)
     while ((seq = seq_of(list_first(&core->ready))) != NULL) {
         struct decode_leg *leg = seq->leg;
         uint32_t needed = leg->is_forked ? 1 : leg_live_count(leg);
+        if (needed > core->slot_free_count) { preempt_slots(core, seq, needed); }
         if (needed > core->slot_free_count) { return; }
         if (leg->is_forked) {
             seq->slot = core->slots_free[--core->slot_free_count];

@@ -38,6 +38,7 @@ status_t decode_core_create(const struct decode_core_config *config, struct deco
     core->slots_free = calloc(batch_max, sizeof *core->slots_free);
     core->logprobs = calloc(config->step_rows_max, sizeof *core->logprobs);
     core->audit_owners = calloc(config->block_count, sizeof *core->audit_owners);
+    core->victim_refs = calloc(config->block_count, sizeof *core->victim_refs);
     core->block_text = calloc(config->block_tokens, sizeof *core->block_text);
     step->opens = calloc(batch_max, sizeof *step->opens);
     step->copies = calloc(config->block_count, sizeof *step->copies);
@@ -48,7 +49,7 @@ status_t decode_core_create(const struct decode_core_config *config, struct deco
     step->sample_slots = calloc(batch_max, sizeof *step->sample_slots);
     step->tokens = calloc(config->step_rows_max, sizeof *step->tokens);
     if (core->eos_tokens == NULL || core->slots_free == NULL || core->logprobs == NULL ||
-        core->audit_owners == NULL || core->block_text == NULL || step->opens == NULL || step->copies == NULL || step->spans == NULL ||
+        core->audit_owners == NULL || core->victim_refs == NULL || core->block_text == NULL || step->opens == NULL || step->copies == NULL || step->spans == NULL ||
         step->span_seqs == NULL || step->sample_seqs == NULL || step->copy_seqs == NULL ||
         step->sample_slots == NULL || step->tokens == NULL) {
         goto fail;
@@ -107,6 +108,7 @@ void decode_core_destroy(struct decode_core *core)
     free(step->copies);
     free(step->opens);
     free(core->block_text);
+    free(core->victim_refs);
     free(core->audit_owners);
     free(core->logprobs);
     free(core->slots_free);
@@ -359,9 +361,7 @@ static void look_at_deadlines(struct decode_core *core)
         struct decode_leg *leg = LIST_OWNER(link, struct decode_seq, link)->leg;
         /* What can be admitted in this very event is: leave the head to the scheduler. */
         if (core->now_ns < leg->wait_until_ns) { continue; }
-        bool is_next = core->preempted.count == 0 && core->resumed.count == 0 &&
-                       link == list_first(&core->fresh) && admit_fits(core, &leg->seqs[0]);
-        if (is_next) { continue; }
+        if (admit_head(core) == &leg->seqs[0] && admit_fits(core, &leg->seqs[0])) { continue; }
         leg_give_up(core, leg, LEG_REFUSED, ST_RESOURCE_EXHAUSTED,
                     "no KV blocks came free on the decode node in time; try again later");
     }

@@ -6,19 +6,22 @@
  *
  * Facts in, wishes out. Reads no clock, socket, GPU or engine; same events, same actions.
  *
- * Who gets blocks first: preempted sequences, oldest request first; then legs that resume, in
- * order of arrival; then new legs, in order of arrival. Nobody overtakes the head of that
- * order: a long prompt at the head waits until enough sequences have ended, and small ones
- * behind it wait as well, so that it cannot starve. waiting_max and wait_ms hold for new legs;
- * one that resumes waits until it is served or cancelled. A sequence's claim is the age of its
- * request; where blocks run out the youngest claim gives its blocks up.
+ * Who gets blocks first: the highest priority; among equals preempted sequences, oldest request
+ * first; then legs that resume, in order of arrival; then new legs, in order of arrival. Nobody
+ * overtakes the head of that order: a long prompt at the head waits until enough sequences have
+ * ended, and small ones behind it wait as well, so that it cannot starve. waiting_max and wait_ms
+ * hold for new legs; one that resumes waits until it is served or cancelled. A sequence's claim is
+ * its priority, then the age of its request; where blocks run out the weakest claim gives its blocks
+ * up. Sequences of lower priority give blocks and slots to a higher one that waits, where that is
+ * enough for it to go on, and never to an equal.
  *
  * With the prefix cache a leg takes the blocks of its text that are there and computes, or is
  * granted, the rest only; where little is missing the node computes it itself although a prefill
  * node could (RESERVE's local_max_tokens), and says so.
  *
  * Parts: decode_state.h (the tables), decode_reserve.c (what is taken), decode_leg.c (one leg's
- * life), decode_admit.c (blocks and slots), decode_prefix.c (the prefix cache), decode_batch.c (steps), decode_stats.c, decode_audit.c,
+ * life), decode_admit.c (blocks and slots), decode_preempt.c (who gives way), decode_prefix.c (the prefix
+ * cache), decode_batch.c (steps), decode_stats.c, decode_audit.c,
  * decode_core.c (events).
  * Source: continuous batching, Orca (OSDI 2022); paged blocks, arXiv 2309.06180. */
 #ifndef BATON_DECODE_NODE_DECODE_CORE_H

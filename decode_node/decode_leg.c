@@ -249,6 +249,16 @@ void seq_move(struct decode_core *core, struct decode_seq *seq)
     } while (seq->state != before);
 }
 
+/* Queues of legs go by priority, then arrival, which is the order of their entering; grants by
+ * nothing; all others by claim. */
+static bool goes_before(const struct decode_core *core, const struct list *list, const struct decode_seq *seq,
+                        const struct decode_seq *other)
+{
+    if (list == &core->granted) { return false; }
+    if (list == &core->resumed || list == &core->fresh) { return seq->leg->work.priority > other->leg->work.priority; }
+    return seq_claim_is_stronger(seq, other);
+}
+
 void seq_enter(struct decode_core *core, struct decode_seq *seq, enum seq_state state, struct list *list)
 {
     if (seq->list != NULL) { list_remove(seq->list, &seq->link); }
@@ -257,11 +267,7 @@ void seq_enter(struct decode_core *core, struct decode_seq *seq, enum seq_state 
     seq->state = state;
     if (list != NULL) {
         struct list_link *after = list_last(list);
-        if (list != &core->resumed && list != &core->fresh && list != &core->granted) {
-            while (after != NULL && seq_claim_is_older(seq, LIST_OWNER(after, struct decode_seq, link))) {
-                after = list_previous(list, after);
-            }
-        }
+        while (after != NULL && goes_before(core, list, seq, seq_of(after))) { after = list_previous(list, after); }
         list_insert(list, after, &seq->link);
     }
     if (state == SEQ_ENDED && !was_ended && ++seq->leg->ended_count == seq->leg->seq_count) {
@@ -296,13 +302,28 @@ void seq_release(struct decode_core *core, struct decode_seq *seq)
     seq->spare = NO_BLOCK;
     if (seq->copy_source != NO_BLOCK) { kv_cache_release(core->cache, 1, &seq->copy_source); }
     seq->copy_source = NO_BLOCK;
+    seq_release_slot(core, seq);
+}
+
+void seq_give_blocks_back(struct decode_core *core, struct decode_seq *seq)
+{
+    struct decode_leg *leg = seq->leg;
+    seq_release(core, seq);
+    seq->computed = 0;
+    if (leg->is_forked) { return; }
+    for (uint32_t i = 1; i < leg->seq_count; i++) { seq_release(core, &leg->seqs[i]); }
+}
+
+void seq_release_slot(struct decode_core *core, struct decode_seq *seq)
+{
     if (seq->slot != NO_SLOT) { core->slots_free[core->slot_free_count++] = seq->slot; }
     seq->slot = NO_SLOT;
     seq->slot_is_open = false;
 }
 
-bool seq_claim_is_older(const struct decode_seq *a, const struct decode_seq *b)
+bool seq_claim_is_stronger(const struct decode_seq *a, const struct decode_seq *b)
 {
+    if (a->leg->work.priority != b->leg->work.priority) { return a->leg->work.priority > b->leg->work.priority; }
     if (a->leg->birth_ns != b->leg->birth_ns) { return a->leg->birth_ns < b->leg->birth_ns; }
     if (a->leg->arrival != b->leg->arrival) { return a->leg->arrival < b->leg->arrival; }
     return a->index < b->index;

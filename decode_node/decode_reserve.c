@@ -28,9 +28,11 @@ void reserve_take(struct decode_core *core, uint32_t router, const struct ctl_re
         return;
     }
     /* Resumed legs go before new ones, and are not refused for load. */
-    uint32_t ahead = core->preempted.count + core->resumed.count + core->fresh.count;
-    bool may_wait = work->resumed || (reserve->wait_ms > 0 && ahead < core->config.waiting_max);
-    if (ahead > 0 && !may_wait) {
+    uint32_t waiting = core->preempted.count + core->resumed.count + core->fresh.count;
+    const struct decode_seq *head = admit_head(core);
+    bool is_behind = head != NULL && head->leg->work.priority >= work->priority;
+    bool may_wait = work->resumed || (reserve->wait_ms > 0 && waiting < core->config.waiting_max);
+    if (is_behind && !may_wait) {
         refuse(core, router, work->leg, ST_RESOURCE_EXHAUSTED, no_blocks);
         return;
     }

@@ -147,7 +147,8 @@ struct decode_core {
     uint32_t logprob_count;
     struct diag text;              /* the one message of an event that is not a constant */
     uint32_t *audit_owners;        /* [block_count] */
-    uint64_t arrivals, steps, tokens_generated, prompt_tokens_computed, preemptions;
+    uint32_t *victim_refs;         /* [block_count], all 0 between uses */
+    uint64_t arrivals, steps, tokens_generated, prompt_tokens_computed, preemptions, slot_preemptions;
     uint64_t legs_finished, legs_failed, legs_cancelled, legs_refused, late_messages;
     uint64_t cache_tokens_asked, cache_tokens_found; /* of legs that were admitted */
     uint64_t hold_mean_ns;         /* how long a leg holds blocks */
@@ -217,8 +218,13 @@ void seq_enter(struct decode_core *core, struct decode_seq *seq, enum seq_state 
  * cached until somebody needs the blocks. */
 void seq_release(struct decode_core *core, struct decode_seq *seq);
 
-/* Older first. */
-bool seq_claim_is_older(const struct decode_seq *a, const struct decode_seq *b);
+/* Of what was admitted: its blocks, and those of the sequences that wait for it to fork. */
+void seq_give_blocks_back(struct decode_core *core, struct decode_seq *seq);
+
+void seq_release_slot(struct decode_core *core, struct decode_seq *seq);
+
+/* Higher priority first, then older. */
+bool seq_claim_is_stronger(const struct decode_seq *a, const struct decode_seq *b);
 
 uint32_t leg_live_count(const struct decode_leg *leg);
 
@@ -244,6 +250,9 @@ struct kv_hash seq_name_before(const struct decode_seq *seq, uint32_t index);
 
 /* --- decode_admit.c */
 
+/* Who is next in the queues; NULL: nobody waits. */
+struct decode_seq *admit_head(const struct decode_core *core);
+
 /* Would it be admitted if it were its turn? Changes nothing. */
 bool admit_fits(struct decode_core *core, struct decode_seq *seq);
 
@@ -257,6 +266,23 @@ void admit_waiting(struct decode_core *core);
 
 /* Gives slots to sequences that have blocks, in order; no step is in flight. */
 void admit_to_slots(struct decode_core *core);
+
+/* --- decode_preempt.c; none of these while a step is in flight, but for preempt_has_weaker */
+
+/* Lets weaker claims give way until one block can be had. False: `seq` itself gave way, or it is
+ * the only one that holds blocks and waits, with all it has, for those that a grant or a fence will
+ * give back. */
+bool preempt_for_growth(struct decode_core *core, struct decode_seq *seq);
+
+/* Does anybody of lower priority hold blocks, and could give them up now? */
+bool preempt_has_weaker(const struct decode_core *core, const struct decode_seq *seq);
+
+/* Lets sequences of lower priority give way until `needed` blocks can be had, or none if all of
+ * them together have not enough. */
+void preempt_for_priority(struct decode_core *core, const struct decode_seq *seq, uint32_t needed);
+
+/* The same with slots. */
+void preempt_slots(struct decode_core *core, const struct decode_seq *seq, uint32_t needed);
 
 /* --- decode_batch.c */
 

@@ -51,6 +51,7 @@ static void random_leg(struct world *world, struct rng *rng)
     reserve->work.age_ns = rng_below(rng, 2000000000);
     reserve->wait_ms = (uint32_t)rng_below(rng, 3) * 200;
     reserve->local_prefill = rng_below(rng, 2);
+    if (rng_below(rng, 2) == 0) { reserve->work.priority = (int32_t)rng_below(rng, 4) - 1; }
     reserve->work.cache_salt = rng_below(rng, 4) == 0;
     if (rng_below(rng, 3) == 0) { reserve->local_max_tokens = (uint32_t)rng_below(rng, 30); }
     if (rng_below(rng, 4) == 0) {
