@@ -1,5 +1,5 @@
 /* kernels_bench: how near the kernels come to what this machine can do, as JSON lines.
- *   bazel run -c opt //bench/kernels:kernels_bench -- [--isa=NAME] [--threads=N] [--rounds=N] [--only=probe|gemm|attention]
+ *   bazel run -c opt //bench/kernels:kernels_bench -- [--isa=NAME] [--threads=N] [--rounds=N] [--rows=1,8,..] [--only=probe|gemm|gemm-1b|attention]
  *
  * Estimate. A product at one row reads n_out * n_in * 2 bytes of bf16 and nothing else worth
  * counting, so its limit is the read probe; at 512 rows it does 2 * 512 flops per weight, so its
@@ -21,7 +21,7 @@
 
 #define SET_BYTES ((size_t)384 << 20) /* of weights or KV in turn */
 #define ROUNDS_MAX 64u
-#define CASES_MAX 64u
+#define CASES_MAX 128u
 
 struct bench {
     struct kernels *kernels;
@@ -30,7 +30,7 @@ struct bench {
     float *x, *out;     /* large enough for every case */
 };
 
-enum kind { READ_1, READ_6, FMA, GEMM, DECODE, PREFILL };
+enum kind { READ_1, READ_6, FMA, DOT, GEMM, DECODE, PREFILL };
 
 struct bench_case {
     enum kind kind;
@@ -44,16 +44,17 @@ struct bench_case {
 
 static struct bench_case cases[CASES_MAX];
 static uint32_t case_count;
+static uint32_t gemm_rows[16] = {1, 8, 32, 512}, row_count = 4; /* of products */
 
 static void gemm_add(const char *model, const char *layer, uint32_t n_out, uint32_t n_in)
 {
-    static const uint32_t rows[] = {1, 8, 32, 512};
-    for (int i = 0; i < 4; i++) {
+    for (uint32_t i = 0; i < row_count; i++) {
+        CHECK(case_count < CASES_MAX);
         struct bench_case *c = &cases[case_count++];
-        *c = (struct bench_case){.kind = GEMM, .rows = rows[i], .n_out = n_out, .n_in = n_in};
+        *c = (struct bench_case){.kind = GEMM, .rows = gemm_rows[i], .n_out = n_out, .n_in = n_in};
         snprintf(c->name, sizeof(c->name), "%s %s", model, layer);
         c->bytes = (double)n_out * n_in * 2;
-        c->flops = 2.0 * rows[i] * n_out * n_in;
+        c->flops = 2.0 * gemm_rows[i] * n_out * n_in;
     }
 }
 
@@ -112,6 +113,7 @@ static double run_case(struct bench *b, struct bench_case *c)
         return c->bytes / probe_read_bytes_per_s(b->set, SET_BYTES, b->threads, c->kind == READ_1 ? 1 : 6);
     }
     if (c->kind == FMA) { return c->flops / probe_fma_flops(b->threads); }
+    if (c->kind == DOT) { return c->flops / (probe_dot_flops(b->threads) + 1); } /* + 1: machines without */
     void (*run)(struct bench *, struct bench_case *) = c->kind == GEMM ? run_gemm : run_attention;
     run(b, c);
     uint32_t calls = 0;
@@ -158,6 +160,7 @@ static void report(const struct bench *b, const struct bench_case *c)
     if (c->flops != 0) { printf(",\"gflop_s\":%.1f", c->flops / seconds / 1e9); }
     if (c->kind >= GEMM && c->bytes != 0) { printf(",\"of_read\":%.3f", fraction(b, c, &cases[1], c->bytes, cases[1].bytes)); }
     if (c->kind >= GEMM) { printf(",\"of_fma\":%.3f", fraction(b, c, &cases[2], c->flops, cases[2].flops)); }
+    if (c->kind >= GEMM && cases[3].seconds[0] < 1) { printf(",\"of_dot\":%.3f", fraction(b, c, &cases[3], c->flops, cases[3].flops)); }
     printf("}\n");
 }
 
@@ -172,10 +175,13 @@ int main(int argc, char **argv)
             b.threads = (uint32_t)strtoul(argv[i] + 10, NULL, 10);
         } else if (strncmp(argv[i], "--rounds=", 9) == 0) {
             b.rounds = (uint32_t)strtoul(argv[i] + 9, NULL, 10);
+        } else if (strncmp(argv[i], "--rows=", 7) == 0) {
+            row_count = 0;
+            for (char *at = argv[i] + 7; *at != '\0' && row_count < 16; at += *at == ',') { gemm_rows[row_count++] = (uint32_t)strtoul(at, &at, 10); }
         } else if (strncmp(argv[i], "--only=", 7) == 0) {
             only = argv[i] + 7;
         } else {
-            fprintf(stderr, "usage: %s [--isa=NAME] [--threads=N] [--rounds=N] [--only=probe|gemm|attention]\n", argv[0]);
+            fprintf(stderr, "usage: %s [--isa=NAME] [--threads=N] [--rounds=N] [--rows=1,8,..] [--only=probe|gemm|gemm-1b|attention]\n", argv[0]);
             return 2;
         }
     }
@@ -208,6 +214,11 @@ int main(int argc, char **argv)
     cases[case_count++] = (struct bench_case){.kind = READ_1, .name = "read probe, 1 stream a thread", .bytes = SET_BYTES};
     cases[case_count++] = (struct bench_case){.kind = READ_6, .name = "read probe, 6 streams a thread", .bytes = SET_BYTES};
     cases[case_count++] = (struct bench_case){.kind = FMA, .name = "fma probe", .flops = 1e9};
+    cases[case_count++] = (struct bench_case){.kind = DOT, .name = "bf16 dot product probe", .flops = 1e9};
+    if (strcmp(only, "gemm-1b") == 0) {
+        gemm_add("Llama-3.2-1B", "gate_up", 16384, 2048);
+        gemm_add("Llama-3.2-1B", "down", 2048, 8192);
+    }
     if (only[0] == '\0' || strcmp(only, "gemm") == 0) {
         gemm_add("Llama-3.2-1B", "qkv", 3072, 2048);
         gemm_add("Llama-3.2-1B", "o", 2048, 2048);

@@ -30,6 +30,7 @@ struct gemm_tile {
     size_t x_stride;             /* bytes */
     float *sums;                 /* [panels][rows][16] between depth blocks */
     bool first, last;            /* depth block */
+    const unsigned char *ask[2]; /* lines that are fetched into L2 on the way, one of each a step; of blocks */
     const struct kernels_gemm *g;
     uint32_t row, out;           /* of the tile's corner */
 };
@@ -117,7 +118,7 @@ VEC_FN void gemm_tile(const int panels, const int rows, const enum kernels_weigh
     vec sums[32];
     const uint32_t line = gemm_line_bytes(format), x_bytes = gemm_x_bytes(format);
     const size_t panel_stride = t->panel_stride, x_stride = t->x_stride;
-    const unsigned char *w[3], *x[4];
+    const unsigned char *w[3], *x[4], *ask[2] = {t->ask[0], t->ask[1]};
     VEC_UNROLL
     for (int i = 0; i < (panels + 2) / 3; i++) { w[i] = t->weight + (size_t)(3 * i) * panel_stride; }
     VEC_UNROLL
@@ -135,6 +136,11 @@ VEC_FN void gemm_tile(const int panels, const int rows, const enum kernels_weigh
             for (int p = 0; p < panels; p++) {
                 __builtin_prefetch(w[p / 3] + (size_t)(p % 3) * panel_stride + GEMM_AHEAD_BYTES, 0, 3);
             }
+        } else {
+            __builtin_prefetch(ask[0], 0, 2);
+            __builtin_prefetch(ask[1], 0, 2);
+            ask[0] += line;
+            ask[1] += line;
         }
         gemm_step(panels, rows, format, w, panel_stride, x, x_stride, sums);
         VEC_UNROLL
@@ -307,13 +313,18 @@ static void gemm_piece_stream(const struct set_gemm_piece *piece, size_t panel_b
     }
 }
 
-/* Asks L2 for `bytes` of each panel of a tile to come, one part of `parts`. */
-VEC_FN void gemm_ask(const unsigned char *weight, size_t panel_stride, uint32_t panels, uint32_t bytes, uint32_t part, uint32_t parts)
+/* What tile `tile` of `tiles` asks for: panels of the tiles to come, one a tile, or two where there are few
+ * tiles. Spread over the steps, since a burst of prefetches waits for the miss buffers as loads do. What need
+ * not be asked for is a line that is there already. */
+VEC_FN void gemm_ask(struct gemm_tile *t, const unsigned char *next, uint32_t panels, uint32_t tile, uint32_t tiles)
 {
-    const uint32_t lines = bytes / 64, from = lines * part / parts, to = lines * (part + 1) / parts;
-    for (uint32_t p = 0; p < panels; p++) {
-        for (uint32_t i = from; i < to; i++) { __builtin_prefetch(weight + p * panel_stride + (size_t)i * 64, 0, 2); }
+    t->ask[0] = t->ask[1] = t->weight;
+    if (tiles >= panels) {
+        if (tile < panels) { t->ask[0] = next + tile * t->panel_stride; }
+        return;
     }
+    if (2 * tile < panels) { t->ask[0] = next + (size_t)(2 * tile) * t->panel_stride; }
+    if (2 * tile + 1 < panels) { t->ask[1] = next + (size_t)(2 * tile + 1) * t->panel_stride; }
 }
 
 static void gemm_piece_blocks(const struct set_gemm_piece *piece, size_t panel_bytes, struct gemm_tile *t)
@@ -344,7 +355,7 @@ static void gemm_piece_blocks(const struct set_gemm_piece *piece, size_t panel_b
             float *sums = park + (size_t)p * piece->rows * 16;
             for (uint32_t tile = 0, done = 0; tile < tiles; tile++) {
                 uint32_t rows = piece->rows / tiles + (tile < piece->rows % tiles ? 1 : 0);
-                gemm_ask(next, panel_bytes, asked, GEMM_DEPTH * line, tile, tiles);
+                gemm_ask(t, next, asked, tile, tiles);
                 t->x = x + done * t->x_stride + (size_t)step * gemm_x_bytes(format);
                 t->row = piece->row_first + done;
                 t->sums = sums + (size_t)done * count * 16;
@@ -362,6 +373,7 @@ static void gemm_piece(const struct set_gemm_piece *piece, struct set_scratch *s
     const uint32_t inputs = gemm_line_inputs(g->weight->format);
     gemm_pack(g, piece->row_first, piece->rows, scratch);
     struct gemm_tile t = {.g = g, .row = piece->row_first, .x = scratch->pack, .sums = scratch->sums,
+                          .ask = {scratch->pack, scratch->pack},
                           .x_stride = gemm_pack_stride(g->weight->format, g->weight->n_in),
                           .steps = (g->weight->n_in + inputs - 1) / inputs};
     if (piece->rows <= GEMM_STREAM_ROWS) {
