@@ -12,6 +12,8 @@
 #include "kernels/quantize.h"
 #include "model/huge_memory.h"
 #include "model/model_fingerprint.h"
+#include "model/quant_config.h"
+#include "model/quant_matrix.h"
 #include "model/safetensors.h"
 #include "model/tensor_plan.h"
 #include "model/weight_pack.h"
@@ -58,13 +60,16 @@ static void dest_shape(const struct tensor_plan_entry *entry, uint32_t *ret_rows
 }
 
 static struct kernels_matrix dest_matrix(const struct tensor_plan_entry *entry, const struct model_weights *weights,
-                                         enum model_weight_format format, enum dtype file_dtype)
+                                         enum model_weight_format format, bool is_quantized_file, const struct weight_source *source)
 {
+    if (source->is_quantized) { return source->quant.matrix; }
     struct kernels_matrix matrix = {0};
     bool is_table = entry->dest[0] == &weights->embedding || entry->dest[0] == &weights->head;
     dest_shape(entry, &matrix.n_out, &matrix.n_in);
+    /* What such a file leaves as it was, bar the tables, was left for a reason. */
+    if (is_quantized_file && !is_table) { format = MODEL_WEIGHTS_AUTO; }
     switch (format) {
-    case MODEL_WEIGHTS_AUTO: matrix.format = (enum kernels_weight)file_dtype; break;
+    case MODEL_WEIGHTS_AUTO: matrix.format = (enum kernels_weight)source->file_dtype; break;
     case MODEL_WEIGHTS_BF16: matrix.format = KERNELS_WEIGHT_BF16; break;
     case MODEL_WEIGHTS_INT8: matrix.format = KERNELS_WEIGHT_INT8; break;
     case MODEL_WEIGHTS_INT4:
@@ -122,6 +127,15 @@ static void fingerprint_add(struct model_fingerprint_state *fingerprint, const s
     if (source->tensor) {
         const struct safetensors_tensor *tensor = source->tensor;
         model_fingerprint_add(fingerprint, entry->name, tensor->dtype, tensor->shape, tensor->rank, tensor->data, tensor->bytes);
+        if (!source->is_quantized) { return; }
+        const struct safetensors_tensor *const parts[] = {source->quant.zeros, source->quant.scales, source->quant.groups_of};
+        for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+            if (!parts[i]) { continue; }
+            model_fingerprint_add(fingerprint, parts[i]->name, parts[i]->dtype, parts[i]->shape, parts[i]->rank, parts[i]->data,
+                                  parts[i]->bytes);
+        }
+        const uint64_t how[3] = {source->quant.config.method, source->quant.config.zeros_are_one_less, source->quant.file_group};
+        model_fingerprint_add(fingerprint, "quantization", "codes", how, 3, NULL, 0);
     } else {
         model_fingerprint_add(fingerprint, entry->name, dtype_name(source->file_dtype), entry->shape, entry->rank, NULL, 0);
     }
@@ -132,20 +146,30 @@ static status_t resolve_all(struct model_weights *weights, const struct model_we
                             struct model_fingerprint_state *fingerprint, struct diag *diag)
 {
     struct model_weights_storage *storage = weights->storage;
+    struct quant_config quant = {.method = QUANT_NONE};
+    if (!options->is_dummy) { TRY(quant_config_load(options->directory, diag, &quant)); }
+    bool is_quantized_file = quant.method != QUANT_NONE;
+    if (is_quantized_file && options->format != MODEL_WEIGHTS_AUTO && options->format != MODEL_WEIGHTS_INT4) {
+        diag_set(diag, "%s: its weights are int4 (%s); --weights takes auto or int4 for it", options->directory,
+                 quant.method == QUANT_GPTQ ? "GPTQ" : "AWQ");
+        return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
+    }
     for (uint32_t i = 0; i < storage->plan.count; i++) {
         const struct tensor_plan_entry *entry = &storage->plan.entries[i];
         struct weight_source *source = &storage->sources[i];
         if (options->is_dummy) {
             *source = weight_source_made_up(entry, options->dummy_seed, i);
         } else {
-            TRY(weight_source_resolve(storage->checkpoint, storage->plan.prefix, entry, diag, source));
+            bool is_found;
+            TRY(weight_source_resolve_quantized(storage->checkpoint, &quant, storage->plan.prefix, entry, diag, &is_found, source));
+            if (!is_found) { TRY(weight_source_resolve(storage->checkpoint, storage->plan.prefix, entry, diag, source)); }
         }
         fingerprint_add(fingerprint, entry, source);
         if (!entry_is_matrix(entry, weights)) { continue; }
         storage->entry_first_item[i] = storage->item_count;
         for (uint32_t d = 0; d < entry->dest_count; d++) {
             struct weight_pack_item *item = &storage->items[storage->item_count++];
-            item->matrix = dest_matrix(entry, weights, options->format, source->file_dtype);
+            item->matrix = dest_matrix(entry, weights, options->format, is_quantized_file, source);
             item->offset = storage->packed_bytes;
             storage->packed_bytes += align_up(kernels_matrix_bytes(&item->matrix));
         }
@@ -231,6 +255,9 @@ static status_t fill_piece(const struct model_weights_storage *storage, const st
     const struct tensor_plan_entry *entry = &storage->plan.entries[piece->entry];
     const struct weight_source *source = &storage->sources[piece->entry];
     const struct weight_pack_item *item = &storage->items[storage->entry_first_item[piece->entry]];
+    if (source->is_quantized) {
+        return quant_matrix_pack(&source->quant, piece->panel_first, piece->panel_count, diag, (uint8_t *)storage->packed + item->offset);
+    }
     const void *rows = NULL;
     void *owned = NULL;
     TRY(weight_source_rows(entry, source, diag, &rows, &owned));

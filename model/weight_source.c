@@ -66,6 +66,21 @@ status_t weight_source_resolve(const struct safetensors *checkpoint, const char 
     return STATUS_OK;
 }
 
+status_t weight_source_resolve_quantized(const struct safetensors *checkpoint, const struct quant_config *config,
+                                         const char *prefix, const struct tensor_plan_entry *entry, struct diag *diag,
+                                         bool *ret_found, struct weight_source *ret_source)
+{
+    struct weight_source source = {.file_dtype = DTYPE_F16, .dtype = DTYPE_F16, .is_quantized = true};
+    *ret_found = false;
+    if (config->method == QUANT_NONE || entry->role != TENSOR_MATRIX || entry->dest_count != 1) { return STATUS_OK; }
+    TRY(quant_matrix_find(checkpoint, config, entry->is_in_base ? prefix : "", entry->name, (uint32_t)entry->shape[0],
+                          (uint32_t)entry->shape[1], diag, ret_found, &source.quant));
+    if (!*ret_found) { return STATUS_OK; }
+    source.tensor = source.quant.codes;
+    *ret_source = source;
+    return STATUS_OK;
+}
+
 /* out[c][r] = in[r][c]; in tiles, so that neither side misses the cache on every element. */
 static void transpose(const uint8_t *in, size_t rows, size_t cols, uint32_t element_bytes, uint8_t *out)
 {

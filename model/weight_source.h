@@ -5,11 +5,13 @@
 #ifndef BATON_MODEL_WEIGHT_SOURCE_H
 #define BATON_MODEL_WEIGHT_SOURCE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/diag.h"
 #include "base/dtype.h"
 #include "base/status.h"
+#include "model/quant_matrix.h"
 #include "model/safetensors.h"
 #include "model/tensor_plan.h"
 
@@ -18,6 +20,8 @@ struct weight_source {
     enum dtype file_dtype;
     enum dtype dtype; /* of a vector, as the forward pass sees it; of a matrix, file_dtype */
     uint64_t seed;
+    bool is_quantized; /* `quant` has the codes, of which `tensor` is the first; rows and values are none */
+    struct quant_matrix quant;
 };
 
 uint64_t weight_source_elements(const struct tensor_plan_entry *entry);
@@ -31,6 +35,13 @@ const struct safetensors_tensor *weight_source_find(const struct safetensors *ch
 NODISCARD status_t weight_source_resolve(const struct safetensors *checkpoint, const char *prefix,
                                          const struct tensor_plan_entry *entry, struct diag *diag,
                                          struct weight_source *ret_source);
+
+/* A matrix that the file has as codes: see quant_matrix.h.
+ * ret_found  false: it has none; nothing is written
+ * Errors  DATA_LOSS (node). */
+NODISCARD status_t weight_source_resolve_quantized(const struct safetensors *checkpoint, const struct quant_config *config,
+                                                   const char *prefix, const struct tensor_plan_entry *entry, struct diag *diag,
+                                                   bool *ret_found, struct weight_source *ret_source);
 
 /* Made-up numbers: bf16, scaled so that a product of n_in terms keeps the size of its input; norm factors 1,
  * biases small. index is the entry's place in the plan: each has a stream of its own. */

@@ -30,7 +30,17 @@
 #define INT4_TILE_ROWS 3u
 #endif
 #define INT_TILE_ROWS_MAX 12u
+#define INT4_PACKED_TILES_MAX 2u /* with more, nibbles are taken apart once for all of them */
 #define INT_AHEAD_BYTES 2048u /* of prefetch along a stream */
+
+/* Up to 24 sums stay in registers only where every loop over them is unrolled whole. */
+#if defined(VEC_IS_ARRAY)
+#define INT_UNROLL
+#elif defined(__clang__)
+#define INT_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define INT_UNROLL _Pragma("GCC unroll 32")
+#endif
 
 static inline uint32_t int_div_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
 static inline uint32_t int_min(uint32_t a, uint32_t b) { return a < b ? a : b; }
@@ -86,40 +96,40 @@ VEC_FN void int8_tile(const int rows, const int panels, const struct int_tile *t
     ivec sums[24];
     const unsigned char *w = t->weight + (size_t)t->first * 64;
     const uint8_t *x = t->x;
-    VEC_UNROLL
+    INT_UNROLL
     for (int i = 0; i < rows * panels; i++) { sums[i] = iv_set(0); }
     if (!t->begins) {
-        VEC_UNROLL
+        INT_UNROLL
         for (int i = 0; i < rows * panels; i++) { sums[i] = iv_load(t->parked + 64 * i); }
     }
     for (uint32_t step = 0; step < t->count; step++) {
         ivec weights[4];
-        VEC_UNROLL
+        INT_UNROLL
         for (int p = 0; p < panels; p++) {
             const unsigned char *at = w + (size_t)p * t->panel_bytes;
-            if (rows <= 8) { __builtin_prefetch(at + INT_AHEAD_BYTES, 0, 3); }
+            __builtin_prefetch(at + INT_AHEAD_BYTES, 0, 3);
             weights[p] = iv_bytes(at);
         }
-        VEC_UNROLL
+        INT_UNROLL
         for (int r = 0; r < rows; r++) {
             ivec xr = iv_broadcast(x + 4 * r);
-            VEC_UNROLL
+            INT_UNROLL
             for (int p = 0; p < panels; p++) { sums[p * rows + r] = iv_dot8(sums[p * rows + r], xr, weights[p]); }
         }
         w += 64;
         x += 4 * rows;
     }
     if (!t->ends) {
-        VEC_UNROLL
+        INT_UNROLL
         for (int i = 0; i < rows * panels; i++) { iv_store(t->parked + 64 * i, sums[i]); }
         return;
     }
-    VEC_UNROLL
+    INT_UNROLL
     for (int p = 0; p < panels; p++) {
         const unsigned char *tail = t->weight + (size_t)p * t->panel_bytes + int8_scales_at(t->g->weight->n_in);
         vec scales = vec_load((const float *)(const void *)tail);
         ivec excess = iv_mul(iv_load(tail + KERNELS_PANEL * 4), iv_set(INT_X8_BIAS));
-        VEC_UNROLL
+        INT_UNROLL
         for (int r = 0; r < rows; r++) {
             vec value = iv_to_vec(INT_X8_BIAS != 0 ? iv_sub(sums[p * rows + r], excess) : sums[p * rows + r]);
             value = vec_mul(vec_mul(vec_set(t->x_scales[r]), scales), value);
@@ -256,10 +266,10 @@ VEC_FN void int4_tile(const int rows, const int panels, const bool is_unpacked, 
     const struct kernels_matrix *m = t->g->weight;
     const uint32_t group_steps = m->group / 8;
     vec values[12];
-    VEC_UNROLL
+    INT_UNROLL
     for (int i = 0; i < rows * panels; i++) { values[i] = vec_zero(); }
     if (!t->begins) {
-        VEC_UNROLL
+        INT_UNROLL
         for (int i = 0; i < rows * panels; i++) { values[i] = vec_load((const float *)(const void *)(t->parked + 64 * i)); }
     }
     const uint8_t *x = t->x;
@@ -270,24 +280,24 @@ VEC_FN void int4_tile(const int rows, const int panels, const bool is_unpacked, 
         ivec sums[12];
         if (m->has_zeros) {
             const unsigned char *zeros = t->weight + int4_zeros_at(m, group);
-            VEC_UNROLL
+            INT_UNROLL
             for (int p = 0; p < panels; p++) {
                 ivec zero = iv_widen(zeros + (size_t)p * t->panel_bytes);
-                VEC_UNROLL
+                INT_UNROLL
                 for (int r = 0; r < rows; r++) { sums[p * rows + r] = iv_mul(zero, iv_set(x_sums[r])); }
             }
         } else {
-            VEC_UNROLL
+            INT_UNROLL
             for (int r = 0; r < rows; r++) {
                 ivec begin = iv_set(INT4_ZERO_SYMMETRIC * x_sums[r]);
-                VEC_UNROLL
+                INT_UNROLL
                 for (int p = 0; p < panels; p++) { sums[p * rows + r] = begin; }
             }
         }
         if (!is_unpacked) { codes = t->weight + int4_codes_at(m, group); }
         for (uint32_t step = 0; step < group_steps; step++) {
             ivec low[4], high[4];
-            VEC_UNROLL
+            INT_UNROLL
             for (int p = 0; p < panels; p++) {
                 if (is_unpacked) {
                     low[p] = iv_bytes(codes + (size_t)p * GEMM_INT_DEPTH * 16);
@@ -300,39 +310,39 @@ VEC_FN void int4_tile(const int rows, const int panels, const bool is_unpacked, 
                     high[p] = iv_high(both);
                 }
             }
-            VEC_UNROLL
+            INT_UNROLL
             for (int r = 0; r < rows; r++) {
                 ivec x_low = iv_broadcast(x + 4 * r);
-                VEC_UNROLL
+                INT_UNROLL
                 for (int p = 0; p < panels; p++) { sums[p * rows + r] = iv_dot4(sums[p * rows + r], low[p], x_low); }
             }
-            VEC_UNROLL
+            INT_UNROLL
             for (int r = 0; r < rows; r++) {
                 ivec x_high = iv_broadcast(x + 4 * (rows + r));
-                VEC_UNROLL
+                INT_UNROLL
                 for (int p = 0; p < panels; p++) { sums[p * rows + r] = iv_dot4(sums[p * rows + r], high[p], x_high); }
             }
             codes += is_unpacked ? 128 : 64;
             x += 8 * rows;
         }
         const unsigned char *scales = t->weight + int4_scales_at(m, group);
-        VEC_UNROLL
+        INT_UNROLL
         for (int p = 0; p < panels; p++) {
             vec scale = vec_load_f16(scales + (size_t)p * t->panel_bytes);
-            VEC_UNROLL
+            INT_UNROLL
             for (int r = 0; r < rows; r++) {
                 values[p * rows + r] = vec_fused(iv_to_vec(sums[p * rows + r]), vec_mul(vec_set(x_scales[r]), scale), values[p * rows + r]);
             }
         }
     }
     if (!t->ends) {
-        VEC_UNROLL
+        INT_UNROLL
         for (int i = 0; i < rows * panels; i++) { vec_store((float *)(void *)(t->parked + 64 * i), values[i]); }
         return;
     }
-    VEC_UNROLL
+    INT_UNROLL
     for (int p = 0; p < panels; p++) {
-        VEC_UNROLL
+        INT_UNROLL
         for (int r = 0; r < rows; r++) {
             int_write(t->g, t->row + (uint32_t)r, (t->panel + (uint32_t)p) * KERNELS_PANEL, values[p * rows + r]);
         }
@@ -432,6 +442,7 @@ static void int4_unpack(const struct kernels_matrix *m, const unsigned char *pan
     for (uint32_t group = first; group < first + count; group++) {
         const unsigned char *codes = panel + int4_codes_at(m, group);
         for (uint32_t i = 0; i < m->group / 8; i++, codes += 64, to += 128) {
+            __builtin_prefetch(codes + INT_AHEAD_BYTES, 0, 3);
             ivec both = iv_bytes(codes);
             iv_store(to, iv_low(both));
             iv_store(to + 64, iv_high(both));
@@ -445,9 +456,10 @@ static void int4_piece(const struct kernels_gemm *g, uint32_t row_first, uint32_
     const struct kernels_matrix *m = g->weight;
     const uint32_t tiles = int_div_up(rows, INT4_TILE_ROWS), groups = int4_groups(m);
     const uint32_t depth = tiles == 1 ? groups : GEMM_INT_DEPTH / m->group;
-    const int_tile_fn(*const fns)[INT_TILE_ROWS_MAX] = tiles == 1 ? int4_tiles : int4_unpacked_tiles;
+    const bool is_unpacked = tiles > INT4_PACKED_TILES_MAX;
+    const int_tile_fn(*const fns)[INT_TILE_ROWS_MAX] = is_unpacked ? int4_unpacked_tiles : int4_tiles;
     int4_pack(g, row_first, rows, tiles, s);
-    struct int_tile t = {.g = g, .panel_bytes = int4_panel_bytes(m), .unpacked = tiles == 1 ? NULL : s->unpacked};
+    struct int_tile t = {.g = g, .panel_bytes = int4_panel_bytes(m), .unpacked = is_unpacked ? s->unpacked : NULL};
     for (uint32_t done = 0, count; done < panels; done += count) {
         count = int_panels_of(fns, rows, tiles, panels - done);
         t.panel = panel_first + done;
@@ -456,7 +468,7 @@ static void int4_piece(const struct kernels_gemm *g, uint32_t row_first, uint32_
             t.count = int_min(depth, groups - t.first);
             t.begins = t.first == 0;
             t.ends = t.first + t.count == groups;
-            for (uint32_t p = 0; tiles > 1 && p < count; p++) {
+            for (uint32_t p = 0; is_unpacked && p < count; p++) {
                 int4_unpack(m, t.weight + p * t.panel_bytes, t.first, t.count, s->unpacked + (size_t)p * GEMM_INT_DEPTH * 16);
             }
             uint32_t row = 0;
