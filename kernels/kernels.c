@@ -136,7 +136,7 @@ void kernels_scale(struct kernels *kernels, uint32_t rows, uint32_t dim, float f
 
 static void kv_check(const struct kernels_kv *kv)
 {
-    CHECK((unsigned)kv->layout.dtype < DTYPE_COUNT);
+    CHECK((unsigned)kv->layout.dtype < DTYPE_KV_COUNT);
     CHECK(kv->layout.block_tokens != 0);
     CHECK(kv->layout.block_tokens % 16 == 0);
     CHECK(kv->layout.head_dim != 0);
@@ -144,7 +144,7 @@ static void kv_check(const struct kernels_kv *kv)
     CHECK(kv->layout.head_dim <= KERNELS_HEAD_DIM_MAX);
     CHECK(kv->layout.kv_heads != 0);
     CHECK(kv->layer < kv->layout.layer_count);
-    CHECK((uintptr_t)kv->pool % dtype_bytes(kv->layout.dtype) == 0);
+    CHECK((uintptr_t)kv->pool % sizeof(uint32_t) == 0);
 }
 
 void kernels_kv_write(struct kernels *kernels, const struct kernels_kv_write *args)

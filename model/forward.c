@@ -98,7 +98,7 @@ static bool layout_fits(const struct kv_layout *layout, const struct model_confi
 {
     return layout->layer_count == config->layer_count && layout->kv_heads == config->kv_heads &&
            layout->head_dim == config->head_dim && layout->block_tokens % 16 == 0 && layout->block_tokens > 0 &&
-           (unsigned)layout->dtype < DTYPE_COUNT;
+           (unsigned)layout->dtype < DTYPE_KV_COUNT;
 }
 
 static void point_into_scratch(struct forward *forward)

@@ -138,8 +138,8 @@ status_t model_kv_dtype(const struct model *model, const char *name, struct diag
         *ret_dtype = kv_fits_f32(&model->config) ? DTYPE_F32 : model_weight_dtype(model);
         return STATUS_OK;
     }
-    if (dtype_parse(name, ret_dtype)) { return STATUS_OK; }
-    diag_set(diag, "--kv-dtype is \"%s\"; it must be auto, f32, bf16 or f16", name);
+    if (dtype_parse(strcmp(name, "fp8") == 0 ? "fp8_e4m3" : name, ret_dtype)) { return STATUS_OK; }
+    diag_set(diag, "--kv-dtype is \"%s\"; it must be auto, f32, bf16, f16, int8 or fp8", name);
     return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
 }
 

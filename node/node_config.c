@@ -20,7 +20,7 @@ const struct flag node_flags[] = {
     {"weights", FLAG_STRING, AT(weights), "auto", "auto|bf16|int8|int4", "Format of the weight matrices, quantized at load: int8 has a scale for each output, int4 one for 32 inputs (embedding and head int8). auto: as the files have them.", 0, 0},
     {"pack-cache", FLAG_STRING, AT(pack_cache), "auto", "auto|off|DIR", "Where packed weights are kept for the next start. auto: beside the model if that is writable, else in ~/.cache/baton, for models of 64 MiB or more.", 0, 0},
     {"kv-memory", FLAG_BYTES, AT(kv_memory), "256MiB", "SIZE", "Memory of the KV block pool.", 0, 0},
-    {"kv-dtype", FLAG_STRING, AT(kv_dtype), "auto", "auto|f32|bf16|f16", "Number format of the KV cache; auto: the weights', or f32 for a model whose whole context takes no more than 4 MiB.", 0, 0},
+    {"kv-dtype", FLAG_STRING, AT(kv_dtype), "auto", "auto|f32|bf16|f16|int8|fp8", "Number format of the KV cache; auto: the weights', or f32 for a model whose whole context takes no more than 4 MiB. int8 and fp8 (e4m3) halve the bytes of bf16 in memory and on the wire.", 0, 0},
     {"kv-block-tokens", FLAG_U32, AT(block_tokens), "16", "tokens", "Tokens per KV block, 16 or 32; compared at handshake.", 16, 32},
     {"step-tokens", FLAG_U32, AT(step_tokens), "512", "tokens", "Most rows of one engine step.", 1, 65536},
     {"chunk-tokens", FLAG_U32, AT(chunk_tokens), "256", "tokens", "Most rows of one prompt in one step.", 1, 65536},

@@ -64,7 +64,7 @@ status_t kv_fingerprint_decode(const void *wire, size_t wire_bytes, struct diag 
     uint32_t layers = le32_load(at + AT_LAYERS);
     uint32_t heads = le32_load(at + AT_HEADS);
     uint32_t head_dim = le32_load(at + AT_HEAD_DIM);
-    if (dtype >= DTYPE_COUNT) { return refuse(diag, "dtype", dtype); }
+    if (dtype >= DTYPE_KV_COUNT) { return refuse(diag, "dtype", dtype); }
     if (block_tokens == 0 || block_tokens > BLOCK_TOKENS_MAX) { return refuse(diag, "block_tokens", block_tokens); }
     if (layers == 0 || layers > LAYERS_MAX) { return refuse(diag, "layer_count", layers); }
     if (heads == 0 || heads > HEADS_MAX) { return refuse(diag, "kv_heads", heads); }

@@ -9,6 +9,7 @@
 #endif
 
 #include "kernels/backend.h"
+#include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/gemm_run.h"
 #include "kernels/cpu/pool.h"
 #include "kernels/cpu/set.h"
@@ -21,6 +22,7 @@ struct cpu_backend {
     const struct cpu_set *set;
     const struct gemm_int_set *integers;
     struct pool *pool;
+    struct attention_plan *attention;
     struct set_scratch *scratch; /* [threads] */
     void *memory;
     size_t memory_bytes;
@@ -119,46 +121,10 @@ static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 /* ---- attention ----------------------------------------------------------------------------- */
 
-/* Pieces of a sequence: tiles of rows, last ones first since they see most; in a tile every group
- * of heads. Counts are found again for each piece by walking the sequences: a batch has few. */
-struct attention_job {
-    const struct cpu_backend *cpu;
-    const struct kernels_attention *a;
-    uint32_t tile_rows;
-    uint32_t tile_heads;
-    uint32_t head_parts; /* of one kv head */
-};
-
-static uint32_t attention_pieces(const struct attention_job *job, const struct kernels_attention_sequence *seq)
-{
-    return div_up(seq->row_count, job->tile_rows) * job->a->kv.layout.kv_heads * job->head_parts;
-}
-
-static void attention_piece_run(const void *arg, uint32_t worker, uint32_t piece)
-{
-    const struct attention_job *job = arg;
-    const struct kernels_attention_sequence *seq = job->a->sequences;
-    for (uint32_t count; piece >= (count = attention_pieces(job, seq)); seq++) { piece -= count; }
-    uint32_t heads = job->a->q_heads / job->a->kv.layout.kv_heads;
-    uint32_t parts = job->a->kv.layout.kv_heads * job->head_parts;
-    uint32_t row = (div_up(seq->row_count, job->tile_rows) - 1 - piece / parts) * job->tile_rows;
-    uint32_t part = piece % parts % job->head_parts;
-    struct set_attention_tile tile = {.row_first = row, .rows = min_u32(job->tile_rows, seq->row_count - row)};
-    tile.kv_head = piece % parts / job->head_parts;
-    tile.head_first = tile.kv_head * heads + part * job->tile_heads;
-    tile.heads = min_u32(job->tile_heads, heads - part * job->tile_heads);
-    job->cpu->set->attention(job->a, seq, &tile, job->cpu->scratch[worker].attention);
-}
-
 static void cpu_attention(struct kernels *kernels, const struct kernels_attention *a)
 {
-    struct attention_job job = {.cpu = cpu(kernels), .a = a};
-    uint32_t heads = a->q_heads / a->kv.layout.kv_heads, pieces = 0;
-    job.tile_heads = min_u32(heads, SET_QUERIES_MAX);
-    job.head_parts = div_up(heads, job.tile_heads);
-    job.tile_rows = SET_QUERIES_MAX / job.tile_heads;
-    for (uint32_t i = 0; i < a->sequence_count; i++) { pieces += attention_pieces(&job, &a->sequences[i]); }
-    pool_run(job.cpu->pool, pieces, attention_piece_run, &job);
+    struct cpu_backend *backend = cpu(kernels);
+    attention_plan_run(backend->attention, backend->set, backend->pool, backend->scratch, a);
 }
 
 /* ---- row by row ---------------------------------------------------------------------------- */
@@ -303,6 +269,7 @@ static void cpu_destroy(struct kernels *kernels)
 {
     struct cpu_backend *backend = cpu(kernels);
     pool_destroy(backend->pool);
+    attention_plan_destroy(backend->attention);
     if (backend->memory != NULL) { kernels_host_buffer_free(kernels, backend->memory, backend->memory_bytes); }
     free(backend->scratch);
     free(backend);
@@ -369,6 +336,8 @@ status_t cpu_backend_create(const char *isa, const struct kernels_config *config
     backend->base = (struct kernels){.ops = &cpu_ops, .set_name = set->set_name, .isa_name = set->isa_name,
                                      .threads = config->threads, .uses_host_memory = true};
     status_t st = scratch_create(backend, diag);
+    if (failed(st)) { goto fail; }
+    st = attention_plan_create(config->threads, &backend->attention, diag);
     if (failed(st)) { goto fail; }
     st = pool_create(config->threads, &backend->pool, diag);
     if (failed(st)) { goto fail; }

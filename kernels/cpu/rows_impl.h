@@ -97,25 +97,6 @@ static void embed_rows(const struct kernels_embed *a, uint32_t row_first, uint32
     }
 }
 
-static void kv_write_rows(const struct kernels_kv_write *a, uint32_t row_first, uint32_t rows)
-{
-    const struct kv_layout *layout = &a->kv.layout;
-    const uint32_t dim = layout->head_dim;
-    const size_t head_bytes = kv_layout_head_bytes(layout);
-    for (uint32_t row = row_first; row < row_first + rows; row++) {
-        unsigned char *to = (unsigned char *)a->kv.pool + kv_layout_slice_offset(layout, a->slots[row].block, a->kv.layer)
-                          + (size_t)a->slots[row].slot * dim * dtype_bytes(layout->dtype);
-        for (uint32_t i = 0; i < 2 * layout->kv_heads; i++, to += head_bytes) { /* K of all heads, then V */
-            const float *from = i < layout->kv_heads ? a->k + row * a->k_stride + (size_t)i * dim
-                                                     : a->v + row * a->v_stride + (size_t)(i - layout->kv_heads) * dim;
-            ROW_EACH(d, count, dim)
-            {
-                store_part(layout->dtype, to + (size_t)d * dtype_bytes(layout->dtype), row_load(from + d, count), count);
-            }
-        }
-    }
-}
-
 static void silu_mul_row(uint32_t dim, const float *gate, const float *up, float *out)
 {
     ROW_EACH(d, count, dim)

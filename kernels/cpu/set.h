@@ -12,8 +12,10 @@
 #include "kernels/cpu/gemm_int.h"
 #include "kernels/kernels.h"
 
-#define SET_TOKENS 16u      /* tokens of an attention tile: one vector of scores */
-#define SET_QUERIES_MAX 32u /* query rows x heads that share a K/V read */
+/* Attention: see attention_impl.h. Both are part of the order of arithmetic. */
+#define SET_STEP_TOKENS 64u     /* of one step of the online softmax */
+#define SET_SEGMENT_TOKENS 512u /* of one softmax of its own; a multiple of a step */
+#define SET_QUERIES_MAX 32u     /* query rows x heads that share a K/V read */
 
 /* Products with more rows are cut into blocks of rows that share one packed copy of x. */
 #define SET_GEMM_ROWS_MAX 252u
@@ -42,15 +44,22 @@ struct set_gemm_piece {
 };
 
 #define SET_SUMS_FLOATS ((size_t)SET_GEMM_ROWS_MAX * SET_GEMM_PANELS_MAX * KERNELS_PANEL)
-/* q, sums and K, V of a tile, scores and tail. */
-#define SET_ATTENTION_FLOATS ((size_t)(2 * SET_QUERIES_MAX + 2 * SET_TOKENS) * KERNELS_HEAD_DIM_MAX + 48 * SET_QUERIES_MAX)
+/* q twice, sums twice; K and V of a step; weights of a block twice; weights and maxima. */
+#define SET_ATTENTION_FLOATS                                                                            \
+    ((size_t)(4 * SET_QUERIES_MAX + 2 * SET_STEP_TOKENS) * KERNELS_HEAD_DIM_MAX + 8 * SET_STEP_TOKENS \
+     + 24 * SET_QUERIES_MAX)
+
+/* The softmax of one segment of one query: its sums, then what they are relative to and their weight. */
+#define SET_PARTIAL_FLOATS(dim_up) ((size_t)(dim_up) + 16)
 
 /* Query rows [row_first, row_first + rows) of a sequence, heads [head_first, head_first + heads),
- * which share K and V of one kv head; rows * heads <= SET_QUERIES_MAX. */
+ * which share K and V of one kv head; rows * heads <= SET_QUERIES_MAX. Segments that they do not
+ * see may be among those named. */
 struct set_attention_tile {
     uint32_t row_first, rows;
     uint32_t head_first, heads;
     uint32_t kv_head;
+    uint32_t segment_first, segments;
 };
 
 struct cpu_set {
@@ -59,8 +68,12 @@ struct cpu_set {
     /* By the weights' format, INT8 and INT4 aside: see gemm_int.h. What of x the rows span fits the pack; rows <= SET_GEMM_ROWS_MAX; panels
      * <= SET_GEMM_PANELS_MAX with more than SET_GEMM_PACK_ROWS_MIN rows, any number with fewer. */
     void (*gemm[KERNELS_WEIGHT_COUNT])(const struct set_gemm_piece *piece, struct set_scratch *scratch);
+    /* With partial NULL, the segments are all that the tile sees, and its outputs are written; else
+     * nothing but partial[segments][queries][SET_PARTIAL_FLOATS], for attention_join to make outputs of. */
     void (*attention)(const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
-                      const struct set_attention_tile *tile, float *scratch);
+                      const struct set_attention_tile *tile, float *partial, float *scratch);
+    void (*attention_join)(const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
+                           const struct set_attention_tile *tile, const float *partial, float *scratch);
     /* The rest take a range of rows. */
     void (*rmsnorm)(const struct kernels_rmsnorm *a, uint32_t row_first, uint32_t rows);
     void (*layernorm)(const struct kernels_layernorm *a, uint32_t row_first, uint32_t rows);

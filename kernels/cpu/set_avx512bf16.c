@@ -11,7 +11,7 @@
  * What was ruled out: writing an f32 activation exactly as three bf16 takes three vdpbf16ps per 32
  * products where f32 takes two fused multiply-adds, and two bf16 (16 bits) take as many. vcvtneps2bf16
  * for the KV write flushes subnormals, which the rounding of every other set keeps. */
-#include "kernels/cpu/vec_avx512.h"
+#include "kernels/cpu/vec_bf16dot.h"
 
 #define SET_SYMBOL set_avx512bf16
 #define SET_ISA "avx512bf16"

@@ -19,7 +19,12 @@
  *                                              holds: one shift or one mask, no shuffle
  *   vec_store_bf16, vec_store_f16              to nearest, ties to even
  *   vec_deinterleave(p, even, odd)             32 floats
- *   vec_transpose(r)                           16 x 16 */
+ *   vec_transpose(r)                           16 x 16
+ *   vec_any_above(a, b)                        some lane of a is above b's; false for NaN
+ *   vec_round(a)                               to a whole number, ties to even, for |a| < 2^22
+ *   vec_times_power(a, n)                      a * 2^n for whole -126 <= n <= 127
+ *   vec_load_int8, vec_load_fp8_small          16 codes of kv_layout.h; fp8 times 2^-8
+ *   vec_store_int8, vec_store_fp8              to nearest, ties to even; |a| <= 127 or 448 */
 
 #include <math.h>
 #include <stdbool.h>
@@ -96,12 +101,14 @@ VEC_FN vec vec_exp(vec x)
 #include "kernels/cpu/gemm_impl.h"
 #include "kernels/cpu/attention_impl.h"
 #include "kernels/cpu/rows_impl.h"
+#include "kernels/cpu/kv_write_impl.h"
 
 const struct cpu_set SET_SYMBOL = {
     .isa_name = SET_ISA,
     .set_name = SET_NAME,
     .gemm = {gemm_piece, gemm_piece, gemm_piece},
     .attention = attention_piece,
+    .attention_join = attention_join_piece,
     .rmsnorm = rmsnorm_rows,
     .layernorm = layernorm_rows,
     .rope = rope_rows,

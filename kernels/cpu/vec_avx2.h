@@ -73,6 +73,18 @@ VEC_FN __m256 vec_power8(__m256 n)
 }
 VEC_FN vec vec_power_of_two(vec n) { return vec_pair(vec_power8(n.lo), vec_power8(n.hi)); }
 
+VEC_FN bool vec_any_above(vec a, vec b)
+{
+    __m256 above = _mm256_or_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ));
+    return _mm256_movemask_ps(above) != 0;
+}
+VEC_FN vec vec_round(vec a)
+{
+    return vec_pair(_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                    _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+VEC_FN vec vec_times_power(vec a, vec n) { return vec_mul(a, vec_power_of_two(n)); }
+
 VEC_FN float vec_sum(vec a)
 {
     __m256 b = _mm256_add_ps(a.lo, a.hi);
@@ -133,6 +145,39 @@ VEC_FN void vec_store_f16(void *p, vec a)
     _mm_storeu_si128(q, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+
+VEC_FN vec vec_load_int8(const void *p)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+    return vec_pair(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))));
+}
+VEC_FN vec vec_load_fp8_small(const void *p) /* see vec_avx512.h */
+{
+    __m256i bits = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+    bits = _mm256_and_si256(bits, _mm256_set1_epi16((short)0xbfff));
+    return vec_pair(_mm256_cvtph_ps(_mm256_castsi256_si128(bits)), _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)));
+}
+/* The low bytes of 16 words. */
+VEC_FN void vec_store_bytes(void *p, __m256i lo, __m256i hi)
+{
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
+    words = _mm256_and_si256(words, _mm256_set1_epi16(0xff));
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+VEC_FN void vec_store_int8(void *p, vec a) { vec_store_bytes(p, _mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)); }
+VEC_FN __m256i vec_to_fp8x8(__m256 a) /* see vec_avx512.h */
+{
+    __m256i bits = _mm256_castps_si256(a), magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(magnitude, 20), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(magnitude, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff)));
+    __m256i code = _mm256_sub_epi32(_mm256_srli_epi32(rounded, 20), _mm256_set1_epi32(120 << 3));
+    __m256i small = _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(24576.0f)));
+    small = _mm256_and_si256(small, _mm256_set1_epi32(0xff));
+    code = _mm256_blendv_epi8(code, small, _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), magnitude));
+    return _mm256_or_si256(code, _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80)));
+}
+VEC_FN void vec_store_fp8(void *p, vec a) { vec_store_bytes(p, vec_to_fp8x8(a.lo), vec_to_fp8x8(a.hi)); }
 
 VEC_FN void vec_deinterleave(const float *p, float *even, float *odd)
 {

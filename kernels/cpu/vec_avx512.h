@@ -40,6 +40,10 @@ VEC_FN vec vec_power_of_two(vec n)
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 23));
 }
 
+VEC_FN bool vec_any_above(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+VEC_FN vec vec_round(vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+VEC_FN vec vec_times_power(vec a, vec n) { return _mm512_scalef_ps(a, n); }
+
 VEC_FN float vec_sum(vec a)
 {
     __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -80,6 +84,34 @@ VEC_FN void vec_store_bf16(void *p, vec a)
 VEC_FN void vec_store_f16(void *p, vec a)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+VEC_FN vec vec_load_int8(const void *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+/* As f16, whose exponent is biased by 8 more: the same value times 2^-8, subnormal ones as well. */
+VEC_FN vec vec_load_fp8_small(const void *p)
+{
+    __m256i bits = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+    return _mm512_cvtph_ps(_mm256_and_si256(bits, _mm256_set1_epi16((short)0xbfff)));
+}
+VEC_FN void vec_store_int8(void *p, vec a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
+/* Below 2^-6 codes are multiples of 2^-9: adding 1.5 * 2^14, whose last bit is worth that, rounds to one. */
+VEC_FN void vec_store_fp8(void *p, vec a)
+{
+    __m512i bits = _mm512_castps_si512(a), magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, 20), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(magnitude, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7ffff)));
+    __m512i code = _mm512_sub_epi32(_mm512_srli_epi32(rounded, 20), _mm512_set1_epi32(120 << 3));
+    __m512i small = _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(24576.0f)));
+    __mmask16 is_small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x3c800000));
+    code = _mm512_mask_and_epi32(code, is_small, small, _mm512_set1_epi32(0xff));
+    code = _mm512_or_si512(code, _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80)));
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(code));
 }
 
 VEC_FN void vec_deinterleave(const float *p, float *even, float *odd)

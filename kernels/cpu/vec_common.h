@@ -2,6 +2,7 @@
 #ifndef BATON_KERNELS_CPU_VEC_COMMON_H
 #define BATON_KERNELS_CPU_VEC_COMMON_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 

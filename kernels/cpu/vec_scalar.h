@@ -48,6 +48,16 @@ VEC_FN float vec_power1(float n)
 }
 VEC_FN vec vec_power_of_two(vec n) { VEC_EACH(vec_power1(n.lane[i])); }
 
+VEC_FN bool vec_any_above(vec a, vec b)
+{
+    int above = 0;
+    for (int i = 0; i < 16; i++) { above |= a.lane[i] > b.lane[i]; }
+    return above != 0;
+}
+/* Adding 1.5 * 2^23 rounds what is below 2^22. */
+VEC_FN vec vec_round(vec a) { VEC_EACH((a.lane[i] + 12582912.0f) - 12582912.0f); }
+VEC_FN vec vec_times_power(vec a, vec n) { return vec_mul(a, vec_power_of_two(n)); }
+
 VEC_FN float vec_sum(vec a)
 {
     for (int step = 8; step != 0; step /= 2) {
@@ -85,6 +95,17 @@ VEC_FN void vec_store_f16(void *p, vec a)
     uint16_t bits[16];
     for (int i = 0; i < 16; i++) { bits[i] = f32_to_f16(a.lane[i]); }
     memcpy(p, bits, sizeof(bits));
+}
+
+VEC_FN vec vec_load_int8(const void *p) { VEC_EACH((float)((const int8_t *)p)[i]); }
+VEC_FN vec vec_load_fp8_small(const void *p) { VEC_EACH(fp8_e4m3_to_f32(((const uint8_t *)p)[i]) * 0.00390625f); }
+VEC_FN void vec_store_int8(void *p, vec a)
+{
+    for (int i = 0; i < 16; i++) { ((int8_t *)p)[i] = (int8_t)lrintf(a.lane[i]); }
+}
+VEC_FN void vec_store_fp8(void *p, vec a)
+{
+    for (int i = 0; i < 16; i++) { ((uint8_t *)p)[i] = f32_to_fp8_e4m3(a.lane[i]); }
 }
 
 VEC_FN void vec_deinterleave(const float *p, float *even, float *odd)

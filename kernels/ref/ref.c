@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/ref/ref_int.h"
+#include "kernels/ref/ref_kv.h"
 
 struct ref {
     struct kernels base; /* first */
@@ -19,15 +20,6 @@ static double element(const void *data, enum dtype dtype, size_t index)
     case DTYPE_BF16: return (double)bf16_to_f32(((const uint16_t *)data)[index]);
     case DTYPE_F16: return (double)f16_to_f32(((const uint16_t *)data)[index]);
     default: return (double)((const float *)data)[index];
-    }
-}
-
-static void element_store(void *data, enum dtype dtype, size_t index, float value)
-{
-    switch (dtype) {
-    case DTYPE_BF16: ((uint16_t *)data)[index] = f32_to_bf16(value); break;
-    case DTYPE_F16: ((uint16_t *)data)[index] = f32_to_f16(value); break;
-    default: ((float *)data)[index] = value; break;
     }
 }
 
@@ -163,71 +155,6 @@ static void ref_scale(struct kernels *kernels, uint32_t rows, uint32_t dim, floa
     (void)kernels;
     for (uint32_t row = 0; row < rows; row++) {
         for (uint32_t i = 0; i < dim; i++) { x[row * x_stride + i] *= factor; }
-    }
-}
-
-/* K of one head in one block; V lies kv_heads heads further. */
-static unsigned char *kv_head(const struct kernels_kv *kv, uint32_t block, uint32_t head)
-{
-    return (unsigned char *)kv->pool + kv_layout_slice_offset(&kv->layout, block, kv->layer)
-         + head * kv_layout_head_bytes(&kv->layout);
-}
-
-static void ref_kv_write(struct kernels *kernels, const struct kernels_kv_write *a)
-{
-    (void)kernels;
-    const struct kv_layout *layout = &a->kv.layout;
-    uint32_t dim = layout->head_dim;
-    for (uint32_t row = 0; row < a->rows; row++) {
-        for (uint32_t h = 0; h < layout->kv_heads; h++) {
-            unsigned char *k = kv_head(&a->kv, a->slots[row].block, h);
-            unsigned char *v = k + layout->kv_heads * kv_layout_head_bytes(layout);
-            for (uint32_t i = 0; i < dim; i++) {
-                size_t at = (size_t)a->slots[row].slot * dim + i;
-                element_store(k, layout->dtype, at, a->k[row * a->k_stride + (size_t)h * dim + i]);
-                element_store(v, layout->dtype, at, a->v[row * a->v_stride + (size_t)h * dim + i]);
-            }
-        }
-    }
-}
-
-/* softmax(scale * q.K) . V in two passes over the tokens that the row sees. */
-static void attention_head(const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
-                           uint32_t row, uint32_t head)
-{
-    const struct kv_layout *layout = &a->kv.layout;
-    uint32_t dim = layout->head_dim;
-    uint32_t kv_head_index = head / (a->q_heads / layout->kv_heads);
-    uint32_t position = seq->position_first + row;
-    uint32_t start = a->window == 0 || position < a->window ? 0 : position - a->window + 1;
-    const float *q = a->q + (seq->row_first + row) * a->q_stride + (size_t)head * dim;
-    float *out = a->out + (seq->row_first + row) * a->out_stride + (size_t)head * dim;
-    double acc[KERNELS_HEAD_DIM_MAX] = {0};
-    double max = -HUGE_VAL, sum = 0;
-    for (int pass = 0; pass < 2; pass++) {
-        for (uint32_t t = start; t <= position; t++) {
-            const unsigned char *k = kv_head(&a->kv, seq->blocks[t / layout->block_tokens], kv_head_index);
-            const unsigned char *v = k + layout->kv_heads * kv_layout_head_bytes(layout);
-            size_t at = (size_t)(t % layout->block_tokens) * dim;
-            double score = 0;
-            for (uint32_t i = 0; i < dim; i++) { score += (double)q[i] * element(k, layout->dtype, at + i); }
-            score *= (double)a->scale;
-            if (pass == 0) { max = fmax(max, score); continue; }
-            double p = exp(score - max);
-            sum += p;
-            for (uint32_t i = 0; i < dim; i++) { acc[i] += p * element(v, layout->dtype, at + i); }
-        }
-    }
-    for (uint32_t i = 0; i < dim; i++) { out[i] = (float)(acc[i] / sum); }
-}
-
-static void ref_attention(struct kernels *kernels, const struct kernels_attention *a)
-{
-    (void)kernels;
-    for (uint32_t s = 0; s < a->sequence_count; s++) {
-        for (uint32_t row = 0; row < a->sequences[s].row_count; row++) {
-            for (uint32_t head = 0; head < a->q_heads; head++) { attention_head(a, &a->sequences[s], row, head); }
-        }
     }
 }
 

@@ -36,23 +36,29 @@ static void random_prompt(uint64_t seed, uint32_t vocab, uint32_t count, uint32_
 static uint8_t *sequence_kv(const struct harness *harness, const struct sequence *sequence, size_t *ret_bytes)
 {
     const struct kv_layout *layout = &harness->layout;
-    size_t row_bytes = layout->head_dim * dtype_bytes(layout->dtype);
-    size_t bytes = (size_t)layout->layer_count * 2 * layout->kv_heads * sequence->computed * row_bytes;
+    const size_t element = dtype_bytes(layout->dtype), scale = kv_layout_has_scales(layout) ? 2 : 0;
+    size_t bytes = (size_t)layout->layer_count * 2 * layout->kv_heads * sequence->computed * (layout->head_dim * element + scale);
     uint8_t *all = malloc(bytes), *at = all;
     assert_non_null(all);
     for (uint32_t layer = 0; layer < layout->layer_count; layer++) {
-        for (uint32_t head = 0; head < 2 * layout->kv_heads; head++) {
-            for (uint32_t p = 0; p < sequence->computed; p++) {
-                const uint8_t *slice =
-                    harness->pool +
-                    kv_layout_slice_offset(layout, sequence->blocks[p / layout->block_tokens], layer);
-                memcpy(at,
-                       slice + head * kv_layout_head_bytes(layout) + (p % layout->block_tokens) * row_bytes,
-                       row_bytes);
-                at += row_bytes;
+        for (uint32_t p = 0; p < sequence->computed; p++) {
+            const uint8_t *slice =
+                harness->pool + kv_layout_slice_offset(layout, sequence->blocks[p / layout->block_tokens], layer);
+            uint32_t slot = p % layout->block_tokens;
+            for (uint32_t head = 0; head < layout->kv_heads; head++) {
+                for (uint32_t d = 0; d < layout->head_dim; d++, at += 2 * element) {
+                    memcpy(at, slice + kv_layout_k_offset(layout, head, slot, d), element);
+                    memcpy(at + element, slice + kv_layout_v_offset(layout, head, slot, d), element);
+                }
+                if (scale != 0) {
+                    memcpy(at, slice + kv_layout_scale_offset(layout, head, slot), 2);
+                    memcpy(at + 2, slice + kv_layout_scale_offset(layout, head, slot) + 2 * KV_TILE_TOKENS, 2);
+                    at += 4;
+                }
             }
         }
     }
+    assert_true(at == all + bytes);
     *ret_bytes = bytes;
     return all;
 }
@@ -84,7 +90,7 @@ static void chunks_on_isa(const char *isa)
             uint32_t prompt[PROMPT_MAX];
             static float whole[VOCAB_MAX], cut[VOCAB_MAX];
             size_t whole_bytes, cut_bytes;
-            open_model(i, isa, threads, i % 2 ? DTYPE_BF16 : DTYPE_F32, &harness);
+            open_model(i, isa, threads, (enum dtype)((i + threads) % DTYPE_KV_COUNT), &harness);
             random_prompt(i, harness.config->vocab_size, 75, prompt);
             uint8_t *whole_kv = run_alone(&harness, prompt, 75, 75, whole, &whole_bytes);
             for (size_t c = 0; c < sizeof chunks / sizeof chunks[0]; c++) {

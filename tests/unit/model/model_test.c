@@ -479,8 +479,14 @@ static void layouts_and_words(void **state)
     struct diag diag = {{0}};
     enum dtype dtype;
     struct kv_layout layout;
-    assert_int_equal(model_kv_dtype(model, "int8", &diag, &dtype).code, ST_INVALID_ARGUMENT);
-    assert_non_null(strstr(diag.text, "\"int8\""));
+    assert_int_equal(model_kv_dtype(model, "int4", &diag, &dtype).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "\"int4\""));
+    static const struct { const char *name; enum dtype want; } words[] = {
+        {"bf16", DTYPE_BF16}, {"f16", DTYPE_F16}, {"int8", DTYPE_INT8}, {"fp8", DTYPE_FP8_E4M3}, {"fp8_e4m3", DTYPE_FP8_E4M3}};
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        assert_false(failed(model_kv_dtype(model, words[i].name, &diag, &dtype)));
+        assert_int_equal(dtype, words[i].want);
+    }
     assert_false(failed(model_kv_dtype(model, "auto", &diag, &dtype)));
     assert_int_equal(dtype, DTYPE_F32); /* a context of 128 tokens: rounding would save nothing */
     assert_false(failed(model_kv_dtype(model, "f32", &diag, &dtype)));
@@ -491,6 +497,8 @@ static void layouts_and_words(void **state)
     assert_int_equal(layout.kv_heads, 2);
     assert_int_equal(layout.head_dim, 24);
     assert_int_equal(kv_layout_block_bytes(&layout), 3 * 2 * 2 * 32 * 24 * 2);
+    layout.dtype = DTYPE_FP8_E4M3; /* and a scale of 2 bytes beside every 24 values */
+    assert_int_equal(kv_layout_block_bytes(&layout), 3 * 2 * 2 * 32 * (24 + 2));
     model_destroy(model);
     model_destroy(NULL);
 }
