@@ -102,6 +102,15 @@ void prefix_guess_add(struct prefix_guess *guess, const struct kv_hash *names, u
     }
 }
 
+void prefix_guess_names(uint64_t cache_salt, const uint32_t *tokens, uint32_t block_tokens, uint32_t count,
+                        struct kv_hash *ret_names)
+{
+    struct kv_hash name = kv_hash_root(cache_salt);
+    for (uint32_t i = 0; i < count; i++) {
+        ret_names[i] = name = kv_hash_next(name, tokens + (size_t)i * block_tokens, block_tokens);
+    }
+}
+
 uint32_t prefix_guess_count(const struct prefix_guess *guess) { return guess->count; }
 
 void prefix_guess_audit(const struct prefix_guess *guess)

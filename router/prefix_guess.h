@@ -1,6 +1,6 @@
 /* prefix_guess: which blocks the router believes to lie in one node's prefix cache.
  * Flow:    what was placed and generated -> [prefix_guess] -> the costs of the next placement
- * Thread:  the router's core thread only.
+ * Thread:  the router's core thread only; names on any.
  * Memory:  about 40 bytes for each block remembered, taken at create and not touched before it is used.
  *
  * Never a truth: nodes evict without a word, and other routers place there too. The node says what it
@@ -30,6 +30,12 @@ uint32_t prefix_guess_find(const struct prefix_guess *guess, const struct kv_has
 /* The node has them now, or is about to; of more than blocks_max the first ones.
  * Cost   O(count), about 100 ns a block where nothing of the table is in the processor's cache. */
 void prefix_guess_add(struct prefix_guess *guess, const struct kv_hash *names, uint32_t count);
+
+/* The names of a text's first `count` full blocks.
+ * tokens  [count * block_tokens]
+ * Cost    about 200 ns a block: a long prompt is named on the thread that tokenized it. */
+void prefix_guess_names(uint64_t cache_salt, const uint32_t *tokens, uint32_t block_tokens, uint32_t count,
+                        struct kv_hash *ret_names);
 
 uint32_t prefix_guess_count(const struct prefix_guess *guess);
 

@@ -50,11 +50,7 @@ void router_cache_name(struct router_core *core, struct request *request, const 
         memcpy(request->names, event->names, request->name_count * sizeof *request->names);
         return;
     }
-    struct kv_hash name = kv_hash_root(request->cache_salt);
-    for (uint32_t i = 0; i < request->name_count; i++) {
-        name = kv_hash_next(name, request->prompt + (size_t)i * core->name_block_tokens, core->name_block_tokens);
-        request->names[i] = name;
-    }
+    prefix_guess_names(request->cache_salt, request->prompt, core->name_block_tokens, request->name_count, request->names);
 }
 
 static struct prefix_guess *guess_for(const struct router_core *core, const struct request *request, uint32_t node)

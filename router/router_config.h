@@ -22,7 +22,8 @@ struct router_config {
     struct flag_list prefill;
     struct flag_list decode;
     uint32_t requests_max;
-    uint32_t local_prefill_tokens;
+    const char *prefix_cache;         /* "on", "off" */
+    const char *local_prefill_tokens; /* "auto", or a number */
     uint32_t api_threads;
     uint64_t resolve_interval_ns;
     uint64_t reserve_wait_ns;
@@ -34,6 +35,9 @@ struct router_config {
 
 extern const struct flag router_flags[];
 extern const uint32_t router_flag_count;
+
+/* local_prefill_tokens as the core takes it. False: it is neither "auto" nor a number. */
+bool router_config_local_prefill(const struct router_config *config, bool *ret_predict, uint32_t *ret_tokens);
 
 /* What no single flag can check.
  * Errors  INVALID_ARGUMENT (node), diag names the flags. */

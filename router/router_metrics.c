@@ -40,6 +40,7 @@ struct router_metrics {
     struct counter *refused[CODE_COUNT];
     struct gauge *running, *waiting;
     struct counter *accepted, *finished, *failed, *cancelled, *resumed, *late, *duplicates;
+    struct counter *cache_asked, *cache_guessed, *cache_found;
     struct gauge *live, *prefill_nodes, *decode_nodes, *backlog, *headroom;
     uint32_t node_count;
     struct node_gauges nodes[NODES_SHOWN_MAX];
@@ -122,6 +123,11 @@ static status_t add_own(struct router_metrics *metrics, struct diag *diag)
         {"baton_router_requests_failed_total", "Accepted requests that ended with an error.", &metrics->failed},
         {"baton_router_requests_cancelled_total", "Requests whose client left.", &metrics->cancelled},
         {"baton_router_legs_resumed_total", "Legs cut again after a death or a failure.", &metrics->resumed},
+        {"baton_router_cache_tokens_asked_total", "Tokens of placed legs, resumed ones with their output.",
+         &metrics->cache_asked},
+        {"baton_router_cache_tokens_guessed_total", "Of those, believed to be in the decode node's cache.",
+         &metrics->cache_guessed},
+        {"baton_router_cache_tokens_found_total", "Of those, found in the decode node's cache.", &metrics->cache_found},
         {"baton_router_late_messages_total", "Node messages about legs that are over.", &metrics->late},
         {"baton_router_duplicate_tokens_total", "Tokens that came twice and were shown once.", &metrics->duplicates},
     };
@@ -264,6 +270,9 @@ void router_metrics_publish(struct router_metrics *metrics, const struct router_
     follow(metrics->cancelled, stats->cancelled);
     follow(metrics->resumed, stats->resumed_legs);
     follow(metrics->late, stats->late_messages);
+    follow(metrics->cache_asked, stats->cache_tokens_asked);
+    follow(metrics->cache_guessed, stats->cache_tokens_guessed);
+    follow(metrics->cache_found, stats->cache_tokens_found);
     follow(metrics->duplicates, stats->duplicate_tokens);
     gauge_set(metrics->live, stats->live);
     gauge_set(metrics->prefill_nodes, stats->nodes_prefill);

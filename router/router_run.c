@@ -27,6 +27,8 @@
 /* A request has one sequence mostly, 64 at most: a table for four each, and room for a few
  * large ones in a small router. */
 #define SEQUENCES_PER_REQUEST 4u
+/* Of each node, and no more than it has: 10 MiB for a node with so many blocks. */
+#define GUESS_BLOCKS_MAX (1u << 18)
 
 struct router_process {
     const struct router_config *config;
@@ -88,6 +90,9 @@ static status_t open_server(struct router_process *process, struct diag *diag)
     uint64_t boot_id = clock_wall_ns();
     if (getrandom(&boot_id, sizeof boot_id, 0) != (ssize_t)sizeof boot_id) { boot_id = clock_wall_ns(); }
     uint32_t sequences = config->requests_max * SEQUENCES_PER_REQUEST;
+    bool predict_local;
+    uint32_t local_prefill_tokens;
+    (void)router_config_local_prefill(config, &predict_local, &local_prefill_tokens); /* checked at start */
     struct router_server_config server = {
         .core =
             {
@@ -95,7 +100,9 @@ static status_t open_server(struct router_process *process, struct diag *diag)
                 .requests_max = config->requests_max,
                 .sequences_max = sequences < 4 * SAMPLING_N_MAX ? 4 * SAMPLING_N_MAX : sequences,
                 .nodes_max = ROUTER_NODES_MAX,
-                .local_prefill_tokens = config->local_prefill_tokens,
+                .local_prefill_tokens = local_prefill_tokens,
+                .predict_local = predict_local,
+                .guess_blocks_max = strcmp(config->prefix_cache, "on") == 0 ? GUESS_BLOCKS_MAX : 0,
                 .reserve_wait_ns = config->reserve_wait_ns,
                 .resume_wait_ns = config->resume_wait_ns,
                 .suspect_ttl_ns = SUSPECT_TTL_NS,

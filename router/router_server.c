@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mailbox.h"
+#include "router/prefix_guess.h"
 #include "router/resolver.h"
 
 #define MAILBOX_CAPACITY 16384u
@@ -51,6 +52,8 @@ struct router_server {
     bool has_thread;
     uint64_t start_ns;
     _Atomic bool is_idle;
+    _Atomic uint32_t name_block_tokens; /* of the nodes; 0: prompts need no names. Read by rpc threads, which
+                                           name a prompt before they post it */
     _Atomic uint64_t refused_here;
 
     /* the core thread's */
@@ -85,8 +88,22 @@ static void on_resolved(void *user, struct resolver_answer *answer)
     mailbox_post_wait(server->mailbox, &post);
 }
 
+/* Where there is no memory the core does without, or names it itself. */
+static void name_prompt(struct router_server *server, struct router_client *client)
+{
+    const struct request_spec *spec = session_spec(client->session);
+    uint32_t block_tokens = atomic_load(&server->name_block_tokens);
+    uint32_t count = block_tokens > 0 ? spec->prompt_count / block_tokens : 0;
+    if (count == 0 || client->names) { return; }
+    client->names = malloc(count * sizeof *client->names);
+    if (!client->names) { return; }
+    client->name_block_tokens = block_tokens;
+    prefix_guess_names(spec->cache_salt, spec->prompt, block_tokens, count, client->names);
+}
+
 status_t router_server_submit(struct router_server *server, struct router_client *client)
 {
+    name_prompt(server, client);
     struct post post = {.kind = POST_SUBMIT, .client = client};
     return mailbox_post(server->mailbox, &post);
 }
@@ -123,6 +140,7 @@ void router_client_destroy(struct router_client *client)
     if (!client) { return; }
     rpc_call_unref(client->call);
     session_destroy(client->session);
+    free(client->names);
     free(client);
 }
 
@@ -436,9 +454,13 @@ static void on_submit(struct router_server *server, struct router_client *client
         .params = &spec->params,
         .priority = spec->priority,
         .cache_salt = spec->cache_salt,
+        .names = client->names,
+        .name_block_tokens = client->names ? client->name_block_tokens : 0,
         .deadline_ns = client->deadline_ns,
     };
     step(server, event);
+    free(client->names); /* copied, if it was of use */
+    client->names = NULL;
     if (router_core_stats(server->core).accepted == accepted) {
         router_metrics_refused(server->config.metrics, client->code);
         return;
@@ -469,6 +491,9 @@ static void on_node(struct router_server *server, struct attach_post *post)
     case ATTACH_NOTHING:
         return;
     case ATTACH_UP:
+        if (server->config.core.guess_blocks_max > 0) {
+            atomic_store(&server->name_block_tokens, msg.node_hello.block_tokens);
+        }
         step(server, (struct router_event){.kind = ROUTER_EV_NODE_UP, .node = node, .msg = &msg});
         break;
     case ATTACH_DOWN:

@@ -57,6 +57,8 @@ struct router_client {
     struct rpc_call *call;   /* a reference of ours */
     struct session *session; /* owned */
     uint64_t deadline_ns;    /* UINT64_MAX: none */
+    uint32_t name_block_tokens;
+    struct kv_hash *names;   /* owned; of the prompt's full blocks, or NULL: submit makes them */
     /* the core thread's */
     uint64_t handle;         /* 0: refused by the server */
     bool is_accepted, is_gone, core_is_done, is_finished, is_dirty, is_blocked, has_token;

@@ -36,6 +36,7 @@ struct fake_node {
     struct ctl_codec *codec;
     bool stop;
     uint32_t hold_at, taken;
+    struct ctl_prefill last; /* its pointers are stale */
     struct fake_leg legs[LEGS_MAX];
     struct fake_node *const *decodes;
     uint32_t decode_count;
@@ -135,12 +136,16 @@ static void on_message(void *user, struct rpc_call *call, const uint8_t *bytes, 
     pthread_mutex_lock(&node->lock);
     status_t st = ctl_codec_decode(node->codec, CTL_FROM_ROUTER, bytes, len, &msg, &diag);
     assert_false(failed(st));
+    if (msg.kind == CTL_PREFILL) { node->last = msg.prefill; }
     if (msg.kind == CTL_RESERVE) {
+        node->last = (struct ctl_prefill){.work = msg.reserve.work};
         add(node, call, &msg.reserve.work, msg.reserve.local_prefill);
         if (!msg.reserve.local_prefill) {
             static const uint8_t ticket[] = "ticket";
             struct ctl_msg reserved = {.kind = CTL_RESERVED,
                                        .reserved = {.leg = msg.reserve.work.leg, .ticket = ticket,
+                                                    .cached_tokens = node->config.cached_tokens,
+                                                    .grant_first = node->config.cached_tokens / node->config.block_tokens,
                                                     .ticket_bytes = sizeof ticket}};
             send_locked(node, call, &reserved);
         }
@@ -283,6 +288,14 @@ uint32_t fake_node_legs(struct fake_node *node)
     for (uint32_t i = 0; i < LEGS_MAX; i++) { count += node->legs[i].taken; }
     pthread_mutex_unlock(&node->lock);
     return count;
+}
+
+struct ctl_prefill fake_node_last(struct fake_node *node)
+{
+    pthread_mutex_lock(&node->lock);
+    struct ctl_prefill last = node->last;
+    pthread_mutex_unlock(&node->lock);
+    return last;
 }
 
 uint32_t fake_node_taken(struct fake_node *node)

@@ -20,6 +20,7 @@ struct fake_node_config {
     uint8_t model_byte;        /* the model hash is 32 times this */
     uint32_t block_tokens;     /* 0: 16 */
     uint32_t vocab_size, context_tokens;
+    uint32_t cached_tokens;    /* decode: what it says it has of every prompt */
     uint32_t hold_at;          /* decode: no token at or past this position; UINT32_MAX: none */
 };
 
@@ -30,6 +31,7 @@ void fake_node_feeds(struct fake_node *prefill, struct fake_node *const *decodes
 void fake_node_hold(struct fake_node *node, uint32_t position);
 uint32_t fake_node_legs(struct fake_node *node); /* held now */
 uint32_t fake_node_taken(struct fake_node *node); /* RESERVE or PREFILL so far */
+struct ctl_prefill fake_node_last(struct fake_node *node); /* the last RESERVE or PREFILL; no arrays */
 void fake_node_stop(struct fake_node *node);     /* drops every stream, as a death does */
 
 #endif

@@ -94,6 +94,10 @@ static void flags_are_checked(void **state)
         {{"--model=x", "--decode=a:1", "--tls-cert=c"}, "--tls-key"},
         {{"--model=x", "--decode=a:1", "--resolve-interval=1ms"}, "--resolve-interval"},
         {{"--model=x", "--decode=a:1", "--prefil=b:1"}, "--prefill"},
+        {{"--model=x", "--decode=a:1", "--prefix-cache=yes"}, "--prefix-cache"},
+        {{"--model=x", "--decode=a:1", "--local-prefill-tokens=much"}, "auto"},
+        {{"--model=x", "--decode=a:1", "--local-prefill-tokens="}, "auto"},
+        {{"--model=x", "--decode=a:1", "--local-prefill-tokens=18446744073709551617"}, "1048576"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct router_config config;
@@ -109,6 +113,13 @@ static void flags_are_checked(void **state)
     assert_false(failed(parse(&config, 3, good, &diag)));
     assert_int_equal(config.decode.count, 2);
     assert_int_equal(config.requests_max, 1024);
+    bool predict;
+    uint32_t tokens;
+    assert_true(router_config_local_prefill(&config, &predict, &tokens));
+    assert_true(predict && tokens == 0);
+    config.local_prefill_tokens = "1048576";
+    assert_true(router_config_local_prefill(&config, &predict, &tokens));
+    assert_true(!predict && tokens == 1048576);
     assert_true(config.resume_wait_ns == UINT64_C(120000000000));
 }
 

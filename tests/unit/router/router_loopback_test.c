@@ -32,7 +32,7 @@ struct client {
     uint32_t messages;
     size_t text_len[2], tokens, logprobs;
     char text[2][16384];
-    uint32_t usage_tokens, finish, prompt_tokens, resumes;
+    uint32_t usage_tokens, cached_tokens, finish, prompt_tokens, resumes;
     uint64_t kv_bytes;
     char prefill[64], decode[64], transport[16], stop_text[64];
     uint8_t *answer; /* of a unary call */
@@ -54,7 +54,10 @@ static void client_message(void *user, struct rpc_call *call, const uint8_t *byt
     client->prompt_tokens += (uint32_t)response->n_prompt_token_ids;
     if (response->finish_reason) { client->finish = response->finish_reason; }
     if (response->stop_text[0]) { snprintf(client->stop_text, sizeof client->stop_text, "%s", response->stop_text); }
-    if (response->usage) { client->usage_tokens = response->usage->completion_tokens; }
+    if (response->usage) {
+        client->usage_tokens = response->usage->completion_tokens;
+        client->cached_tokens = response->usage->cached_prompt_tokens;
+    }
     if (response->route) {
         snprintf(client->prefill, sizeof client->prefill, "%s", response->route->prefill_node);
         snprintf(client->decode, sizeof client->decode, "%s", response->route->decode_node);
@@ -125,11 +128,13 @@ static void start_router(struct rig *rig)
     assert_false(failed(rpc_channel_create(rig->runtime, &channel, &rig->channel, &diag)));
 }
 
+static uint32_t cached_tokens_of_nodes; /* of those that are started next */
+
 static struct fake_node *node_of(enum node_role role, const char *name, uint16_t port)
 {
     struct fake_node_config config = {.role = role, .name = name, .port = port, .model_byte = 7,
                                       .vocab_size = TESTING_VOCAB, .context_tokens = TESTING_CONTEXT,
-                                      .hold_at = UINT32_MAX};
+                                      .cached_tokens = cached_tokens_of_nodes, .hold_at = UINT32_MAX};
     return fake_node_start(&config);
 }
 
@@ -221,6 +226,9 @@ struct ask {
     uint32_t max_tokens, n;
     uint32_t logprobs;
     const char *stop;
+    const char *text; /* NULL: "hello" */
+    int32_t priority;
+    const char *salt;
 };
 
 static struct client *generate(struct rig *rig, unsigned index, struct ask ask)
@@ -241,7 +249,9 @@ static struct client *generate(struct rig *rig, unsigned index, struct ask ask)
         sampling.stop = stops;
     }
     request.prompt_case = BATON__V1__GENERATE_REQUEST__PROMPT_TEXT;
-    request.text = (char *)"hello";
+    request.text = (char *)(ask.text ? ask.text : "hello");
+    request.priority = ask.priority;
+    if (ask.salt) { request.cache_salt = (char *)ask.salt; }
     request.sampling = &sampling;
     return call(rig, index, "Generate", &request.base, true);
 }
@@ -399,6 +409,28 @@ static void generate_streams_through_both_pools(void **state)
     assert_string_equal(client->transport, "shm");
     assert_int_equal(client->kv_bytes, 4096);
     assert_int_equal(client->resumes, 0);
+}
+
+/* What the decode node had is in the usage, the prefill node is told where the grant begins, and
+ * priority and salt come to both. */
+static void what_is_cached_is_told(void **state)
+{
+    struct rig *rig = *state;
+    cached_tokens_of_nodes = 32;
+    start(rig, 1, 1);
+    cached_tokens_of_nodes = 0;
+    struct ask question = {.max_tokens = 3, .text = "a prompt of a few blocks, so that some may be there", .priority = -4, .salt = "s"};
+    struct client *client = generate(rig, 0, question);
+    wait_done(client);
+    assert_int_equal(client->code, ST_OK);
+    assert_int_equal(client->cached_tokens, 32);
+    struct ctl_prefill seen[2] = {fake_node_last(rig->decodes[0]), fake_node_last(rig->prefill)};
+    assert_int_equal(seen[1].grant_first, 2);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(seen[i].work.priority, -4);
+        assert_true(seen[i].work.cache_salt != 0);
+    }
+    assert_true(seen[0].work.cache_salt == seen[1].work.cache_salt);
 }
 
 /* Without a prefill node the decode node computes the prompt; two sequences share it. */
@@ -651,7 +683,7 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        T(generate_streams_through_both_pools), T(local_prefill_serves_two_sequences), T(a_stop_string_frees_the_node),
+        T(generate_streams_through_both_pools), T(what_is_cached_is_told), T(local_prefill_serves_two_sequences), T(a_stop_string_frees_the_node),
         T(a_cancel_frees_the_nodes), T(a_death_is_resumed_elsewhere), T(a_restarted_node_is_attached_again),
         T(a_misfit_is_kept_off_with_words), T(a_slow_client_holds_up_nobody), T(a_drain_finishes_what_is_there),
         T(health_follows_the_decode_nodes), T(a_name_is_resolved), T(refusals_say_what_to_do), T(the_unary_calls_answer),

@@ -55,7 +55,8 @@ static void requests_are_counted(void **state)
     router_metrics_end(metrics, &request);
     router_metrics_refused(metrics, ST_RESOURCE_EXHAUSTED);
     struct router_gauges gauges = {
-        .stats = {.accepted = 9, .finished = 4, .failed = 1, .cancelled = 2, .live = 2, .resumed_legs = 3},
+        .stats = {.accepted = 9, .finished = 4, .failed = 1, .cancelled = 2, .live = 2, .resumed_legs = 3,
+                  .cache_tokens_asked = 50, .cache_tokens_guessed = 30, .cache_tokens_found = 20},
         .running = 1, .waiting = 1, .prefill_backlog_s = 1.5, .decode_kv_headroom = 0.25,
     };
     router_metrics_publish(metrics, &gauges);
@@ -75,6 +76,9 @@ static void requests_are_counted(void **state)
         "baton_router_requests_finished_total 4\n",
         "baton_router_requests_live 2\n",
         "baton_router_legs_resumed_total 3\n",
+        "baton_router_cache_tokens_asked_total 50\n",
+        "baton_router_cache_tokens_guessed_total 30\n",
+        "baton_router_cache_tokens_found_total 20\n",
         "baton_router_requests_refused_total{code=\"RESOURCE_EXHAUSTED\"} 1\n",
         "baton_router_prefill_backlog_seconds 1.5\n",
         "baton_router_decode_kv_headroom 0.25\n",
