@@ -67,7 +67,7 @@ def json_lines(argv):
 
 def cost(scratch):
     """Without a cache a token costs the whole text before it: the prompt of that length is what is timed."""
-    model, rows = ours.shapes.make("qwen2.5-0.5b", scratch), []
+    model, rows = ours.shape("qwen2.5-0.5b"), []
     for length in (16, 64, 128, 256, 512, 1024, 2048):
         lines = ours.engine(model, 2, batches=(1,), prompts=(length,), context=length, rounds=3)
         rows.append({"length": length, "with_cache_ms": ours.case(lines, "decode", batch=1)["step_ms"],
@@ -131,7 +131,7 @@ def batching(scratch):
         return path
 
     rows = []
-    model = ours.shapes.make("qwen2.5-0.5b", scratch)
+    model = ours.shape("qwen2.5-0.5b")
     for name, groups in (("continuous", [lengths]), ("static", [lengths[at:at + batch] for at in range(0, count, batch)])):
         with ours.split(model, prefill=0, threads=2, extra=("--batch-max=%d" % batch,)) as cluster:
             ours.load(cluster, "--requests=2", "--concurrency=2", "--input-tokens=32", "--output-tokens=4")
@@ -167,7 +167,7 @@ def hits(scratch):
 
 def turns(scratch):
     """Each turn sends all of the text so far and 64 new tokens, and gets 32."""
-    model, rows = ours.shapes.make("qwen2.5-0.5b", scratch), []
+    model, rows = ours.shape("qwen2.5-0.5b"), []
     for cache in ("on", "off"):
         with ours.split(model, threads=1, extra=("--prefix-cache=" + cache,)) as cluster:
             cluster.generate("--tokens=1,2,3", "--max-tokens=2", "--ignore-eos")
@@ -196,7 +196,7 @@ def small_model(scratch, name, **changes):
     os.makedirs(os.path.join(scratch, "shapes", name), exist_ok=True)
     with open(os.path.join(scratch, "shapes", name, "config.json"), "w") as file:
         json.dump(config, file)
-    return ours.shapes.make(name, scratch, shapes=os.path.join(scratch, "shapes"))
+    return ours.shape(name, os.path.join(scratch, "shapes"))
 
 
 def window(scratch):
@@ -247,7 +247,7 @@ def long(scratch):
 def tiers(scratch):
     """A chat comes back after others have filled the pool. What is asked twice is the same prompt; between the
     two, other prompts of twice the pool's size pass through."""
-    model, rows = ours.shapes.make("qwen2.5-0.5b", scratch), []
+    model, rows = ours.shape("qwen2.5-0.5b"), []
     flags = {"pool": ["--kv-memory=256MiB"], "host": ["--kv-memory=32MiB", "--kv-host-memory=512MiB"],
              "disk": ["--kv-memory=32MiB", "--kv-disk=512MiB", "--kv-disk-path=" + os.path.join(scratch, "tier")],
              "recompute": ["--kv-memory=32MiB"]}
@@ -273,7 +273,7 @@ def tiers(scratch):
 
 def preempt(scratch):
     """Twelve sequences in a pool that holds about six at their full length."""
-    model, rows = ours.shapes.make("qwen2.5-0.5b", scratch), []
+    model, rows = ours.shape("qwen2.5-0.5b"), []
     for name, extra in (("room for all", ["--kv-memory=128MiB"]), ("recompute", ["--kv-memory=40MiB", "--preempt=recompute"]),
                         ("swap", ["--kv-memory=40MiB", "--preempt=swap", "--kv-host-memory=512MiB"])):
         with ours.split(model, prefill=0, threads=2, kv_memory=None, extra=extra) as cluster:
@@ -289,7 +289,7 @@ def preempt(scratch):
 # ---- mixed steps
 
 def itl(scratch):
-    model, rows = ours.shapes.make("qwen2.5-0.5b", scratch), []
+    model, rows = ours.shape("qwen2.5-0.5b"), []
     for stretch in ("0", "3", "1.5"):
         with ours.split(model, prefill=0, threads=2, extra=("--itl-stretch=" + stretch,)) as cluster:
             def opened(tokens, count):

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -16,6 +17,11 @@ import make as shapes       # noqa: E402
 
 def binary(*path):
     return os.path.join(clusters.find_root(), *path)
+
+
+def shape(name, shapes_dir=None):
+    """The model directory of a shape. It stays from run to run, as a model does: a node packs its weights once."""
+    return shapes.make(name, os.path.join(tempfile.gettempdir(), "baton-bench-shapes"), shapes=shapes_dir)
 
 
 @functools.lru_cache(maxsize=None)

@@ -68,7 +68,7 @@ class Run:
 
     def model(self, shape):
         if shape not in self.models:
-            self.models[shape] = ours.shapes.make(shape, self.scratch)
+            self.models[shape] = ours.shape(shape)
         return self.models[shape]
 
     def peer_model(self, shape, weights):
@@ -350,10 +350,10 @@ def goodput(run):
         return
     shape = run.args.shapes[-1]
     conversation = trace_rows("conv", data)
-    cases = (("prompts dominate", "azure code", trace_rows("code", data), 0.25, (0.5, 1.0, 1.5)),
+    cases = (("prompts dominate", "azure code", trace_rows("code", data), 0.25, (0.3, 0.6)),
              ("outputs dominate", "azure conversation, those with output longer than prompt",
-              [row for row in conversation if row[2] > row[1]], 0.25, (0.5, 1.0, 2.0)))
-    count = 10 if run.args.quick else 30
+              [row for row in conversation if row[2] > row[1]], 0.25, (1.0, 2.0)))
+    count = 10 if run.args.quick else 20
     for kind, source, rows, scale, rates in cases:
         for rate in rates[:1] if run.args.quick else rates:
             path = os.path.join(run.scratch, "trace.jsonl")
@@ -454,7 +454,7 @@ def main():
     parser.add_argument("--out")
     parser.add_argument("--table")
     parser.add_argument("--slo-ttft", default="2s")
-    parser.add_argument("--slo-tpot", default="60ms")
+    parser.add_argument("--slo-tpot", default="100ms")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     if args.help:
