@@ -67,13 +67,14 @@ static void unlink_record(struct prefix_guess *guess, uint32_t at)
     if (record->older != NONE) { guess->records[record->older].younger = record->younger; } else { guess->oldest = record->younger; }
 }
 
-static void link_youngest(struct prefix_guess *guess, uint32_t at)
+/* Right behind `younger`; NONE: before all. */
+static void link_behind(struct prefix_guess *guess, uint32_t younger, uint32_t at)
 {
     struct record *record = &guess->records[at];
-    record->younger = NONE;
-    record->older = guess->youngest;
-    if (guess->youngest != NONE) { guess->records[guess->youngest].younger = at; } else { guess->oldest = at; }
-    guess->youngest = at;
+    record->younger = younger;
+    record->older = younger == NONE ? guess->youngest : guess->records[younger].older;
+    if (record->older != NONE) { guess->records[record->older].younger = at; } else { guess->oldest = at; }
+    if (younger != NONE) { guess->records[younger].older = at; } else { guess->youngest = at; }
 }
 
 static uint32_t take_record(struct prefix_guess *guess)
@@ -98,7 +99,23 @@ void prefix_guess_add(struct prefix_guess *guess, const struct kv_hash *names, u
             guess->records[at].name = names[i];
             hash_slots_add(&guess->slots, at);
         }
-        link_youngest(guess, at);
+        link_behind(guess, NONE, at);
+    }
+}
+
+void prefix_guess_extend(struct prefix_guess *guess, struct kv_hash parent, const struct kv_hash *names, uint32_t count)
+{
+    uint32_t before, at;
+    if (!hash_slots_find(&guess->slots, parent, &before)) { return; }
+    for (uint32_t i = 0; i < count; i++) {
+        if (!hash_slots_find(&guess->slots, names[i], &at)) {
+            if (guess->count == guess->blocks_max && guess->oldest == before) { return; } /* the chain itself is the oldest */
+            at = take_record(guess);
+            guess->records[at].name = names[i];
+            hash_slots_add(&guess->slots, at);
+            link_behind(guess, before, at);
+        }
+        before = at;
     }
 }
 

@@ -31,6 +31,10 @@ uint32_t prefix_guess_find(const struct prefix_guess *guess, const struct kv_has
  * Cost   O(count), about 100 ns a block where nothing of the table is in the processor's cache. */
 void prefix_guess_add(struct prefix_guess *guess, const struct kv_hash *names, uint32_t count);
 
+/* The node has more of a chain: what comes behind `parent`, which must be known, or nothing is added.
+ * They become as old as it is, so that the chain's beginning need not be touched again. Cost O(count). */
+void prefix_guess_extend(struct prefix_guess *guess, struct kv_hash parent, const struct kv_hash *names, uint32_t count);
+
 /* The names of a text's first `count` full blocks.
  * tokens  [count * block_tokens]
  * Cost    about 200 ns a block: a long prompt is named on the thread that tokenized it. */

@@ -111,10 +111,10 @@ void router_cache_sequence_is_at(struct router_core *core, const struct request 
     struct prefix_guess *guess = guess_for(core, request, node);
     if (!guess || sequence->output_count == 0) { return; }
     uint32_t count = name_tail(core, request, sequence);
-    uint32_t room = core->nodes[node].block_count;
-    if (room > core->config.guess_blocks_max) { room = core->config.guess_blocks_max; }
-    room = room > request->name_count ? room - request->name_count : 0;
-    /* The end first: the beginning must be younger. */
-    prefix_guess_add(guess, core->tail_names, count < room ? count : room);
-    prefix_guess_add(guess, request->names, request->name_count);
+    if (count == 0) { return; }
+    if (request->name_count > 0) {
+        prefix_guess_extend(guess, request->names[request->name_count - 1], core->tail_names, count);
+    } else {
+        prefix_guess_add(guess, core->tail_names, count);
+    }
 }

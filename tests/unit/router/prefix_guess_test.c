@@ -106,6 +106,35 @@ static void model_touch(struct model *model, struct kv_hash name)
     model->names[0] = name;
 }
 
+/* Right behind its parent; false: no room but the parent's own. */
+static bool model_insert(struct model *model, uint32_t parent, struct kv_hash name)
+{
+    if (model->count == model->max) {
+        if (parent + 1 == model->count) { return false; }
+        model->count--;
+    }
+    memmove(&model->names[parent + 2], &model->names[parent + 1], (model->count - parent - 1) * sizeof model->names[0]);
+    model->names[parent + 1] = name;
+    model->count++;
+    return true;
+}
+
+static void model_extend(struct model *model, struct kv_hash parent, const struct kv_hash *names, uint32_t count)
+{
+    uint32_t at = 0;
+    while (at < model->count && !kv_hash_equal(model->names[at], parent)) { at++; }
+    if (at == model->count) { return; }
+    for (uint32_t i = 0; i < count; i++) {
+        if (model_has(model, names[i])) {
+            while (!kv_hash_equal(model->names[at], names[i])) { at = (at + 1) % model->count; }
+        } else if (model_insert(model, at, names[i])) {
+            at++;
+        } else {
+            return;
+        }
+    }
+}
+
 /* Random chains with shared beginnings: each is found as far as a walk through the model finds it,
  * and in the model, too, no block is there whose beginning is not. GUESS_SEED=n replays one. */
 static void finds_what_a_walk_finds(void **state)
@@ -130,6 +159,18 @@ static void finds_what_a_walk_finds(void **state)
             for (uint32_t t = walked; t < length; t++) { assert_false(model_has(&model, names[t])); }
             assert_int_equal(prefix_guess_find(guess, names, length), walked);
             if (rng_below(&rng, 3) == 0) { continue; }
+            if (length > 1 && rng_below(&rng, 2) == 0) { /* the end comes later, or never */
+                uint32_t known = 1 + (uint32_t)rng_below(&rng, length - 1);
+                if (rng_below(&rng, 2) == 0) {
+                    prefix_guess_add(guess, names, known);
+                    for (uint32_t t = known < model.max ? known : model.max; t-- > 0;) { model_touch(&model, names[t]); }
+                }
+                prefix_guess_extend(guess, names[known - 1], names + known, length - known);
+                model_extend(&model, names[known - 1], names + known, length - known);
+                prefix_guess_audit(guess);
+                assert_int_equal(prefix_guess_count(guess), model.count);
+                continue;
+            }
             prefix_guess_add(guess, names, length);
             for (uint32_t t = length < model.max ? length : model.max; t-- > 0;) { model_touch(&model, names[t]); }
             prefix_guess_audit(guess);
