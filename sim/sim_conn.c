@@ -130,6 +130,7 @@ static void to_node(struct sim_world *world, const struct sim_event *event)
     }
     CHECK(conn->up_at_node); /* the hello came first: the stream keeps its order */
     if (msg.kind == CTL_RESERVE && msg.reserve.local_prefill) { world->result.local_prefills++; }
+    if (msg.kind == CTL_RESERVE && !msg.reserve.local_prefill && msg.reserve.local_max_tokens > 0) { world->result.local_offers++; }
     if (msg.kind == CTL_PREFILL) { world->result.remote_prefills++; }
     sim_node_message(world, node, event->a, &msg);
 }

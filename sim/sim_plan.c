@@ -28,6 +28,8 @@ static void plan_features(struct sim_world *world)
     features->prefix_cache = sim_chance(world, 850);
     features->prefill_prefix_cache = sim_chance(world, 850);
     features->has_tiers = features->prefix_cache && sim_chance(world, 500);
+    features->guess_blocks_max = sim_chance(world, 700) ? sim_pick(world, 1, 300) : 0;
+    features->predict_local = features->guess_blocks_max > 0 && sim_chance(world, 500);
     features->itl_stretch_percent = sim_chance(world, 400) ? sim_pick(world, 100, 300) : 0;
     features->preempt = sim_pick(world, 0, 2);
     for (uint32_t i = 0; i < NODES_MAX && features->has_tiers; i++) {
@@ -260,6 +262,8 @@ void sim_plan_from_seed(struct sim_world *world)
             .reserve_wait_ns = sim_chance(world, 300) ? rng_below(&world->rng, 100) * NS_PER_MS : 20 * NS_PER_S,
             .resume_wait_ns = 10000 * NS_PER_S,
             .suspect_ttl_ns = 500 * NS_PER_MS,
+            .predict_local = world->features.predict_local,
+            .guess_blocks_max = world->features.guess_blocks_max,
         };
     }
     /* One decode node that long requests do not fit: they must find the other. */

@@ -158,6 +158,8 @@ struct sim_features {
     uint32_t talk_per_mille;      /* of the requests say an earlier one again and go on */
     bool has_salts, has_priorities;
     bool prefix_cache, prefill_prefix_cache;
+    uint32_t guess_blocks_max;    /* of the routers; 0: they do not look at caches */
+    bool predict_local;
     bool has_tiers;
     uint32_t itl_stretch_percent; /* 0: steps are bounded by rows alone */
     uint32_t preempt;             /* 0 auto, 1 swap, 2 recompute */
