@@ -168,6 +168,18 @@ void kv_model_scribble(struct kv_model *model, uint32_t block, uint64_t garbage)
     for (uint32_t s = 0; s < model->block_tokens; s++) { *mark_at(model, block, s) = garbage ^ s; }
 }
 
+void kv_model_save(const struct kv_model *model, uint32_t block, uint64_t *ret_marks)
+{
+    CHECK(block < model->block_count);
+    const uint64_t *marks = model->marks + (size_t)block * model->block_tokens;
+    for (uint32_t s = 0; s < model->block_tokens; s++) { ret_marks[s] = marks[s]; }
+}
+
+void kv_model_restore(struct kv_model *model, uint32_t block, const uint64_t *marks)
+{
+    for (uint32_t s = 0; s < model->block_tokens; s++) { *mark_at(model, block, s) = marks[s]; }
+}
+
 bool kv_model_holds(const struct kv_model *model, uint32_t block, const uint32_t *tokens, uint32_t first,
                     uint32_t count)
 {

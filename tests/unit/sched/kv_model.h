@@ -28,6 +28,10 @@ struct step_result kv_model_run(struct kv_model *model, const struct step_plan *
 void kv_model_write(struct kv_model *model, uint32_t block, uint32_t slot, const uint32_t *tokens, uint32_t position);
 void kv_model_scribble(struct kv_model *model, uint32_t block, uint64_t garbage);
 
+/* A block's content, out and in: what a tier keeps. marks  [block_tokens] */
+void kv_model_save(const struct kv_model *model, uint32_t block, uint64_t *ret_marks);
+void kv_model_restore(struct kv_model *model, uint32_t block, const uint64_t *marks);
+
 /* Does the block hold tokens[first..] of one text, as far as it goes? */
 bool kv_model_holds(const struct kv_model *model, uint32_t block, const uint32_t *tokens, uint32_t first,
                     uint32_t count);
