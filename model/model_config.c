@@ -413,11 +413,6 @@ static status_t parse_fields(const struct json_reader *reader, struct model_conf
 {
     TRY(read_architecture(reader, &config->architecture));
     const struct architecture *architecture = &architectures[config->architecture];
-    const json_t *quantization = json_field(reader, "quantization_config");
-    if (quantization) {
-        return json_field_refuse(reader, "quantization_config", quantization,
-                                 "weights in bf16, f16 or f32 are supported, quantized ones are not");
-    }
     config->context_tokens = architecture->context_tokens;
     TRY(json_field_u32(reader, "vocab_size", 1, VOCAB_MAX, NULL, &config->vocab_size));
     TRY(json_field_bool(reader, "tie_word_embeddings", architecture->embeddings_are_tied,

@@ -75,7 +75,6 @@ static void refusals_name_field_and_value(void **state)
     refuse(CONFIG("LlamaForCausalLM", ",\"tie_word_embeddings\":\"no\""), "tie_word_embeddings", "true or false");
     refuse(CONFIG("LlamaForCausalLM", ",\"rope_theta\":0"), "rope_theta is 0", "");
     refuse(CONFIG("LlamaForCausalLM", ",\"partial_rotary_factor\":0.5"), "partial_rotary_factor is 0.5", "");
-    refuse(CONFIG("LlamaForCausalLM", ",\"quantization_config\":{\"bits\":4}"), "quantization_config", "bf16");
     refuse(CONFIG("LlamaForCausalLM", ",\"eos_token_id\":\"</s>\""), "eos_token_id", "token id");
     refuse(CONFIG("LlamaForCausalLM", ",\"eos_token_id\":[1,2.5]"), "eos_token_id", "list of token ids");
     refuse(CONFIG("LlamaForCausalLM", ",\"eos_token_id\":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]"), "eos_token_id", "16");
