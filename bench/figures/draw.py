@@ -109,6 +109,16 @@ def turns(about):
         [("prefix cache off", by_turn("off", "kv_bytes", 1e6)), ("prefix cache on", by_turn("on", "kv_bytes", 1e6))])}
 
 
+def trace_turns(about):
+    def of(cache):
+        return {row["turn"]: row["ttft_s_p50"] for row in about["rows"] if row["bench"] == "trace_turn" and row["prefix_cache"] == cache
+                and row["requests"] >= 10}
+    on, off = of("on"), of("off")
+    return {"trace_turns": svg.bars(
+        "A public trace of an hour, 24 + 8 nodes, simulated: TTFT by turn", note(about), "turn (those with 10 requests or more)", "s, median",
+        [str(turn) for turn in on], [("prefix cache off", [off.get(turn) for turn in on]), ("prefix cache on", list(on.values()))])}
+
+
 def window(about):
     return {"window": svg.lines(
         "KV blocks that one request holds while it grows", note(about), "tokens of the sequence", "blocks of 16 tokens",
@@ -169,7 +179,7 @@ def interference(about):
         y_kind="log", digits=0)}
 
 
-FIGURES = {"cost": cost, "fragmentation": fragmentation, "hits": hits, "batching": batching, "turns": turns,
+FIGURES = {"cost": cost, "fragmentation": fragmentation, "hits": hits, "batching": batching, "turns": turns, "trace_turns": trace_turns,
            "window": window, "long": long, "tiers": tiers, "preempt": preempt, "itl": itl, "interference": interference}
 
 

@@ -8,14 +8,15 @@ fragmentation  idle room of a pool under the Azure traces, by how room is handed
 batching       one backlog of requests, continuous against static batches, on real processes
 hits           prefix hits in the Mooncake traces, by size of the cache and by turn
 turns          a chat of many turns through the three processes: TTFT and bytes moved, cache on and off
+trace_turns    Mooncake's conversation trace at its own rate, on the simulator: TTFT by turn
 window         blocks that a request holds while it grows, with and without a sliding window
 long           a prompt of 128k tokens on a small model: time and memory
 tiers          a chat that comes back: its prefix still there, in a tier, or computed again
 preempt        a full pool: how the sequences that gave way come back
 itl            ITL of running streams while the same process reads a long prompt, by --itl-stretch
 
-Needs //router //prefill_node //decode_node //client:baton //bench/engine:engine_bench //bench/figures:all, and
-for the traces BATON_SHARED_DATA or shared/data above this folder.
+Needs //router //prefill_node //decode_node //client:baton //bench/engine:engine_bench //bench/figures:all
+//bench/traces:all, and for the traces BATON_SHARED_DATA or shared/data above this folder.
 """
 import csv
 import datetime
@@ -185,6 +186,18 @@ def turns(scratch):
           "tokens a turn, 32 of answer; --prefix-cache=on and off")
 
 
+def trace_turns(scratch):
+    """The whole trace at its own rate needs more nodes than a desk has: the real cores in virtual time."""
+    program, rows = ours.binary("bench", "traces", "trace_sim"), []
+    flags = ["--prefill=24", "--decode=8", "--prefill-blocks=131072", "--decode-blocks=262144"]
+    for cache in ("on", "off"):
+        path = os.path.join(traces(), "mooncake-conversation.jsonl")
+        rows += [line for line in json_lines([program, "--trace=" + path, "--prefix-cache=" + cache, *flags])
+                 if line["bench"] in ("trace", "trace_turn")]
+    store("trace_turns", rows, "trace_sim (the real cores in virtual time, modelled steps and links), Mooncake's conversation trace, "
+          + " ".join(flags))
+
+
 # ---- sliding window, long context
 
 def small_model(scratch, name, **changes):
@@ -300,7 +313,7 @@ def itl(scratch):
     store("itl", rows, "8 streams and one prompt of 1,000 tokens on a decode node alone, 2 threads, Qwen2.5-0.5B shape, by --itl-stretch")
 
 
-PARTS = {name: globals()[name] for name in ("cost", "fragmentation", "batching", "hits", "turns", "window", "long", "tiers", "preempt", "itl")}
+PARTS = {name: globals()[name] for name in ("cost", "fragmentation", "batching", "hits", "turns", "trace_turns", "window", "long", "tiers", "preempt", "itl")}
 
 
 def main():
