@@ -18,6 +18,7 @@ bool seq_has_block_for_next_row(const struct decode_core *core, const struct dec
 /* Strongest claim first; each may take from the weaker ones behind it. */
 void admit_growth(struct decode_core *core)
 {
+    core->growth_waiters = 0;
     struct list_link *link = list_first(&core->running);
     while (link != NULL) {
         struct decode_seq *seq = seq_of(link);
@@ -125,8 +126,19 @@ static void note_miss(struct decode_core *core, const struct decode_seq *seq)
     };
 }
 
-/* It has its blocks: what is missing in them is computed here, or lands. */
+/* It has its blocks: what lies in a tier is loaded first. */
 static void admit(struct decode_core *core, struct decode_seq *seq)
+{
+    core->loads_declined += seq->load_is_declined;
+    if (seq->load_end > seq->load_first) {
+        tier_begin_load(core, seq);
+    } else {
+        admit_with_content(core, seq);
+    }
+}
+
+/* What is still missing in its blocks is computed here, or lands. */
+void admit_with_content(struct decode_core *core, struct decode_seq *seq)
 {
     struct decode_leg *leg = seq->leg;
     bool is_first = !leg->was_admitted;

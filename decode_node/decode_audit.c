@@ -23,11 +23,11 @@ static void audit_names(const struct decode_core *core, const struct decode_seq 
     }
 }
 
-static void audit_seq(const struct decode_core *core, const struct decode_seq *seq, uint32_t *ret_slots)
+static void audit_seq(const struct decode_core *core, const struct decode_seq *seq, uint32_t *ret_slots, uint32_t *ret_loads)
 {
     const struct decode_leg *leg = seq->leg;
     const struct list *lists[SEQ_STATE_COUNT] = {
-        [SEQ_GRANTED] = &core->granted, [SEQ_READY] = &core->ready, [SEQ_RUNNING] = &core->running};
+        [SEQ_LOADING] = &core->loading, [SEQ_SWAPPING] = &core->swapping, [SEQ_GRANTED] = &core->granted, [SEQ_READY] = &core->ready, [SEQ_RUNNING] = &core->running};
     if (seq->state == SEQ_WAITING) {
         CHECK(seq->list == &core->preempted || seq->list == &core->resumed || seq->list == &core->fresh);
         CHECK(seq->block_count == 0);
@@ -51,6 +51,18 @@ static void audit_seq(const struct decode_core *core, const struct decode_seq *s
         CHECK(!is_carrier);
         CHECK(!seq->is_over);
         CHECK(seq->block_count == 0);
+        break;
+    case SEQ_LOADING:
+        CHECK(seq->load_first == seq->published);
+        CHECK(seq->load_end <= seq->block_count);
+        CHECK(seq->load_next <= seq->load_end);
+        CHECK(seq->loads_pending <= seq->load_next - seq->load_first);
+        *ret_loads += seq->loads_pending;
+        break;
+    case SEQ_SWAPPING:
+        CHECK(!seq->is_in_step);
+        CHECK(seq->block_first < seq->block_count);
+        CHECK(seq->slot == NO_SLOT);
         break;
     case SEQ_GRANTED:
         CHECK(is_carrier);
@@ -92,9 +104,11 @@ static void audit_seq(const struct decode_core *core, const struct decode_seq *s
 void decode_core_audit(const struct decode_core *core)
 {
     const struct list *lists[] = {&core->preempted, &core->resumed, &core->fresh,
-                                  &core->granted,   &core->ready,   &core->running};
+                                  &core->loading,   &core->granted, &core->swapping,
+                                  &core->ready,     &core->running};
     memset(core->audit_owners, 0, core->config.block_count * sizeof *core->audit_owners);
     uint32_t slots = 0;
+    uint32_t loads = 0;
     uint32_t listed = 0;
     uint32_t quarantined = 0;
     CHECK(core->ended.count == 0);
@@ -105,7 +119,7 @@ void decode_core_audit(const struct decode_core *core)
         uint32_t ended = 0;
         for (uint32_t i = 0; i < leg->seq_count; i++) {
             const struct decode_seq *seq = &leg->seqs[i];
-            audit_seq(core, seq, &slots);
+            audit_seq(core, seq, &slots, &loads);
             ended += seq->state == SEQ_ENDED;
             listed += seq->list != NULL;
             if (seq->state == SEQ_FENCING) { quarantined += seq_own_count(seq); }
@@ -120,6 +134,8 @@ void decode_core_audit(const struct decode_core *core)
     if (core->step.is_in_flight) {
         for (uint32_t i = 0; i < core->step.plan.copy_count; i++) { own(core, 1, &core->step.copies[i].source_block); }
     }
+    CHECK(loads == tier_desk_stats(core->tiers).loads_under_way);
+    tier_desk_audit(core->tiers, core->audit_owners);
     kv_cache_audit(core->cache, core->audit_owners);
     struct kv_pool_counts counts = kv_cache_counts(core->cache);
     CHECK(counts.free + counts.held + counts.cached + counts.quarantined == counts.total);

@@ -57,6 +57,12 @@ status_t decode_core_create(const struct decode_core_config *config, struct deco
     struct kv_cache_config cache = {.block_count = config->block_count, .is_enabled = config->prefix_cache};
     st = kv_cache_create(&cache, &core->cache);
     if (failed(st)) { goto fail; }
+    if (config->tier_entries_max > 0) {
+        struct tier_desk_config tiers = {.cache = core->cache, .entries_max = config->tier_entries_max,
+                                         .queue_max = config->tier_queue_max};
+        st = tier_desk_create(&tiers, &core->tiers);
+        if (failed(st)) { goto fail; }
+    }
     st = leg_index_create(config->legs_max, ENDED_LEGS_REMEMBERED, &core->index);
     if (failed(st)) { goto fail; }
     /* One event gives either a step's samples or the first tokens of one leg. */
@@ -71,8 +77,8 @@ status_t decode_core_create(const struct decode_core_config *config, struct deco
     core->config.eos_tokens = core->eos_tokens;
     core->slot_free_count = batch_max;
     for (uint32_t i = 0; i < batch_max; i++) { core->slots_free[i] = batch_max - 1 - i; }
-    struct list *lists[] = {&core->legs,  &core->ended,   &core->preempted, &core->resumed,
-                            &core->fresh, &core->granted, &core->ready,     &core->running};
+    struct list *lists[] = {&core->legs,    &core->ended,   &core->preempted, &core->resumed, &core->fresh,
+                            &core->loading, &core->granted, &core->swapping,  &core->ready,   &core->running};
     for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) { list_init(lists[i]); }
     *ret_core = core;
     return STATUS_OK;
@@ -98,6 +104,7 @@ void decode_core_destroy(struct decode_core *core)
     router_set_fini(&core->routers);
     token_list_destroy(core->tokens);
     leg_index_destroy(core->index);
+    tier_desk_destroy(core->tiers);
     kv_cache_destroy(core->cache);
     free(step->tokens);
     free(step->sample_slots);
@@ -161,6 +168,9 @@ status_t decode_core_step(struct decode_core *core, const struct decode_event *e
         }
         break;
     }
+    case DECODE_EV_TIER:
+        tier_take(core, event->tier);
+        break;
     case DECODE_EV_TICK:
         break;
     case DECODE_EV_DRAIN:
@@ -171,6 +181,7 @@ status_t decode_core_step(struct decode_core *core, const struct decode_event *e
     if (!failed(st)) {
         look_at_deadlines(core);
         batch_schedule(core);
+        tier_issue(core);
         send_load(core);
     }
     send_tokens(core);
@@ -400,10 +411,11 @@ static void send_load(struct decode_core *core)
 }
 
 /* At most two actions of one leg in one event, two messages to one router, one refusal, one
- * step, and the prompt log-probabilities of each span. */
+ * step, the prompt log-probabilities of each span, and what the tiers take at once. */
 static status_t reserve_actions(struct decode_core *core)
 {
     uint32_t needed = 2 * core->config.legs_max + 2 * core->routers.count + core->config.batch_max + 8;
+    if (core->tiers != NULL) { needed += tier_desk_queue_max(core->tiers); }
     if (needed <= core->action_max) { return STATUS_OK; }
     struct decode_action *actions = realloc(core->actions, needed * sizeof *actions);
     if (actions == NULL) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
@@ -439,11 +451,17 @@ static status_t check_config(const struct decode_core_config *config, struct dia
         {"waiting_max", config->waiting_max, 0, 1u << 20},
         {"legs_max", config->legs_max, 1, 1u << 20},
         {"eos_count", config->eos_count, 0, 1u << 16},
+        {"tier_queue_max", config->tier_queue_max, 0, 1u << 16},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
         if (ranges[i].value >= ranges[i].low && ranges[i].value <= ranges[i].high) { continue; }
         diag_set(diag, "decode core: %s is %u; it must be %u .. %u", ranges[i].name, ranges[i].value, ranges[i].low,
                  ranges[i].high);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    if (config->tier_entries_max > 0 && !config->prefix_cache) {
+        diag_set(diag, "decode core: tier_entries_max is %u without prefix_cache; nothing would ever be found in a tier",
+                 config->tier_entries_max);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     if (config->lease_ns == 0) {

@@ -19,9 +19,12 @@
  * granted, the rest only; where little is missing the node computes it itself although a prefill
  * node could (RESERVE's local_max_tokens), and says so.
  *
+ * With KV tiers, what eviction would give away next is saved ahead of time, preempted sequences save
+ * what they hold, and what lies in a tier is loaded where that is cheaper than to compute it again.
+ *
  * Parts: decode_state.h (the tables), decode_reserve.c (what is taken), decode_leg.c (one leg's
  * life), decode_admit.c (blocks and slots), decode_preempt.c (who gives way), decode_prefix.c (the prefix
- * cache), decode_batch.c (steps), decode_stats.c, decode_audit.c,
+ * cache), decode_tier.c (the tiers below it), decode_batch.c (steps), decode_stats.c, decode_audit.c,
  * decode_core.c (events).
  * Source: continuous batching, Orca (OSDI 2022); paged blocks, arXiv 2309.06180. */
 #ifndef BATON_DECODE_NODE_DECODE_CORE_H
@@ -33,8 +36,12 @@
 #include "base/status.h"
 #include "control/ctl_msg.h"
 #include "engine/step_plan.h"
+#include "kv/kv_tier.h"
 
 struct decode_core;
+
+/* How a sequence that gives way comes back. AUTO: the cheaper one by measured rates. */
+enum decode_preempt { DECODE_PREEMPT_AUTO = 0, DECODE_PREEMPT_SWAP, DECODE_PREEMPT_RECOMPUTE };
 
 struct decode_core_config {
     uint32_t block_tokens;
@@ -51,6 +58,9 @@ struct decode_core_config {
     uint64_t lease_ns;         /* a grant without XFER_PROGRESS for this long is revoked; not shorter
                                   than the transfer's own lease, which ends most of them */
     bool prefix_cache;         /* blocks outlive their sequences and are found again by what they hold */
+    uint32_t tier_entries_max; /* of all KV tiers together; 0: there are none. Needs prefix_cache */
+    uint32_t tier_queue_max;   /* TIER_STORE and TIER_LOAD under way; 0: 256 */
+    enum decode_preempt preempt;
 };
 
 enum decode_event_kind {
@@ -64,6 +74,7 @@ enum decode_event_kind {
     DECODE_EV_XFER_FENCED,  /* leg: no byte of it can land any more. Every grant ends in LANDED
                                or FENCED. */
     DECODE_EV_XFER_PROGRESS,/* leg: bytes of it landed; its lease starts again */
+    DECODE_EV_TIER,         /* tier: every event of the KV tiers */
     DECODE_EV_TICK,         /* time passes; deadlines are looked at */
     DECODE_EV_DRAIN,        /* take nothing new, finish what is here */
 };
@@ -76,6 +87,7 @@ struct decode_event {
     const struct step_result *result;
     struct leg_id leg;
     status_t status;
+    const struct kv_tier_event *tier;
     uint32_t token_count;         /* XFER_LANDED: one per sequence of the leg */
     const struct ctl_token *tokens;
 };
@@ -87,6 +99,8 @@ enum decode_action_kind {
     DECODE_ACT_REVOKE,  /* nothing of the leg may land any more; FENCED is awaited, the blocks
                            are in quarantine until then */
     DECODE_ACT_STEP,    /* run plan; at most one in flight */
+    DECODE_ACT_TIER_STORE, /* kv_tier_store(hash, block, tag): it must end in STORED or STORE_FAILED */
+    DECODE_ACT_TIER_LOAD,  /* kv_tier_load(hash, block, tag): it must end in LOADED or LOAD_FAILED */
 };
 
 struct decode_action {
@@ -99,6 +113,9 @@ struct decode_action {
     uint32_t cached_tokens, grant_first; /* GRANT: as RESERVED says them */
     uint64_t lease_ns;
     const struct step_plan *plan;
+    struct kv_hash hash;        /* TIER_STORE, TIER_LOAD */
+    uint32_t block;
+    uint64_t tag;
 };
 
 /* Borrowed from the core; good until the next decode_core_step(). */
@@ -111,6 +128,11 @@ struct decode_actions {
 struct decode_core_stats {
     uint32_t blocks_total, blocks_free, blocks_held, blocks_cached, blocks_quarantined;
     uint64_t cache_tokens_asked, cache_tokens_found; /* of the texts of legs that were admitted */
+    uint64_t tier_stores, tier_loads, tier_store_failures, tier_load_failures; /* blocks */
+    uint64_t tier_tokens_loaded;
+    uint64_t loads_chosen, loads_declined; /* sequences: loaded, or computed again because that was cheaper */
+    uint64_t load_predicted_ns, load_actual_ns; /* sums over the loads whose time was predicted */
+    uint64_t swaps, slot_preemptions;      /* preemptions that saved blocks first; slots given up alone */
     uint32_t legs, sequences_running, sequences_waiting, sequences_preempted;
     uint64_t tokens_queued;     /* prompt tokens still to be computed here */
     uint64_t tokens_generated, prompt_tokens_computed, preemptions, legs_finished, legs_failed,

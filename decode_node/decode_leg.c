@@ -218,6 +218,15 @@ void seq_move(struct decode_core *core, struct decode_seq *seq)
             seq_release(core, seq);
             seq_enter(core, seq, SEQ_ENDED, NULL);
             break;
+        case SEQ_LOADING:
+            if (seq->loads_pending > 0) { break; }
+            seq_release(core, seq);
+            seq_enter(core, seq, SEQ_ENDED, NULL);
+            break;
+        case SEQ_SWAPPING:
+            seq_release(core, seq);
+            seq_enter(core, seq, SEQ_ENDED, NULL);
+            break;
         case SEQ_GRANTED: {
             struct decode_action *action = action_add(core, DECODE_ACT_REVOKE);
             action->router = leg->router;
@@ -249,12 +258,12 @@ void seq_move(struct decode_core *core, struct decode_seq *seq)
     } while (seq->state != before);
 }
 
-/* Queues of legs go by priority, then arrival, which is the order of their entering; grants by
- * nothing; all others by claim. */
+/* Queues of legs go by priority, then arrival, which is the order of their entering; grants, loads
+ * and swaps by nothing; all others by claim. */
 static bool goes_before(const struct decode_core *core, const struct list *list, const struct decode_seq *seq,
                         const struct decode_seq *other)
 {
-    if (list == &core->granted) { return false; }
+    if (list == &core->granted || list == &core->loading || list == &core->swapping) { return false; }
     if (list == &core->resumed || list == &core->fresh) { return seq->leg->work.priority > other->leg->work.priority; }
     return seq_claim_is_stronger(seq, other);
 }

@@ -1,7 +1,8 @@
 /* Who gives way: blocks to sequences that run, blocks and slots to a higher priority.
  *
- * Only while no step is in flight: nobody reads the blocks then. What a sequence gives up is computed
- * again later; the tokens that it has are input then and are not sent again. */
+ * Only while no step is in flight: nobody reads the blocks then. What a sequence gives up is saved in a
+ * tier first (decode_tier.c), or computed again later; the tokens that it has are input then and are not
+ * sent again. */
 #include "base/check.h"
 #include "decode_node/decode_state.h"
 
@@ -16,6 +17,11 @@ static void give_slots_back(struct decode_core *core, struct decode_seq *seq);
 bool preempt_for_growth(struct decode_core *core, struct decode_seq *seq)
 {
     while (kv_cache_available(core->cache) == 0) {
+        /* One of the blocks that are being saved is as good as free. */
+        if (core->growth_waiters < tier_blocks_coming(core)) {
+            core->growth_waiters++;
+            return false;
+        }
         struct decode_seq *victim = weakest_holder(core);
         if (victim == seq && core->running.count + core->ready.count == 1) { return false; }
         preempt(core, victim);
@@ -36,8 +42,9 @@ static struct decode_seq *weakest_holder(const struct decode_core *core)
 static void preempt(struct decode_core *core, struct decode_seq *seq)
 {
     CHECK(!core->step.is_in_flight);
-    seq_give_blocks_back(core, seq);
     core->preemptions++;
+    if (tier_begin_swap(core, seq)) { return; }
+    seq_give_blocks_back(core, seq);
     seq_enter(core, seq, SEQ_WAITING, &core->preempted);
 }
 
@@ -57,9 +64,9 @@ bool preempt_has_weaker(const struct decode_core *core, const struct decode_seq 
 
 void preempt_for_priority(struct decode_core *core, const struct decode_seq *seq, uint32_t needed)
 {
-    uint32_t available = kv_cache_available(core->cache);
-    if (!weaker_would_do(core, seq, needed - available)) { return; }
-    while (kv_cache_available(core->cache) < needed) {
+    uint32_t coming = kv_cache_available(core->cache) + tier_blocks_coming(core);
+    if (coming >= needed || !weaker_would_do(core, seq, needed - coming)) { return; }
+    while (kv_cache_available(core->cache) + tier_blocks_coming(core) < needed) {
         struct decode_seq *victim = weakest_holder(core);
         CHECK(victim != NULL);
         CHECK(is_weaker(victim, seq));

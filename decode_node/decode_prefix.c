@@ -11,18 +11,18 @@
 #include "decode_node/decode_state.h"
 #include "sched/work_copy.h"
 
-static void name_blocks(struct decode_core *core, struct decode_seq *seq, uint32_t count);
 static bool prefix_is_wanted(const struct decode_leg *leg);
-static uint32_t take_cached(struct decode_core *core, struct decode_seq *seq);
+static uint32_t take_cached(struct decode_core *core, struct decode_seq *seq, uint32_t most);
 
 uint32_t seq_take_cached(struct decode_core *core, struct decode_seq *seq)
 {
     CHECK(seq->block_count == 0);
     CHECK(seq->published == 0);
-    if (!core->config.prefix_cache || !prefix_is_wanted(seq->leg)) { return 0; }
-    uint32_t taken = take_cached(core, seq);
+    uint32_t most = core->config.prefix_cache && prefix_is_wanted(seq->leg) ? (seq_total(seq) - 1) / core->config.block_tokens : 0;
+    uint32_t taken = take_cached(core, seq, most);
     seq->block_count = taken;
     seq->published = taken;
+    tier_plan_load(core, seq, most);
     return taken;
 }
 
@@ -32,13 +32,13 @@ static bool prefix_is_wanted(const struct decode_leg *leg)
     return leg->work.params.prompt_logprobs < 0 || leg->is_forked;
 }
 
-static uint32_t take_cached(struct decode_core *core, struct decode_seq *seq)
+static uint32_t take_cached(struct decode_core *core, struct decode_seq *seq, uint32_t most)
 {
-    uint32_t most = (seq_total(seq) - 1) / core->config.block_tokens;
     uint32_t taken = 0;
     while (taken < most) {
-        name_blocks(core, seq, taken + 1);
+        seq_name_blocks(core, seq, taken + 1);
         if (!kv_cache_take(core->cache, seq->hashes[taken], &seq->blocks[taken])) { break; }
+        tier_desk_note_use(core->tiers, seq->blocks[taken], seq->hashes[taken]);
         taken++;
     }
     return taken;
@@ -49,7 +49,7 @@ void seq_publish(struct decode_core *core, struct decode_seq *seq)
     if (!core->config.prefix_cache) { return; }
     uint32_t full = seq->computed / core->config.block_tokens;
     if (full <= seq->published) { return; }
-    name_blocks(core, seq, full);
+    seq_name_blocks(core, seq, full);
     for (; seq->published < full; seq->published++) {
         uint32_t b = seq->published;
         kv_cache_publish(core->cache, seq->blocks[b], seq->hashes[b], seq_name_before(seq, b));
@@ -65,7 +65,7 @@ void seq_share_names(struct decode_seq *seq, const struct decode_seq *heir)
 }
 
 /* The text only grows, so a name once found holds. */
-static void name_blocks(struct decode_core *core, struct decode_seq *seq, uint32_t count)
+void seq_name_blocks(struct decode_core *core, struct decode_seq *seq, uint32_t count)
 {
     uint32_t block_tokens = core->config.block_tokens;
     for (; seq->hash_count < count; seq->hash_count++) {

@@ -98,6 +98,8 @@ static void perform(struct decode_server *server, const struct decode_actions *a
         case DECODE_ACT_GRANT: grant(server, action); break;
         case DECODE_ACT_REVOKE: kv_endpoint_revoke(node_endpoint(server->node), node_xfer_id(action->leg)); break;
         case DECODE_ACT_STEP: node_step(server->node, action->plan); break;
+        case DECODE_ACT_TIER_STORE:
+        case DECODE_ACT_TIER_LOAD: CHECK(!"the core was given no tiers"); break;
         }
     }
 }

@@ -24,6 +24,7 @@
 #include "sched/list.h"
 #include "sched/rate.h"
 #include "sched/router_set.h"
+#include "sched/tier_desk.h"
 #include "sched/token_list.h"
 
 #define NO_BLOCK UINT32_MAX
@@ -33,10 +34,12 @@
 enum seq_state {
     SEQ_FORKING,   /* waits for the carrier to have the prompt; may hold one spare block */
     SEQ_WAITING,   /* waits in a queue for blocks, all or none; holds none */
+    SEQ_LOADING,   /* has blocks; waits for those of its text that come from a tier */
     SEQ_GRANTED,   /* waits for the prompt's KV to land in its blocks */
     SEQ_FENCING,   /* is over; waits until nothing can land in its blocks, then frees them */
     SEQ_READY,     /* has blocks; waits for a sampler slot (the carrier: one for each sequence) */
     SEQ_RUNNING,   /* has blocks and a slot; waits for a step with room for its next rows */
+    SEQ_SWAPPING,  /* gives way; waits until each of its full blocks has a store under way */
     SEQ_LEAVING,   /* is over; waits for the step in flight to let go of its blocks */
     SEQ_ENDED,     /* holds nothing, waits for nothing */
     SEQ_STATE_COUNT
@@ -61,6 +64,11 @@ struct decode_seq {
     uint32_t block_count;
     uint32_t *blocks;         /* [leg->table_max] the block table */
     uint32_t published;       /* entries before it hold final content and have been named, or lie before block_first */
+    uint32_t load_first, load_end;  /* entries that a tier has: the plan when it took its blocks */
+    uint32_t load_next, load_good;  /* the next to ask for; before the first one that failed */
+    uint32_t loads_pending;
+    bool load_is_declined;          /* a tier had some, and computing was predicted cheaper */
+    uint64_t load_predicted_ns, load_began_ns;
     uint32_t hash_count;
     struct kv_hash *hashes;   /* [leg->table_max] names of its full blocks */
     uint32_t spare;           /* FORKING: the block it will own alone */
@@ -129,6 +137,8 @@ struct decode_core {
     struct kv_cache *cache;
     uint32_t *block_text;          /* [block_tokens] for a hash */
     struct admit_miss miss;
+    struct tier_desk *tiers;       /* NULL: there are none */
+    uint32_t growth_waiters;       /* of this event, that wait for blocks that are being saved */
     struct leg_index *index;
     struct router_set routers;
     struct token_list *tokens;
@@ -137,7 +147,9 @@ struct decode_core {
     struct list ended;             /* freed at the end of the event */
     struct list preempted;         /* WAITING, by claim */
     struct list resumed, fresh;    /* WAITING, by arrival */
+    struct list loading;           /* LOADING */
     struct list granted;           /* GRANTED */
+    struct list swapping;          /* SWAPPING */
     struct list ready, running;    /* READY, RUNNING, by claim */
     uint32_t slot_free_count;
     uint32_t *slots_free;          /* [batch_max] a stack */
@@ -149,6 +161,7 @@ struct decode_core {
     uint32_t *audit_owners;        /* [block_count] */
     uint32_t *victim_refs;         /* [block_count], all 0 between uses */
     uint64_t arrivals, steps, tokens_generated, prompt_tokens_computed, preemptions, slot_preemptions;
+    uint64_t swaps, loads_chosen, loads_declined, tier_tokens_loaded, load_predicted_ns, load_actual_ns;
     uint64_t legs_finished, legs_failed, legs_cancelled, legs_refused, late_messages;
     uint64_t cache_tokens_asked, cache_tokens_found; /* of legs that were admitted */
     uint64_t hold_mean_ns;         /* how long a leg holds blocks */
@@ -245,6 +258,9 @@ void seq_publish(struct decode_core *core, struct decode_seq *seq);
 /* A sequence that goes its own way from where the heir stands: its names so far. */
 void seq_share_names(struct decode_seq *seq, const struct decode_seq *heir);
 
+/* Finds the names of the sequence's first `count` blocks. */
+void seq_name_blocks(struct decode_core *core, struct decode_seq *seq, uint32_t count);
+
 /* The name before entry `index` in the sequence's chain. */
 struct kv_hash seq_name_before(const struct decode_seq *seq, uint32_t index);
 
@@ -266,6 +282,28 @@ void admit_waiting(struct decode_core *core);
 
 /* Gives slots to sequences that have blocks, in order; no step is in flight. */
 void admit_to_slots(struct decode_core *core);
+
+/* A sequence whose loads have ended, or that has none: READY or GRANTED. */
+void admit_with_content(struct decode_core *core, struct decode_seq *seq);
+
+/* --- decode_tier.c */
+
+/* Decides what of a sequence's text, behind what it has taken and up to block `most`, is loaded. */
+void tier_plan_load(struct decode_core *core, struct decode_seq *seq, uint32_t most);
+
+void tier_begin_load(struct decode_core *core, struct decode_seq *seq);
+
+/* Saves what a preempted sequence holds before it gives it up, where that is cheaper than to compute it
+ * again. False: nothing has changed. */
+bool tier_begin_swap(struct decode_core *core, struct decode_seq *seq);
+
+/* Blocks that come back when the stores under way have ended. */
+uint32_t tier_blocks_coming(const struct decode_core *core);
+
+/* Asks for what is due: loads, swaps, and stores ahead of need. */
+void tier_issue(struct decode_core *core);
+
+void tier_take(struct decode_core *core, const struct kv_tier_event *event);
 
 /* --- decode_preempt.c; none of these while a step is in flight, but for preempt_has_weaker */
 

@@ -4,6 +4,7 @@
 struct decode_core_stats decode_core_stats(const struct decode_core *core)
 {
     struct kv_pool_counts blocks = kv_cache_counts(core->cache);
+    struct tier_desk_stats tiers = tier_desk_stats(core->tiers);
     struct decode_core_stats stats = {
         .blocks_total = blocks.total,
         .blocks_free = blocks.free,
@@ -12,6 +13,17 @@ struct decode_core_stats decode_core_stats(const struct decode_core *core)
         .blocks_quarantined = blocks.quarantined,
         .cache_tokens_asked = core->cache_tokens_asked,
         .cache_tokens_found = core->cache_tokens_found,
+        .tier_stores = tiers.stores,
+        .tier_loads = tiers.loads,
+        .tier_store_failures = tiers.store_failures,
+        .tier_load_failures = tiers.load_failures,
+        .tier_tokens_loaded = core->tier_tokens_loaded,
+        .loads_chosen = core->loads_chosen,
+        .loads_declined = core->loads_declined,
+        .load_predicted_ns = core->load_predicted_ns,
+        .load_actual_ns = core->load_actual_ns,
+        .swaps = core->swaps,
+        .slot_preemptions = core->slot_preemptions,
         .legs = core->legs.count,
         .sequences_running = core->running.count,
         .sequences_preempted = core->preempted.count,
@@ -25,7 +37,7 @@ struct decode_core_stats decode_core_stats(const struct decode_core *core)
         .late_messages = core->late_messages,
         .steps = core->steps,
         .draining = core->is_draining,
-        .idle = core->legs.count == 0 && !core->step.is_in_flight,
+        .idle = core->legs.count == 0 && !core->step.is_in_flight && tiers.stores_under_way == 0,
     };
     for (struct list_link *link = list_first(&core->legs); link != NULL; link = list_next(&core->legs, link)) {
         const struct decode_leg *leg = LIST_OWNER(link, struct decode_leg, link);

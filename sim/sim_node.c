@@ -91,6 +91,8 @@ void sim_decode_event(struct sim_world *world, struct sim_node *node, struct dec
         case DECODE_ACT_SEND: sim_node_send(world, node, action->router, &action->msg); break;
         case DECODE_ACT_GRANT: sim_xfer_grant(world, node, action); break;
         case DECODE_ACT_REVOKE: sim_xfer_revoke(world, node, action->leg); break;
+        case DECODE_ACT_TIER_STORE: sim_tier_store(world, node, action->hash, action->block, action->tag); break;
+        case DECODE_ACT_TIER_LOAD: sim_tier_load(world, node, action->hash, action->block, action->tag); break;
         case DECODE_ACT_STEP:
             for (uint32_t k = 0; k < action->plan->copy_count; k++) { world->result.forked++; }
             start_step(world, node, action->plan);
@@ -179,8 +181,9 @@ void sim_node_tick(struct sim_world *world, struct sim_node *node)
 
 void sim_node_tier_event(struct sim_world *world, struct sim_node *node, const struct kv_tier_event *fact)
 {
-    (void)fact;
-    sim_fail(world, "%s has no tier", sim_node_name(world, node->index));
+    if (node->is_prefill) { sim_fail(world, "%s has no tier", sim_node_name(world, node->index)); }
+    struct decode_event event = {.kind = DECODE_EV_TIER, .tier = fact};
+    sim_decode_event(world, node, &event);
 }
 
 void sim_node_start(struct sim_world *world, struct sim_node *node)
@@ -231,6 +234,8 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
             .eos_tokens = sim_eos_tokens,
             .lease_ns = XFER_LEASE_NS + NS_PER_S,
             .prefix_cache = world->features.prefix_cache,
+            .tier_entries_max = node->tier.is_on ? node->tier.entries_max[KV_TIER_HOST] + node->tier.entries_max[KV_TIER_DISK] : 0,
+            .preempt = (enum decode_preempt)world->features.preempt,
         };
         config.step_rows_max = config.batch_max + (uint32_t)rng_below(&world->rng, 48);
         config.chunk_tokens = 4 + (uint32_t)rng_below(&world->rng, config.step_rows_max);

@@ -13,7 +13,7 @@
 #include "base/rng.h"
 #include "tests/unit/decode_node/decode_world.h"
 
-static uint64_t found; /* tokens in caches, all seeds */
+static uint64_t found, loaded, swapped; /* of all seeds */
 
 static struct decode_core_config random_config(struct rng *rng)
 {
@@ -24,6 +24,11 @@ static struct decode_core_config random_config(struct rng *rng)
     config.legs_max = 1 + (uint32_t)rng_below(rng, 20);
     config.block_tokens = 1 + (uint32_t)rng_below(rng, 6);
     config.prefix_cache = rng_below(rng, 4) != 0;
+    if (config.prefix_cache && rng_below(rng, 2) == 0) {
+        config.tier_entries_max = 1 + (uint32_t)rng_below(rng, 200);
+        config.tier_queue_max = 1 + (uint32_t)rng_below(rng, rng_below(rng, 2) == 0 ? 4 : 100);
+        config.preempt = (enum decode_preempt)rng_below(rng, 3);
+    }
     return config;
 }
 
@@ -80,6 +85,15 @@ static void random_event(struct world *world, struct rng *rng)
         leg = world->legs[world->leg_count - 1 - rng_below(rng, recent)];
     }
     uint64_t dice = rng_below(rng, 1000);
+    if (world->request_count > 0 && rng_below(rng, 4) == 0) {
+        world_tier_end(world, (uint32_t)rng_below(rng, world->request_count), rng_below(rng, 8) != 0);
+        return;
+    }
+    if (world->entry_count > 0 && rng_below(rng, 40) == 0) {
+        uint32_t at = (uint32_t)rng_below(rng, world->entry_count);
+        if (rng_below(rng, 2) == 0) { world_tier_drop(world, at); } else { world_tier_move(world, at); }
+        return;
+    }
     if (dice < 120) {
         random_leg(world, rng);
     } else if (dice < 560) {
@@ -137,6 +151,8 @@ static void run_seed(uint64_t seed)
     assert_int_equal(stats.blocks_free + stats.blocks_cached, config.block_count);
     if (!config.prefix_cache) { assert_int_equal(stats.blocks_cached, 0); }
     found += stats.cache_tokens_found;
+    loaded += stats.tier_loads;
+    swapped += stats.swaps;
     world_close(world);
 }
 
@@ -154,7 +170,12 @@ static void any_order_of_events_keeps_blocks_and_tokens(void **state)
         fflush(stdout);
         run_seed(seed);
     }
-    if (count > 100) { assert_true(found > 20 * count); } /* or it tests no cache */
+    if (count < 100) { return; }
+    /* Or it tests no cache and no tiers. */
+    printf("found %llu loaded %llu swapped %llu\n", (unsigned long long)found, (unsigned long long)loaded, (unsigned long long)swapped);
+    assert_true(found > 20 * count);
+    assert_true(loaded > count / 4);
+    assert_true(swapped > count / 8);
 }
 
 int main(void)

@@ -34,6 +34,7 @@ struct world *world_open(const struct decode_core_config *config)
 {
     struct world *world = calloc(1, sizeof *world);
     CHECK(world != NULL);
+    CHECK(config->block_tokens <= WORLD_BLOCK_TOKENS_MAX);
     world->config = *config;
     world->now_ns = 1000000000;
     struct diag diag;
@@ -136,6 +137,10 @@ static struct world_leg *find(struct world *world, struct leg_id id)
 
 void world_event(struct world *world, const struct decode_event *event)
 {
+    /* So does a load until it has ended. */
+    for (uint32_t i = 0; i < world->request_count; i++) {
+        if (world->requests[i].is_load) { kv_model_scribble(world->model, world->requests[i].block, world->garbage++); }
+    }
     /* Whoever has a grant may write at any time until it is landed or fenced. */
     for (uint32_t i = 0; i < world->leg_count; i++) {
         struct world_leg *leg = world->legs[i];
@@ -307,6 +312,15 @@ static void perform(struct world *world, const struct decode_action *action, uin
         leg->is_revoked = true;
         break;
     }
+    case DECODE_ACT_TIER_STORE:
+    case DECODE_ACT_TIER_LOAD:
+        CHECK(world->config.tier_entries_max > 0);
+        CHECK(world->request_count < world->config.tier_queue_max || world->config.tier_queue_max == 0);
+        for (uint32_t i = 0; i < world->request_count; i++) { CHECK(world->requests[i].tag != action->tag); }
+        world->requests[world->request_count++] = (struct world_tier_request){
+            .is_load = action->kind == DECODE_ACT_TIER_LOAD, .hash = action->hash, .block = action->block, .tag = action->tag};
+        *(action->kind == DECODE_ACT_TIER_LOAD ? &world->tier_loads : &world->tier_stores) += 1;
+        break;
     case DECODE_ACT_STEP:
         CHECK(world->plan == NULL);
         world->plan = action->plan;
@@ -445,6 +459,92 @@ void world_step_failed(struct world *world, uint8_t scope)
     world_event(world, &(struct decode_event){.kind = DECODE_EV_STEP_DONE, .result = &result});
 }
 
+/* ---------------------------------------------------------------- tiers */
+
+static uint32_t find_entry(const struct world *world, struct kv_hash hash)
+{
+    for (uint32_t i = 0; i < world->entry_count; i++) {
+        if (kv_hash_equal(world->entries[i].hash, hash)) { return i; }
+    }
+    return UINT32_MAX;
+}
+
+static void tier_event(struct world *world, struct kv_tier_event event)
+{
+    world_event(world, &(struct decode_event){.kind = DECODE_EV_TIER, .tier = &event});
+}
+
+void world_tier_drop(struct world *world, uint32_t index)
+{
+    struct kv_tier_event event = {.kind = KV_TIER_DROPPED, .hash = world->entries[index].hash};
+    world->entries[index] = world->entries[--world->entry_count];
+    tier_event(world, event);
+}
+
+void world_tier_move(struct world *world, uint32_t index)
+{
+    world->entries[index].tier = KV_TIER_DISK;
+    tier_event(world, (struct kv_tier_event){.kind = KV_TIER_MOVED, .hash = world->entries[index].hash, .tier = KV_TIER_DISK});
+}
+
+void world_tier_find(struct world *world, const struct world_tier_entry *entry)
+{
+    CHECK(world->entry_count < WORLD_TIER_MAX);
+    world->entries[world->entry_count++] = *entry;
+    tier_event(world, (struct kv_tier_event){.kind = KV_TIER_FOUND, .hash = entry->hash, .tier = entry->tier});
+}
+
+static void end_store(struct world *world, const struct world_tier_request *request, bool is_good)
+{
+    struct kv_tier_event event = {.kind = KV_TIER_STORED, .tag = request->tag, .hash = request->hash,
+                                  .block = request->block, .tier = KV_TIER_HOST, .bytes = 64, .elapsed_ns = 500};
+    struct world_tier_entry entry = {.hash = request->hash, .tier = KV_TIER_HOST};
+    kv_model_save(world->model, request->block, entry.marks);
+    uint32_t at = find_entry(world, request->hash);
+    if (at != UINT32_MAX) {
+        /* Equal names are equal bytes. */
+        CHECK(memcmp(entry.marks, world->entries[at].marks, sizeof entry.marks) == 0);
+        event.bytes = 0;
+    } else if (!is_good || world->entry_count == WORLD_TIER_MAX) {
+        event.kind = KV_TIER_STORE_FAILED;
+        event.status = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
+    } else {
+        world->entries[world->entry_count++] = entry;
+    }
+    tier_event(world, event);
+}
+
+static void end_load(struct world *world, const struct world_tier_request *request, bool is_good)
+{
+    struct kv_tier_event event = {.kind = KV_TIER_LOADED, .tag = request->tag, .hash = request->hash,
+                                  .block = request->block, .bytes = 64, .elapsed_ns = 500};
+    uint32_t at = find_entry(world, request->hash);
+    if (at != UINT32_MAX && is_good) {
+        event.tier = world->entries[at].tier;
+        kv_model_restore(world->model, request->block, world->entries[at].marks);
+    } else {
+        if (at != UINT32_MAX) { world_tier_drop(world, at); }
+        event.kind = KV_TIER_LOAD_FAILED;
+        event.status = STATUS(ST_DATA_LOSS, SCOPE_REQUEST);
+    }
+    tier_event(world, event);
+}
+
+void world_tier_end(struct world *world, uint32_t index, bool is_good)
+{
+    CHECK(index < world->request_count);
+    struct world_tier_request request = world->requests[index];
+    memmove(world->requests + index, world->requests + index + 1, (world->request_count - index - 1) * sizeof request);
+    world->request_count--;
+    world->now_ns += 500;
+    if (request.is_load) { end_load(world, &request, is_good); } else { end_store(world, &request, is_good); }
+}
+
+void world_tier_end_all(struct world *world)
+{
+    while (world->request_count > 0) { world_tier_end(world, 0, true); }
+}
+
 void world_finish(struct world *world)
 {
     for (uint32_t round = 0; round < 100000; round++) {
@@ -457,6 +557,10 @@ void world_finish(struct world *world)
         }
         if (world->plan != NULL) {
             world_step_done(world);
+            moved = true;
+        }
+        if (world->request_count > 0) {
+            world_tier_end(world, 0, true);
             moved = true;
         }
         if (!moved && decode_core_stats(world->core).idle) { return; }

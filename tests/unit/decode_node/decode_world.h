@@ -41,6 +41,23 @@ struct world_leg {
     uint32_t granted_count;
 };
 
+#define WORLD_TIER_MAX 512u
+#define WORLD_BLOCK_TOKENS_MAX 8u
+
+/* A store or load under way. */
+struct world_tier_request {
+    bool is_load;
+    struct kv_hash hash;
+    uint32_t block;
+    uint64_t tag;
+};
+
+struct world_tier_entry {
+    struct kv_hash hash;
+    enum kv_tier_kind tier;
+    uint64_t marks[WORLD_BLOCK_TOKENS_MAX];
+};
+
 struct world {
     struct decode_core_config config;
     struct decode_core *core;
@@ -56,6 +73,10 @@ struct world {
     uint32_t loads[WORLD_ROUTERS], token_messages;
     uint32_t copies;              /* seen in plans so far */
     uint32_t rows_max;            /* of any plan so far */
+    struct world_tier_request requests[WORLD_TIER_MAX]; /* in the order of their coming */
+    uint32_t request_count, tier_stores, tier_loads;
+    struct world_tier_entry entries[WORLD_TIER_MAX];
+    uint32_t entry_count;
 };
 
 /* 4 tokens a block; everything may be changed before world_open(). */
@@ -86,6 +107,16 @@ void world_router_down(struct world *world, uint32_t router);
 void world_tick(struct world *world, uint64_t later_ns);
 void world_step_done(struct world *world);
 void world_step_failed(struct world *world, uint8_t scope);
+
+/* Ends the `index`th request under way, well or not. */
+void world_tier_end(struct world *world, uint32_t index, bool is_good);
+/* Ends all that are under way and what comes of them. */
+void world_tier_end_all(struct world *world);
+/* A tier gives the `index`th entry up, or moves it to disk. */
+void world_tier_drop(struct world *world, uint32_t index);
+void world_tier_move(struct world *world, uint32_t index);
+/* The disk has an entry from an earlier life. */
+void world_tier_find(struct world *world, const struct world_tier_entry *entry);
 
 /* Runs until nothing is left to do: lands what is granted, fences what is revoked. */
 void world_finish(struct world *world);
