@@ -186,6 +186,7 @@ static status_t on_fact(void *role, const struct node_fact *fact)
     case NODE_FACT_MESSAGE: event.kind = DECODE_EV_MESSAGE; break;
     case NODE_FACT_STEP: event.kind = DECODE_EV_STEP_DONE; break;
     case NODE_FACT_XFER: return on_xfer_fact(server, fact->now_ns, fact->xfer);
+    case NODE_FACT_TIER: return STATUS_OK; /* wired with the core that asks for tiers */
     case NODE_FACT_TICK: event.kind = DECODE_EV_TICK; break;
     case NODE_FACT_DRAIN: event.kind = DECODE_EV_DRAIN; break;
     }

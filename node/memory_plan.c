@@ -62,12 +62,13 @@ status_t memory_plan_check(const struct memory_plan *plan, struct diag *diag)
     uint64_t available = memory_plan_available();
     uint64_t wanted;
     if (__builtin_add_overflow(plan->kv_bytes, plan->engine_bytes, &wanted)) { wanted = UINT64_MAX; }
+    if (__builtin_add_overflow(wanted, plan->tier_bytes, &wanted)) { wanted = UINT64_MAX; }
     if (available == 0 || wanted <= available) { return STATUS_OK; }
     diag_set(diag,
-             "memory: the KV pool (%" PRIu64 " MiB) and the engine (%" PRIu64 " MiB) take %" PRIu64
-             " MiB, but %" PRIu64 " MiB are available (weights: %" PRIu64 " MiB mapped, %" PRIu64
-             " MiB copied already); lower --kv-memory or --step-tokens",
-             plan->kv_bytes >> 20, plan->engine_bytes >> 20, wanted >> 20, available >> 20,
+             "memory: the KV pool (%" PRIu64 " MiB), the engine (%" PRIu64 " MiB) and the KV tiers (%" PRIu64
+             " MiB) take %" PRIu64 " MiB, but %" PRIu64 " MiB are available (weights: %" PRIu64 " MiB mapped, %" PRIu64
+             " MiB copied already); lower --kv-memory, --kv-host-memory or --step-tokens",
+             plan->kv_bytes >> 20, plan->engine_bytes >> 20, plan->tier_bytes >> 20, wanted >> 20, available >> 20,
              plan->weights_mapped_bytes >> 20, plan->weights_owned_bytes >> 20);
     return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
 }

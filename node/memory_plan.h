@@ -14,6 +14,7 @@ struct memory_plan {
     uint64_t weights_owned_bytes;  /* taken already when the plan is checked */
     uint64_t kv_bytes;
     uint64_t engine_bytes;
+    uint64_t tier_bytes; /* --kv-host-memory, and the disk tier's buffers and tables */
 };
 
 /* What may still be taken: the smaller of the machine's available memory and what the cgroup

@@ -23,6 +23,7 @@
 #include "node/attach_server.h"
 #include "node/memory_plan.h"
 #include "node/node_metrics.h"
+#include "node/tier_service.h"
 #include "proto/baton/control/v1/control_descriptor.h"
 #include "proto/baton/transfer/v1/kv_link_descriptor.h"
 #include "rpc/health.h"
@@ -35,7 +36,7 @@
 #define SERVICE_CONTROL "baton.control.v1.NodeControl"
 #define SERVICE_LINK "baton.transfer.v1.KvLink"
 
-enum post_kind { POST_ATTACH, POST_STEP, POST_XFER, POST_DRAIN, POST_STOP };
+enum post_kind { POST_ATTACH, POST_STEP, POST_XFER, POST_TIER, POST_DRAIN, POST_STOP };
 
 /* A transfer's final event, copied off the transfer thread. */
 struct xfer_post {
@@ -50,6 +51,7 @@ struct post {
     struct attach_post attach;
     const struct step_result *result;
     struct xfer_post *xfer;
+    struct kv_tier_event tier;
 };
 
 struct node {
@@ -75,6 +77,7 @@ struct node {
     struct rpc_tls tls;
     struct link_grpc *link;
     struct kv_endpoint *endpoint;
+    struct tier_service *tiers; /* NULL: none */
     struct node_metrics *metrics;
     struct mailbox *mailbox;
     struct ctl_codec *codec;        /* core thread: what routers say and hear */
@@ -128,6 +131,13 @@ static void on_kv_event(void *user, const struct kv_event *event)
     copy->event.stats.reason = copy->reason;
     copy->event.payload = copy->payload;
     struct post post = {.kind = POST_XFER, .xfer = copy};
+    mailbox_post_wait(node->mailbox, &post);
+}
+
+static void on_tier_event(void *user, const struct kv_tier_event *event)
+{
+    struct node *node = user;
+    struct post post = {.kind = POST_TIER, .tier = *event};
     mailbox_post_wait(node->mailbox, &post);
 }
 
@@ -189,16 +199,45 @@ static void publish(struct node *node)
     atomic_store(&node->core_idle, load.draining && totals.idle);
 }
 
+static status_t tell_tier(struct node *node, const struct kv_tier_event *event, uint64_t now_ns)
+{
+    struct node_fact fact = {.kind = NODE_FACT_TIER, .now_ns = now_ns, .tier = event};
+    return node->ops->on_fact(node->role, &fact);
+}
+
+/* The core asks again when it hears of a refusal, and may be refused again: those wait a turn. */
+static status_t tell_refused(struct node *node, uint64_t now_ns)
+{
+    struct kv_tier_event event;
+    uint32_t count = tier_service_refused_count(node->tiers);
+    for (; count > 0 && tier_service_next_refused(node->tiers, &event); count--) { TRY(tell_tier(node, &event, now_ns)); }
+    return STATUS_OK;
+}
+
+/* What the disk kept from an earlier life, before anything else. */
+static status_t tell_found(struct node *node)
+{
+    const struct kv_tier_event *event;
+    while ((event = tier_service_next_found(node->tiers)) != NULL) { TRY(tell_tier(node, event, clock_now_ns())); }
+    return STATUS_OK;
+}
+
+static uint64_t core_deadline_ns(struct node *node)
+{
+    return tier_service_refused_count(node->tiers) > 0 ? 0 : node->ops->deadline_ns(node->role);
+}
+
 static void *core_main(void *user)
 {
     struct node *node = user;
     bool stop = false;
+    status_t st = tell_found(node);
     publish(node);
     while (!stop) {
-        mailbox_wait(node->mailbox, node->ops->deadline_ns(node->role));
+        if (!failed(st)) { mailbox_wait(node->mailbox, core_deadline_ns(node)); }
         uint64_t now_ns = clock_now_ns();
         struct post post;
-        status_t st = STATUS_OK;
+        if (!failed(st)) { st = tell_refused(node, now_ns); }
         /* Bounded, so that a flood of messages does not hold up the clock. */
         for (unsigned i = 0; i < 256 && !failed(st) && mailbox_take(node->mailbox, &post); i++) {
             struct node_fact fact = {.now_ns = now_ns};
@@ -216,6 +255,9 @@ static void *core_main(void *user)
                 fact.xfer = &post.xfer->event;
                 st = node->ops->on_fact(node->role, &fact);
                 free(post.xfer);
+                break;
+            case POST_TIER:
+                st = tell_tier(node, &post.tier, now_ns);
                 break;
             case POST_DRAIN:
                 fact.kind = NODE_FACT_DRAIN;
@@ -257,6 +299,17 @@ void node_send(struct node *node, uint32_t router, const struct ctl_msg *msg)
 
 void node_step(struct node *node, const struct step_plan *plan) { engine_submit(node->engine, plan); }
 struct kv_endpoint *node_endpoint(struct node *node) { return node->endpoint; }
+
+void node_tier_store(struct node *node, struct kv_hash hash, uint32_t block, uint64_t tag)
+{
+    tier_service_store(node->tiers, hash, block, tag);
+}
+
+void node_tier_load(struct node *node, struct kv_hash hash, uint32_t block, uint64_t tag)
+{
+    tier_service_load(node->tiers, hash, block, tag);
+}
+
 struct ctl_codec *node_codec(struct node *node) { return node->role_codec; }
 
 kv_xfer_id_t node_xfer_id(struct leg_id leg)
@@ -480,6 +533,7 @@ static void node_close(struct node *node)
     engine_destroy(node->engine);
     if (node->link) { link_grpc_detach(node->link); }
     kv_endpoint_destroy(node->endpoint);
+    tier_service_destroy(node->tiers); /* it reads and writes the pool */
     rpc_server_destroy(node->server);
     rpc_health_destroy(node->health);
     rpc_reflection_destroy(node->reflection);
@@ -501,6 +555,21 @@ static void node_close(struct node *node)
     free(node->router_is_up);
 }
 
+static struct tier_service_config tiers_shape(struct node *node)
+{
+    struct tier_service_config tiers = {
+        .flags = node->config,
+        .block_bytes = kv_layout_block_bytes(&node->layout),
+        .block_count = node->block_count,
+        .post = on_tier_event,
+        .user = node,
+    };
+    struct kv_fingerprint fingerprint;
+    kv_fingerprint_init(&fingerprint, model_fingerprint(node->model), &node->layout, kernels_set_name(node->kernels));
+    kv_fingerprint_hash(&fingerprint, tiers.fingerprint_hash);
+    return tiers;
+}
+
 static status_t node_open(struct node *node, struct diag *diag)
 {
     const struct node_config *config = node->config;
@@ -515,9 +584,11 @@ static status_t node_open(struct node *node, struct diag *diag)
         .kv_bytes = (uint64_t)node->block_count * kv_layout_block_bytes(&node->layout),
         .engine_bytes = engine_memory_bytes(&engine),
     };
+    struct tier_service_config tiers = tiers_shape(node);
+    plan.tier_bytes = tier_service_memory_bytes(&tiers);
     TRY(memory_plan_check(&plan, diag));
     LOGF(LOG_INFO, "memory_plan", "weights_mapped=%" PRIu64 " weights_owned=%" PRIu64 " kv=%" PRIu64 " engine=%" PRIu64
-         " blocks=%u block_tokens=%u kv_dtype=%s", mapped_bytes, owned_bytes, plan.kv_bytes, plan.engine_bytes,
+         " tiers=%" PRIu64 " blocks=%u block_tokens=%u kv_dtype=%s", mapped_bytes, owned_bytes, plan.kv_bytes, plan.engine_bytes, plan.tier_bytes,
          node->block_count, node->layout.block_tokens, dtype_name(node->layout.dtype));
     if (config->check) { return STATUS_OK; }
     TRY(kv_endpoint_pool_alloc((size_t)plan.kv_bytes, diag, &node->pool));
@@ -526,8 +597,10 @@ static status_t node_open(struct node *node, struct diag *diag)
     node->router_is_up = calloc(config->routers_max, sizeof *node->router_is_up);
     if (!node->router_is_up) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
     TRY(mailbox_create(MAILBOX_CAPACITY, sizeof(struct post), &node->mailbox));
+    tiers.pool = node->pool.base;
+    TRY(tier_service_create(&tiers, &node->tiers, diag));
     struct node_shape shape = {.config = config, .model = model_get_config(node->model), .layout = node->layout,
-                               .block_count = node->block_count};
+                               .block_count = node->block_count, .tier_entries_max = tier_service_entries_max(&tiers)};
     TRY(node->ops->create(node, &shape, &node->role, diag));
     TRY(open_wire(node, diag));
     struct node_metrics_config metrics = {
@@ -535,6 +608,7 @@ static status_t node_open(struct node *node, struct diag *diag)
         .role = node->ops->name,
         .model_name = last_part(config->model),
         .endpoint = node->endpoint,
+        .tiers = node->tiers,
         .block_tokens = node->layout.block_tokens,
         .block_count = node->block_count,
     };

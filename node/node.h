@@ -17,6 +17,7 @@
 #include "control/ctl_msg.h"
 #include "engine/step_plan.h"
 #include "kv/kv_layout.h"
+#include "kv/kv_tier.h"
 #include "model/model.h"
 #include "node/node_config.h"
 #include "transfer/transfer.h"
@@ -29,6 +30,7 @@ enum node_fact_kind {
     NODE_FACT_MESSAGE, /* router, msg */
     NODE_FACT_STEP,    /* result */
     NODE_FACT_XFER,    /* xfer, a final event; its pointers are good during the call */
+    NODE_FACT_TIER,    /* tier */
     NODE_FACT_TICK,
     NODE_FACT_DRAIN,
 };
@@ -40,6 +42,7 @@ struct node_fact {
     const struct ctl_msg *msg;
     const struct step_result *result;
     const struct kv_event *xfer;
+    const struct kv_tier_event *tier;
 };
 
 /* What the role needs to size its core. */
@@ -48,6 +51,7 @@ struct node_shape {
     const struct model_config *model;
     struct kv_layout layout;
     uint32_t block_count;
+    uint32_t tier_entries_max; /* of host and disk together; 0: there are no tiers */
 };
 
 struct node_totals {
@@ -85,6 +89,12 @@ int node_run(const struct node_config *config, const struct node_role_ops *ops);
 void node_send(struct node *node, uint32_t router, const struct ctl_msg *msg);
 void node_step(struct node *node, const struct step_plan *plan);
 struct kv_endpoint *node_endpoint(struct node *node);
+
+/* Only with tier_entries_max > 0. Each comes back as one NODE_FACT_TIER with its tag; the block is
+ * read, or written, until then. */
+void node_tier_store(struct node *node, struct kv_hash hash, uint32_t block, uint64_t tag);
+void node_tier_load(struct node *node, struct kv_hash hash, uint32_t block, uint64_t tag);
+
 struct ctl_codec *node_codec(struct node *node);
 
 /* The leg's id as the transfer's key. */

@@ -20,6 +20,9 @@ const struct flag node_flags[] = {
     {"weights", FLAG_STRING, AT(weights), "auto", "auto|bf16|int8|int4", "Format of the weight matrices, quantized at load: int8 has a scale for each output, int4 one for 32 inputs (embedding and head int8). auto: as the files have them.", 0, 0},
     {"pack-cache", FLAG_STRING, AT(pack_cache), "auto", "auto|off|DIR", "Where packed weights are kept for the next start. auto: beside the model if that is writable, else in ~/.cache/baton, for models of 64 MiB or more.", 0, 0},
     {"kv-memory", FLAG_BYTES, AT(kv_memory), "256MiB", "SIZE", "Memory of the KV block pool.", 0, 0},
+    {"kv-host-memory", FLAG_BYTES, AT(kv_host_memory), "0", "SIZE", "Host memory for KV blocks that the pool gives up; 0: none.", 0, 0},
+    {"kv-disk", FLAG_BYTES, AT(kv_disk), "0", "SIZE", "Disk for KV blocks that --kv-host-memory gives up, or the pool itself; 0: none. Kept over restarts.", 0, 0},
+    {"kv-disk-path", FLAG_STRING, AT(kv_disk_path), NULL, "FILE", "Its file, this node's alone; made, and reset when it is of another model or size.", 0, 0},
     {"kv-dtype", FLAG_STRING, AT(kv_dtype), "auto", "auto|f32|bf16|f16|int8|fp8", "Number format of the KV cache; auto: the weights', or f32 for a model whose whole context takes no more than 4 MiB. int8 and fp8 (e4m3) halve the bytes of bf16 in memory and on the wire.", 0, 0},
     {"kv-block-tokens", FLAG_U32, AT(block_tokens), "16", "tokens", "Tokens per KV block, 16 or 32; compared at handshake.", 16, 32},
     {"step-tokens", FLAG_U32, AT(step_tokens), "512", "tokens", "Most rows of one engine step.", 1, 65536},
@@ -74,6 +77,17 @@ static bool is_one_of(const char *value, const char *const *words, size_t word_c
     return false;
 }
 
+static status_t check_tiers(const struct node_config *config, struct diag *diag)
+{
+    bool has_path = config->kv_disk_path != NULL && config->kv_disk_path[0] != '\0';
+    if (config->kv_disk > 0 && !has_path) { return bad(diag, "--kv-disk needs --kv-disk-path: the file to keep blocks in"); }
+    if (config->kv_disk == 0 && has_path) { return bad(diag, "--kv-disk-path needs --kv-disk: how much of the disk to take"); }
+    if ((config->kv_disk > 0 || config->kv_host_memory > 0) && strcmp(config->prefix_cache, "on") != 0) {
+        return bad(diag, "--kv-host-memory and --kv-disk need --prefix-cache=on: what lies in a tier is found by its prefix");
+    }
+    return STATUS_OK;
+}
+
 static status_t check_cache(const struct node_config *config, struct diag *diag)
 {
     static const char *const switches[] = {"on", "off"};
@@ -100,6 +114,7 @@ status_t node_config_check(const struct node_config *config, struct diag *diag)
     TRY(net_address_check("metrics-listen", config->metrics_listen, diag));
     TRY(check_cables(config->cables, diag));
     TRY(check_cache(config, diag));
+    TRY(check_tiers(config, diag));
     int tls = (config->tls_cert != NULL) + (config->tls_key != NULL) + (config->tls_ca != NULL);
     if (tls != 0 && tls != 3) { return bad(diag, "--tls-cert, --tls-key and --tls-ca go together"); }
     return STATUS_OK;

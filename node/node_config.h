@@ -39,6 +39,8 @@ struct node_config {
     uint32_t waiting_max; /* legs beyond batch_max */
     uint32_t routers_max;
     uint64_t kv_memory;
+    uint64_t kv_host_memory, kv_disk; /* tiers below the pool; 0: none */
+    const char *kv_disk_path;
     uint64_t lease_ns;
     uint64_t drain_timeout_ns;
     bool print_config;

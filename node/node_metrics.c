@@ -7,20 +7,25 @@
 #include "base/metrics.h"
 #include "base/metrics_http.h"
 #include "base/net_address.h"
+#include "node/tier_service.h"
 
 /* Gauges, in the order of the table below. */
 enum { RUNNING, WAITING, KV_USAGE, CACHE_INFO, BLOCKS_FREE, BLOCKS_HELD, BLOCKS_CACHED, BLOCKS_QUARANTINED, BACKLOG,
-       KV_HEADROOM, LEGS, DRAINING, GRANTS_LIVE, GRANTS_QUARANTINED, LINKS, GAUGE_COUNT };
+       KV_HEADROOM, LEGS, DRAINING, GRANTS_LIVE, GRANTS_QUARANTINED, LINKS, TIER_BLOCKS_HOST, TIER_BLOCKS_DISK, TIER_MAX_HOST, TIER_MAX_DISK, TIER_BYTES_HOST,
+       TIER_BYTES_DISK, TIER_LOAD_RATE_HOST, TIER_LOAD_RATE_DISK, TIER_STORE_RATE_HOST, TIER_STORE_RATE_DISK, TIER_DISK_PAUSED,
+       GAUGE_COUNT };
 
 /* Counters that only grow: `seen` is what was added so far. */
 enum { PROMPT_TOKENS, GENERATION_TOKENS, PREEMPTIONS, FINISHED, FAILED, CANCELLED, REFUSED, LATE, STEPS, CACHE_ASKED, CACHE_FOUND, BYTES_LANDED,
        BYTES_PUSHED, LANDED, XFER_FAILED, ACKED, SEND_FAILED, CRC_ERRORS, SLICES_REFUSED, LINKS_LOST, FENCES_FORCED,
-       COUNTER_COUNT };
+       TIER_STORED_HOST, TIER_STORED_DISK, TIER_LOADED_HOST, TIER_LOADED_DISK, TIER_DROPPED_HOST, TIER_DROPPED_DISK,
+       TIER_STORE_FAILED, TIER_LOAD_FAILED, TIER_CHECKSUM_FAILED, COUNTER_COUNT };
 
 struct node_metrics {
     struct metrics *registry;
     struct metrics_http *http;
     struct kv_endpoint *endpoint;
+    struct tier_service *tiers;
     uint32_t block_tokens;
     struct gauge *gauges[GAUGE_COUNT];
     struct counter *counters[COUNTER_COUNT];
@@ -48,6 +53,17 @@ static const struct row gauge_rows[GAUGE_COUNT] = {
     [GRANTS_LIVE] = {"baton_kv_grants", "Grants by state.", "state", "live"},
     [GRANTS_QUARANTINED] = {"baton_kv_grants", "Grants by state.", "state", "quarantined"},
     [LINKS] = {"baton_kv_links", "Links to peers that are up.", NULL, NULL},
+    [TIER_BLOCKS_HOST] = {"baton_kv_tier_blocks", "KV blocks in the tiers below the pool.", "tier", "host"},
+    [TIER_BLOCKS_DISK] = {"baton_kv_tier_blocks", "KV blocks in the tiers below the pool.", "tier", "disk"},
+    [TIER_MAX_HOST] = {"baton_kv_tier_blocks_max", "KV blocks that a tier holds at most.", "tier", "host"},
+    [TIER_MAX_DISK] = {"baton_kv_tier_blocks_max", "KV blocks that a tier holds at most.", "tier", "disk"},
+    [TIER_BYTES_HOST] = {"baton_kv_tier_bytes", "Bytes of KV in the tiers.", "tier", "host"},
+    [TIER_BYTES_DISK] = {"baton_kv_tier_bytes", "Bytes of KV in the tiers.", "tier", "disk"},
+    [TIER_LOAD_RATE_HOST] = {"baton_kv_tier_load_bytes_per_second", "Measured rate of loads.", "tier", "host"},
+    [TIER_LOAD_RATE_DISK] = {"baton_kv_tier_load_bytes_per_second", "Measured rate of loads.", "tier", "disk"},
+    [TIER_STORE_RATE_HOST] = {"baton_kv_tier_store_bytes_per_second", "Measured rate of stores.", "tier", "host"},
+    [TIER_STORE_RATE_DISK] = {"baton_kv_tier_store_bytes_per_second", "Measured rate of stores.", "tier", "disk"},
+    [TIER_DISK_PAUSED] = {"baton_kv_tier_disk_paused", "1 while the disk's writes fail and it is left alone.", NULL, NULL},
 };
 
 static const struct row counter_rows[COUNTER_COUNT] = {
@@ -72,6 +88,15 @@ static const struct row counter_rows[COUNTER_COUNT] = {
     [SLICES_REFUSED] = {"baton_kv_slices_refused_total", "Slices of unknown grants, out of bounds, or twice.", NULL, NULL},
     [LINKS_LOST] = {"baton_kv_links_lost_total", "Links that broke.", NULL, NULL},
     [FENCES_FORCED] = {"baton_kv_fences_forced_total", "Quarantines that were ended by force.", NULL, NULL},
+    [TIER_STORED_HOST] = {"baton_kv_tier_stored_total", "Blocks stored in a tier, from the pool or the tier above.", "tier", "host"},
+    [TIER_STORED_DISK] = {"baton_kv_tier_stored_total", "Blocks stored in a tier, from the pool or the tier above.", "tier", "disk"},
+    [TIER_LOADED_HOST] = {"baton_kv_tier_loaded_total", "Blocks loaded from a tier into the pool.", "tier", "host"},
+    [TIER_LOADED_DISK] = {"baton_kv_tier_loaded_total", "Blocks loaded from a tier into the pool.", "tier", "disk"},
+    [TIER_DROPPED_HOST] = {"baton_kv_tier_dropped_total", "Blocks that a tier gave up for good.", "tier", "host"},
+    [TIER_DROPPED_DISK] = {"baton_kv_tier_dropped_total", "Blocks that a tier gave up for good.", "tier", "disk"},
+    [TIER_STORE_FAILED] = {"baton_kv_tier_failures_total", "Stores and loads that failed, and loads whose checksum did not hold.", "kind", "store"},
+    [TIER_LOAD_FAILED] = {"baton_kv_tier_failures_total", "Stores and loads that failed, and loads whose checksum did not hold.", "kind", "load"},
+    [TIER_CHECKSUM_FAILED] = {"baton_kv_tier_failures_total", "Stores and loads that failed, and loads whose checksum did not hold.", "kind", "checksum"},
 };
 
 static void take_counter(struct node_metrics *metrics, unsigned index, uint64_t now)
@@ -108,6 +133,27 @@ void node_metrics_publish(struct node_metrics *metrics, const struct ctl_load *l
     take_counter(metrics, CACHE_FOUND, load->cache_tokens_found);
 }
 
+/* The rows of one kind lie side by side, host before disk, as in enum kv_tier_kind. */
+static void refresh_tiers(struct node_metrics *metrics)
+{
+    struct kv_tier_stats stats;
+    if (!tier_service_stats(metrics->tiers, &stats)) { return; }
+    for (unsigned tier = 0; tier < KV_TIER_COUNT; tier++) {
+        gauge_set(metrics->gauges[TIER_BLOCKS_HOST + tier], (double)stats.entries[tier]);
+        gauge_set(metrics->gauges[TIER_MAX_HOST + tier], (double)stats.entries_max[tier]);
+        gauge_set(metrics->gauges[TIER_BYTES_HOST + tier], (double)stats.bytes[tier]);
+        gauge_set(metrics->gauges[TIER_LOAD_RATE_HOST + tier], (double)stats.bytes_per_s_load[tier]);
+        gauge_set(metrics->gauges[TIER_STORE_RATE_HOST + tier], (double)stats.bytes_per_s_store[tier]);
+        take_counter(metrics, TIER_STORED_HOST + tier, stats.stored[tier]);
+        take_counter(metrics, TIER_LOADED_HOST + tier, stats.loaded[tier]);
+        take_counter(metrics, TIER_DROPPED_HOST + tier, stats.dropped[tier]);
+    }
+    gauge_set(metrics->gauges[TIER_DISK_PAUSED], stats.is_disk_paused);
+    take_counter(metrics, TIER_STORE_FAILED, stats.store_failures);
+    take_counter(metrics, TIER_LOAD_FAILED, stats.load_failures);
+    take_counter(metrics, TIER_CHECKSUM_FAILED, stats.checksum_failures);
+}
+
 /* What is read rather than kept, when somebody scrapes. */
 static void refresh(void *user)
 {
@@ -127,6 +173,7 @@ static void refresh(void *user)
     take_counter(metrics, SLICES_REFUSED, stats.slices_refused);
     take_counter(metrics, LINKS_LOST, stats.links_lost);
     take_counter(metrics, FENCES_FORCED, stats.fences_forced);
+    refresh_tiers(metrics);
 }
 
 static bool is_ready(void *user)
@@ -167,6 +214,7 @@ status_t node_metrics_create(const struct node_metrics_config *config, struct no
     struct node_metrics *metrics = calloc(1, sizeof *metrics);
     if (!metrics) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
     metrics->endpoint = config->endpoint;
+    metrics->tiers = config->tiers;
     metrics->block_tokens = config->block_tokens;
     status_t st = metrics_create(&metrics->registry);
     if (!failed(st)) { st = add_rows(metrics, config, diag); }

@@ -22,6 +22,7 @@ struct node_metrics_config {
     const char *role;
     const char *model_name;
     struct kv_endpoint *endpoint; /* holds until destroy */
+    struct tier_service *tiers;   /* holds until destroy; NULL: their rows stay 0 */
     uint32_t block_tokens, block_count;
 };
 

@@ -179,6 +179,7 @@ static status_t on_fact(void *role, const struct node_fact *fact)
     case NODE_FACT_MESSAGE: event.kind = PREFILL_EV_MESSAGE; break;
     case NODE_FACT_STEP: event.kind = PREFILL_EV_STEP_DONE; break;
     case NODE_FACT_XFER: return on_xfer_fact(server, fact->now_ns, fact->xfer);
+    case NODE_FACT_TIER: return STATUS_OK; /* it asked for no tiers */
     case NODE_FACT_TICK:
         layer_push_room(server->push); /* where the ring was full and no push is under way to say so */
         event.kind = PREFILL_EV_TICK;

@@ -1,0 +1,151 @@
+#include "node/tier_service.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/log.h"
+
+/* More than a core has under way (sched/tier_desk.h), so that a refusal is a rare thing. */
+#define QUEUE_MAX 512u
+
+struct tier_service {
+    struct tier_service_config config;
+    struct kv_tier *tier;
+    bool is_open; /* until then events are of what was found */
+    struct kv_tier_event *found;
+    uint32_t found_count, found_max, found_next;
+    struct kv_tier_event refused[QUEUE_MAX]; /* a ring */
+    uint32_t refused_first, refused_count;
+};
+
+static void on_event(void *user, const struct kv_tier_event *event)
+{
+    struct tier_service *service = user;
+    if (service->is_open) {
+        service->config.post(service->config.user, event);
+        return;
+    }
+    /* In create, on our own thread, before there is a core that could be told. */
+    CHECK(event->kind == KV_TIER_FOUND);
+    CHECK(service->found_count < service->found_max);
+    service->found[service->found_count++] = *event;
+}
+
+static struct kv_tier_config tier_config(const struct tier_service_config *config)
+{
+    struct kv_tier_config tier = {
+        .pool = config->pool,
+        .block_bytes = config->block_bytes,
+        .block_count = config->block_count,
+        .host_bytes = config->flags->kv_host_memory,
+        .disk_path = config->flags->kv_disk > 0 ? config->flags->kv_disk_path : NULL,
+        .disk_bytes = config->flags->kv_disk,
+        .queue_max = QUEUE_MAX,
+        .on_event = on_event,
+    };
+    memcpy(tier.fingerprint_hash, config->fingerprint_hash, sizeof tier.fingerprint_hash);
+    return tier;
+}
+
+static bool wants_tiers(const struct tier_service_config *config) { return config->flags->kv_host_memory > 0 || config->flags->kv_disk > 0; }
+
+uint64_t tier_service_memory_bytes(const struct tier_service_config *config)
+{
+    struct kv_tier_config tier = tier_config(config);
+    return wants_tiers(config) ? kv_tier_memory_bytes(&tier) : 0;
+}
+
+uint32_t tier_service_entries_max(const struct tier_service_config *config)
+{
+    struct kv_tier_config tier = tier_config(config);
+    return wants_tiers(config) ? kv_tier_entries_max(&tier) : 0;
+}
+
+static void log_open(struct tier_service *service)
+{
+    struct kv_tier_stats stats;
+    kv_tier_stats_get(service->tier, &stats);
+    LOGF(LOG_INFO, "kv_tiers", "host_blocks=%" PRIu64 " disk_blocks=%" PRIu64 " disk_io=%s direct=%s disk_file=\"%s\" found=%" PRIu64,
+         stats.entries_max[KV_TIER_HOST], stats.entries_max[KV_TIER_DISK], stats.disk_io[0] ? stats.disk_io : "none",
+         stats.is_disk_direct ? "yes" : "no", stats.disk_state, stats.found);
+}
+
+status_t tier_service_create(const struct tier_service_config *config, struct tier_service **ret_service, struct diag *diag)
+{
+    *ret_service = NULL;
+    if (!wants_tiers(config)) { return STATUS_OK; }
+    struct tier_service *service = calloc(1, sizeof *service);
+    if (service == NULL) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
+    service->config = *config;
+    struct kv_tier_config tier = tier_config(config);
+    tier.user = service;
+    service->found_max = kv_tier_entries_max(&tier);
+    service->found = calloc(service->found_max + UINT64_C(1), sizeof *service->found); /* pages that nobody touches cost nothing */
+    status_t st = service->found != NULL ? kv_tier_create(&tier, &service->tier, diag) : STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
+    if (failed(st)) {
+        diag_prefix(diag, "--kv-host-memory, --kv-disk");
+        tier_service_destroy(service);
+        return st;
+    }
+    service->is_open = true; /* the tiers' thread tells nothing before it is asked something */
+    log_open(service);
+    *ret_service = service;
+    return STATUS_OK;
+}
+
+void tier_service_destroy(struct tier_service *service)
+{
+    if (service == NULL) { return; }
+    kv_tier_destroy(service->tier);
+    free(service->found);
+    free(service);
+}
+
+const struct kv_tier_event *tier_service_next_found(struct tier_service *service)
+{
+    if (service == NULL || service->found == NULL) { return NULL; }
+    if (service->found_next < service->found_count) { return &service->found[service->found_next++]; }
+    free(service->found);
+    service->found = NULL;
+    return NULL;
+}
+
+static void refuse(struct tier_service *service, struct kv_tier_event event)
+{
+    CHECK(service->refused_count < QUEUE_MAX);
+    service->refused[(service->refused_first + service->refused_count++) % QUEUE_MAX] = event;
+}
+
+void tier_service_store(struct tier_service *service, struct kv_hash hash, uint32_t block, uint64_t tag)
+{
+    CHECK(service != NULL); /* a core without tiers asks for none */
+    status_t st = kv_tier_store(service->tier, hash, block, tag);
+    if (failed(st)) { refuse(service, (struct kv_tier_event){.kind = KV_TIER_STORE_FAILED, .hash = hash, .block = block, .tag = tag, .status = st}); }
+}
+
+void tier_service_load(struct tier_service *service, struct kv_hash hash, uint32_t block, uint64_t tag)
+{
+    CHECK(service != NULL);
+    status_t st = kv_tier_load(service->tier, hash, block, tag);
+    if (failed(st)) { refuse(service, (struct kv_tier_event){.kind = KV_TIER_LOAD_FAILED, .hash = hash, .block = block, .tag = tag, .status = st}); }
+}
+
+uint32_t tier_service_refused_count(const struct tier_service *service) { return service != NULL ? service->refused_count : 0; }
+
+bool tier_service_next_refused(struct tier_service *service, struct kv_tier_event *ret_event)
+{
+    if (service == NULL || service->refused_count == 0) { return false; }
+    *ret_event = service->refused[service->refused_first];
+    service->refused_first = (service->refused_first + 1) % QUEUE_MAX;
+    service->refused_count--;
+    return true;
+}
+
+bool tier_service_stats(struct tier_service *service, struct kv_tier_stats *ret_stats)
+{
+    if (service == NULL) { return false; }
+    kv_tier_stats_get(service->tier, ret_stats);
+    return true;
+}
