@@ -19,6 +19,15 @@ static void audit_job(const struct prefill_core *core, const struct prefill_job 
         CHECK(job->block_count == 0);
         CHECK(job->computed == 0);
         break;
+    case JOB_LOADING:
+        CHECK(job->queue == &core->loading);
+        CHECK(job->block_count == prefill_blocks_for(core, job->total));
+        CHECK(job->computed == 0);
+        CHECK(!job->is_over);
+        CHECK(job->load_first <= job->load_good);
+        CHECK(job->load_good <= job->load_end);
+        CHECK(job->loads_pending <= job->load_next - job->load_first);
+        break;
     case JOB_COMPUTING:
         CHECK(job->queue == &core->computing);
         CHECK(job->block_count == prefill_blocks_for(core, job->total));
@@ -34,13 +43,14 @@ static void audit_job(const struct prefill_core *core, const struct prefill_job 
     case JOB_LEAVING:
         CHECK(job->queue == NULL);
         CHECK(job->is_over);
-        CHECK(job->is_in_step || !job->transfer_is_over);
+        CHECK(job->is_in_step || job->loads_pending > 0 || !job->transfer_is_over);
         break;
     case JOB_ENDED:
     case JOB_STATE_COUNT:
         CHECK(job->state < JOB_ENDED);
         break;
     }
+    if (job->loads_pending > 0) { CHECK(job->state == JOB_LOADING || job->state == JOB_LEAVING); }
     if (job->is_in_step) { CHECK(core->step.is_in_flight); }
     for (uint32_t i = 0; i < job->block_count; i++) {
         CHECK(job->blocks[i] < core->config.block_count);
@@ -59,7 +69,8 @@ void prefill_core_audit(const struct prefill_core *core)
     }
     CHECK(core->ended.count == 0);
     CHECK(core->jobs.count == leg_index_live_count(core->index));
-    CHECK(queued == core->resumed.count + core->fresh.count + core->computing.count + core->sent.count);
+    CHECK(queued == core->resumed.count + core->fresh.count + core->loading.count + core->computing.count + core->sent.count);
+    tier_desk_audit(core->tiers, core->audit_owners);
     kv_cache_audit(core->cache, core->audit_owners);
     struct kv_pool_counts counts = kv_cache_counts(core->cache);
     CHECK(counts.free + counts.held + counts.cached + counts.quarantined == counts.total);

@@ -39,7 +39,6 @@ static void admit_waiting(struct prefill_core *core)
         struct prefill_job *job;
         while ((job = job_of(list_first(queues[i]))) != NULL) {
             if (!admit(core, job)) { return; }
-            job_enter(core, job, JOB_COMPUTING, &core->computing);
         }
     }
 }
@@ -62,7 +61,12 @@ static bool admit(struct prefill_core *core, struct prefill_job *job)
         return false;
     }
     job->block_count = count;
+    if (prefill_tier_plan_load(core, job, taken) > 0) {
+        job_enter(core, job, JOB_LOADING, &core->loading);
+        return true;
+    }
     prefill_prefix_use(core, job, taken);
+    job_enter(core, job, JOB_COMPUTING, &core->computing);
     return true;
 }
 

@@ -12,6 +12,8 @@
 #define ENDED_LEGS_REMEMBERED 4096u
 /* Far above what a ticket needs; it only bounds what a hostile message can make us keep. */
 #define TICKET_BYTES_MAX 4096u
+/* Stores and loads under way: kv_tier's own bound. */
+#define TIER_QUEUE_MAX 256u
 
 static status_t check_config(const struct prefill_core_config *config, struct diag *diag);
 static void take_message(struct prefill_core *core, const struct prefill_event *event);
@@ -56,6 +58,12 @@ status_t prefill_core_create(const struct prefill_core_config *config, struct pr
     struct kv_cache_config cache = {.block_count = config->block_count, .is_enabled = config->prefix_cache};
     st = kv_cache_create(&cache, &core->cache);
     if (failed(st)) { goto fail; }
+    if (config->tier_entries_max > 0) {
+        struct tier_desk_config tiers = {.cache = core->cache, .entries_max = config->tier_entries_max,
+                                         .queue_max = TIER_QUEUE_MAX};
+        st = tier_desk_create(&tiers, &core->tiers);
+        if (failed(st)) { goto fail; }
+    }
     st = leg_index_create(config->jobs_max, ENDED_LEGS_REMEMBERED, &core->index);
     if (failed(st)) { goto fail; }
     st = token_list_create(config->slot_count, &core->tokens);
@@ -66,7 +74,8 @@ status_t prefill_core_create(const struct prefill_core_config *config, struct pr
         memcpy(core->eos_tokens, config->eos_tokens, config->eos_count * sizeof *core->eos_tokens);
     }
     core->config.eos_tokens = core->eos_tokens;
-    struct list *lists[] = {&core->jobs, &core->ended, &core->resumed, &core->fresh, &core->computing, &core->sent};
+    struct list *lists[] = {&core->jobs, &core->ended, &core->resumed, &core->fresh, &core->loading,
+                            &core->computing, &core->sent};
     for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) { list_init(lists[i]); }
     *ret_core = core;
     return STATUS_OK;
@@ -89,6 +98,7 @@ void prefill_core_destroy(struct prefill_core *core)
     router_set_fini(&core->routers);
     token_list_destroy(core->tokens);
     leg_index_destroy(core->index);
+    tier_desk_destroy(core->tiers);
     kv_cache_destroy(core->cache);
     free(core->step.tokens);
     free(core->step.sample_slots);
@@ -136,6 +146,9 @@ status_t prefill_core_step(struct prefill_core *core, const struct prefill_event
     case PREFILL_EV_XFER_ENDED:
         take_transfer(core, event);
         break;
+    case PREFILL_EV_TIER:
+        prefill_tier_take(core, event->tier);
+        break;
     case PREFILL_EV_TICK:
         break;
     case PREFILL_EV_DRAIN:
@@ -147,6 +160,7 @@ status_t prefill_core_step(struct prefill_core *core, const struct prefill_event
     if (!failed(st)) {
         look_at_deadlines(core);
         prefill_schedule(core);
+        prefill_tier_issue(core);
         send_load(core);
     }
     jobs_reap(core);
@@ -362,11 +376,11 @@ static void send_load(struct prefill_core *core)
     }
 }
 
-/* At most four actions of one job in one event, two messages to one router, one refusal and
- * one step. */
+/* At most four actions of one job in one event, two messages to one router, one refusal, one step,
+ * and what the tiers take at once. */
 static status_t reserve_actions(struct prefill_core *core)
 {
-    uint32_t needed = 4 * core->config.jobs_max + 2 * core->routers.count + 8;
+    uint32_t needed = 4 * core->config.jobs_max + 2 * core->routers.count + TIER_QUEUE_MAX + 8;
     if (needed <= core->action_max) { return STATUS_OK; }
     struct prefill_action *actions = realloc(core->actions, needed * sizeof *actions);
     if (actions == NULL) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
@@ -406,6 +420,11 @@ static status_t check_config(const struct prefill_core_config *config, struct di
         if (ranges[i].value >= ranges[i].low && ranges[i].value <= ranges[i].high) { continue; }
         diag_set(diag, "prefill core: %s is %u; it must be %u .. %u", ranges[i].name, ranges[i].value, ranges[i].low,
                  ranges[i].high);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    if (config->tier_entries_max > 0 && !config->prefix_cache) {
+        diag_set(diag, "prefill core: tier_entries_max is %u and prefix_cache is off; a tier's blocks are found by its names",
+                 config->tier_entries_max);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     if (config->transfer_stall_ns == 0) {

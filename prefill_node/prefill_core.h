@@ -12,9 +12,11 @@
  *
  * With the prefix cache a job begins behind the blocks of its text that are here already. Those of
  * them that the decode node lacks are pushed at once; the others are pushed as they are computed.
+ * With KV tiers, blocks that lie there are loaded where that is predicted to be cheaper than computing
+ * them, and what eviction would give away next is stored ahead of need.
  *
  * Parts: prefill_state.h (the tables), prefill_job.c (one job's life), prefill_prefix.c (the
- * prefix cache), prefill_batch.c (blocks and steps), prefill_stats.c, prefill_audit.c, prefill_core.c (events).
+ * prefix cache), prefill_tier.c (the tiers), prefill_batch.c (blocks and steps), prefill_stats.c, prefill_audit.c, prefill_core.c (events).
  * Source: chunked prefill, Sarathi-Serve (OSDI 2024); layer-wise push, Splitwise (ISCA 2024). */
 #ifndef BATON_PREFILL_NODE_PREFILL_CORE_H
 #define BATON_PREFILL_NODE_PREFILL_CORE_H
@@ -25,6 +27,8 @@
 #include "base/status.h"
 #include "control/ctl_msg.h"
 #include "engine/step_plan.h"
+#include "kv/kv_hash.h"
+#include "kv/kv_tier.h"
 
 struct prefill_core;
 
@@ -41,6 +45,8 @@ struct prefill_core_config {
     const uint32_t *eos_tokens; /* [eos_count], copied */
     uint64_t transfer_stall_ns; /* computed, but not acknowledged for this long: give up */
     bool prefix_cache;        /* blocks outlive their jobs and are found again by what they hold */
+    uint32_t tier_entries_max; /* blocks that the tiers below the pool can hold; 0: there are none.
+                                 Needs prefix_cache. */
 };
 
 enum prefill_event_kind {
@@ -52,6 +58,7 @@ enum prefill_event_kind {
     PREFILL_EV_XFER_FAILED, /* leg, status: over, and the source blocks are no longer read */
     PREFILL_EV_XFER_ENDED,  /* leg: an abort is complete, the source blocks are no longer read.
                                ACKED or FAILED that cross the abort do as well. */
+    PREFILL_EV_TIER,        /* tier: every TIER_STORE and TIER_LOAD ends in one; others come unasked */
     PREFILL_EV_TICK,
     PREFILL_EV_DRAIN,
 };
@@ -68,6 +75,7 @@ struct prefill_event {
     const char *cable;       /* XFER_ACKED */
     uint64_t bytes;          /* XFER_ACKED */
     uint64_t transfer_ns;    /* XFER_ACKED */
+    const struct kv_tier_event *tier;
 };
 
 enum prefill_action_kind {
@@ -76,6 +84,8 @@ enum prefill_action_kind {
     PREFILL_ACT_PUSH_CACHED, /* leg, blocks, grant_index: push them now, all layers; each (layer,
                                 block of the grant) is pushed once, here or by a span */
     PREFILL_ACT_STEP,        /* run plan; spans name the slices to push; at most one in flight */
+    PREFILL_ACT_TIER_STORE,  /* hash, block, tag: copy the block to a tier; it is not written until the end */
+    PREFILL_ACT_TIER_LOAD,   /* hash, block, tag: write the tier's copy into the block */
     PREFILL_ACT_XFER_COMMIT, /* leg, tokens: all slices are posted; the first tokens go along */
     PREFILL_ACT_XFER_ABORT,  /* leg: stop pushing; ENDED is awaited before blocks are reused */
 };
@@ -91,6 +101,9 @@ struct prefill_action {
     const uint32_t *blocks;    /* PUSH_CACHED: the job's; final, and held until the transfer is over */
     uint32_t grant_index;      /* PUSH_CACHED: of the first one, in the grant */
     const struct step_plan *plan;
+    struct kv_hash hash;       /* TIER_STORE, TIER_LOAD */
+    uint32_t block;
+    uint64_t tag;
     uint32_t token_count;      /* XFER_COMMIT: one per sequence of the leg */
     const struct ctl_token *tokens;
 };
@@ -107,6 +120,9 @@ struct prefill_core_stats {
     uint32_t jobs, jobs_computing, jobs_waiting;
     uint64_t tokens_queued;
     uint64_t cache_tokens_asked, cache_tokens_found; /* of the texts of jobs that looked into the cache */
+    uint64_t tier_stores, tier_loads, tier_load_failures, tier_tokens_loaded;
+    uint64_t loads_chosen, loads_declined;        /* prefixes in a tier: loaded, or predicted cheaper to compute */
+    uint64_t load_predicted_ns, load_actual_ns;   /* of the whole loads for which something was predicted */
     uint64_t prompt_tokens_computed, jobs_done, jobs_failed, jobs_cancelled, jobs_refused, late_messages, steps;
     bool draining, idle;
 };

@@ -87,6 +87,7 @@ void job_move(struct prefill_core *core, struct prefill_job *job)
         before = job->state;
         switch (job->state) {
         case JOB_WAITING:
+        case JOB_LOADING:
         case JOB_COMPUTING:
         case JOB_SENT:
             if (!job->transfer_is_over) {
@@ -97,7 +98,7 @@ void job_move(struct prefill_core *core, struct prefill_job *job)
             job_enter(core, job, JOB_LEAVING, NULL);
             break;
         case JOB_LEAVING:
-            if (job->is_in_step || !job->transfer_is_over) { break; }
+            if (job->is_in_step || job->loads_pending > 0 || !job->transfer_is_over) { break; }
             kv_cache_release(core->cache, job->block_count, job->blocks);
             job->block_count = 0;
             job_enter(core, job, JOB_ENDED, NULL);
@@ -112,11 +113,12 @@ void job_move(struct prefill_core *core, struct prefill_job *job)
 uint64_t prefill_tokens_queued(const struct prefill_core *core)
 {
     uint64_t tokens = 0;
-    const struct list *queues[] = {&core->resumed, &core->fresh, &core->computing};
-    for (uint32_t i = 0; i < 3; i++) {
+    const struct list *queues[] = {&core->resumed, &core->fresh, &core->loading, &core->computing};
+    for (uint32_t i = 0; i < 4; i++) {
         for (struct list_link *link = list_first(queues[i]); link != NULL; link = list_next(queues[i], link)) {
             const struct prefill_job *job = LIST_OWNER(link, struct prefill_job, queue_link);
-            tokens += job->total - job->computed;
+            uint32_t loaded = job->state == JOB_LOADING ? job->load_good * core->config.block_tokens : 0;
+            tokens += job->total - job->computed - loaded;
         }
     }
     return tokens;

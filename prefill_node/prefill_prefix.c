@@ -13,7 +13,7 @@ static struct kv_hash name_before(const struct prefill_job *job, uint32_t index)
     return index == 0 ? job->root : job->hashes[index - 1];
 }
 
-static void name_blocks(struct prefill_core *core, struct prefill_job *job, uint32_t count)
+void prefill_name_blocks(struct prefill_core *core, struct prefill_job *job, uint32_t count)
 {
     uint32_t block_tokens = core->config.block_tokens;
     for (; job->hash_count < count; job->hash_count++) {
@@ -36,7 +36,7 @@ uint32_t prefill_prefix_take(struct prefill_core *core, struct prefill_job *job)
     uint32_t most = (job->total - 1) / core->config.block_tokens;
     uint32_t taken = 0;
     for (; taken < most; taken++) {
-        name_blocks(core, job, taken + 1);
+        prefill_name_blocks(core, job, taken + 1);
         if (!kv_cache_take(core->cache, job->hashes[taken], &job->blocks[taken])) { break; }
     }
     return taken;
@@ -45,6 +45,9 @@ uint32_t prefill_prefix_take(struct prefill_core *core, struct prefill_job *job)
 void prefill_prefix_use(struct prefill_core *core, struct prefill_job *job, uint32_t taken)
 {
     if (!is_wanted(core, job)) { return; }
+    /* Not where they are taken: a job that waits for room takes and gives back again and again, and
+     * each time they would be stored anew where the tiers have no room for them either. */
+    for (uint32_t b = 0; b < taken; b++) { tier_desk_note_use(core->tiers, job->blocks[b], job->hashes[b]); }
     job->cached = taken * core->config.block_tokens;
     job->computed = job->cached;
     job->published = taken;
@@ -64,7 +67,7 @@ void prefill_prefix_publish(struct prefill_core *core, struct prefill_job *job)
     if (!core->config.prefix_cache) { return; }
     uint32_t full = job->computed / core->config.block_tokens;
     if (full <= job->published) { return; }
-    name_blocks(core, job, full);
+    prefill_name_blocks(core, job, full);
     for (; job->published < full; job->published++) {
         uint32_t b = job->published;
         kv_cache_publish(core->cache, job->blocks[b], job->hashes[b], name_before(job, b));

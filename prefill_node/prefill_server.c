@@ -105,6 +105,8 @@ static void perform(struct prefill_server *server, const struct prefill_actions 
         case PREFILL_ACT_SEND: node_send(server->node, action->router, &action->msg); break;
         case PREFILL_ACT_STEP: node_step(server->node, action->plan); break;
         case PREFILL_ACT_XFER_COMMIT: commit(server, action); break;
+        case PREFILL_ACT_TIER_STORE:
+        case PREFILL_ACT_TIER_LOAD: CHECK(!"the core was given no tiers"); break;
         case PREFILL_ACT_PUSH_CACHED:
             layer_push_blocks(server->push, action->leg, server->layer_count, action->grant_index, action->blocks,
                               action->block_count);

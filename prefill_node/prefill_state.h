@@ -18,15 +18,17 @@
 #include "sched/list.h"
 #include "sched/rate.h"
 #include "sched/router_set.h"
+#include "sched/tier_desk.h"
 #include "sched/token_list.h"
 
 /* What a job waits for. */
 enum job_state {
     JOB_WAITING,   /* waits in a queue for blocks, all or none; holds none */
+    JOB_LOADING,   /* has blocks; waits for those of its text that a tier writes into them */
     JOB_COMPUTING, /* has blocks; waits for steps to compute the rest of its prompt */
     JOB_SENT,      /* computed and committed; waits for the decode node's acknowledgement */
-    JOB_LEAVING,   /* is over; waits for the step in flight and for the transfer to let go of its
-                      blocks */
+    JOB_LEAVING,   /* is over; waits for the step in flight, the loads and the transfer to let go of
+                      its blocks */
     JOB_ENDED,     /* holds nothing, waits for nothing */
     JOB_STATE_COUNT
 };
@@ -54,6 +56,10 @@ struct prefill_job {
     uint32_t grant_first;         /* blocks before it are not sent: the decode node has them */
     uint32_t block_count;
     uint32_t *blocks;             /* [blocks for total] */
+    uint32_t load_first, load_end;   /* LOADING: entries of the table that come from a tier */
+    uint32_t load_next, load_good;   /* the next one to ask for; before it, and before the first that failed */
+    uint32_t loads_pending;
+    uint64_t load_began_ns, load_predicted_ns;
     uint32_t published;           /* entries before it hold final content and have been named */
     uint32_t hash_count;
     struct kv_hash root;          /* the chain before its first block */
@@ -88,6 +94,7 @@ struct prefill_core {
     uint64_t now_ns;
     bool is_draining;
     struct kv_cache *cache;
+    struct tier_desk *tiers;           /* NULL: there are none */
     uint32_t *block_text;              /* [block_tokens] for a hash */
     struct admit_miss miss;
     struct leg_index *index;
@@ -97,6 +104,7 @@ struct prefill_core {
     struct list jobs;                  /* live, by arrival */
     struct list ended;                 /* freed at the end of the event */
     struct list resumed, fresh;        /* WAITING, by arrival */
+    struct list loading;               /* LOADING, by admission */
     struct list computing;             /* COMPUTING, by admission */
     struct list sent;                  /* SENT, by time of commit: its stall deadlines are in order */
     struct prefill_action *actions;    /* [action_max] */
@@ -110,6 +118,7 @@ struct prefill_core {
     uint32_t *audit_owners;            /* [block_count] */
     uint64_t steps, prompt_tokens_computed, jobs_done, jobs_failed, jobs_cancelled, jobs_refused, late_messages;
     uint64_t cache_tokens_asked, cache_tokens_found;
+    uint64_t tier_tokens_loaded, loads_chosen, loads_declined, load_predicted_ns, load_actual_ns;
     uint64_t hold_mean_ns;             /* how long a job stays here */
     struct token_rate rate;
 };
@@ -151,11 +160,24 @@ void jobs_reap(struct prefill_core *core);
  * Returns how many; they are final. */
 uint32_t prefill_prefix_take(struct prefill_core *core, struct prefill_job *job);
 
-/* The job was admitted with so many: counts them, and sends those that the decode node lacks. */
+/* Finds the names of the job's first `count` blocks. */
+void prefill_name_blocks(struct prefill_core *core, struct prefill_job *job, uint32_t count);
+
+/* The job begins with so many: counts them, and sends those that the decode node lacks. */
 void prefill_prefix_use(struct prefill_core *core, struct prefill_job *job, uint32_t taken);
 
 /* Names the blocks that job->computed has filled since the last call. */
 void prefill_prefix_publish(struct prefill_core *core, struct prefill_job *job);
+
+/* --- prefill_tier.c */
+
+/* How many blocks behind the `taken` ones shall be loaded; the job's load_* say which. */
+uint32_t prefill_tier_plan_load(struct prefill_core *core, struct prefill_job *job, uint32_t taken);
+
+void prefill_tier_take(struct prefill_core *core, const struct kv_tier_event *event);
+
+/* Asks for what jobs wait for, and for stores ahead of need. */
+void prefill_tier_issue(struct prefill_core *core);
 
 /* --- prefill_batch.c */
 

@@ -4,6 +4,7 @@
 struct prefill_core_stats prefill_core_stats(const struct prefill_core *core)
 {
     struct kv_pool_counts blocks = kv_cache_counts(core->cache);
+    struct tier_desk_stats tiers = tier_desk_stats(core->tiers);
     return (struct prefill_core_stats){
         .blocks_total = blocks.total,
         .blocks_free = blocks.free,
@@ -11,11 +12,19 @@ struct prefill_core_stats prefill_core_stats(const struct prefill_core *core)
         .blocks_cached = blocks.cached,
         .blocks_quarantined = blocks.quarantined,
         .jobs = core->jobs.count,
-        .jobs_computing = core->computing.count,
+        .jobs_computing = core->computing.count + core->loading.count,
         .jobs_waiting = core->resumed.count + core->fresh.count,
         .tokens_queued = prefill_tokens_queued(core),
         .cache_tokens_asked = core->cache_tokens_asked,
         .cache_tokens_found = core->cache_tokens_found,
+        .tier_stores = tiers.stores,
+        .tier_loads = tiers.loads,
+        .tier_load_failures = tiers.load_failures,
+        .tier_tokens_loaded = core->tier_tokens_loaded,
+        .loads_chosen = core->loads_chosen,
+        .loads_declined = core->loads_declined,
+        .load_predicted_ns = core->load_predicted_ns,
+        .load_actual_ns = core->load_actual_ns,
         .prompt_tokens_computed = core->prompt_tokens_computed,
         .jobs_done = core->jobs_done,
         .jobs_failed = core->jobs_failed,

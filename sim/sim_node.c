@@ -120,6 +120,8 @@ void sim_prefill_event(struct sim_world *world, struct sim_node *node, struct pr
         case PREFILL_ACT_PUSH_CACHED:
             sim_xfer_push_cached(world, node, action->leg, action->grant_index, action->block_count, action->blocks);
             break;
+        case PREFILL_ACT_TIER_STORE: sim_tier_store(world, node, action->hash, action->block, action->tag); break;
+        case PREFILL_ACT_TIER_LOAD: sim_tier_load(world, node, action->hash, action->block, action->tag); break;
         case PREFILL_ACT_STEP: start_step(world, node, action->plan); break;
         case PREFILL_ACT_XFER_COMMIT: sim_xfer_commit(world, node, action); break;
         case PREFILL_ACT_XFER_ABORT: sim_xfer_abort(world, node, action->leg); break;
@@ -181,9 +183,13 @@ void sim_node_tick(struct sim_world *world, struct sim_node *node)
 
 void sim_node_tier_event(struct sim_world *world, struct sim_node *node, const struct kv_tier_event *fact)
 {
-    if (node->is_prefill) { sim_fail(world, "%s has no tier", sim_node_name(world, node->index)); }
-    struct decode_event event = {.kind = DECODE_EV_TIER, .tier = fact};
-    sim_decode_event(world, node, &event);
+    if (node->is_prefill) {
+        struct prefill_event event = {.kind = PREFILL_EV_TIER, .tier = fact};
+        sim_prefill_event(world, node, &event);
+    } else {
+        struct decode_event event = {.kind = DECODE_EV_TIER, .tier = fact};
+        sim_decode_event(world, node, &event);
+    }
 }
 
 void sim_node_start(struct sim_world *world, struct sim_node *node)
@@ -217,6 +223,7 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
             .slot_count = SLOTS_MAX,
             .transfer_stall_ns = XFER_LEASE_NS,
             .prefix_cache = world->features.prefill_prefix_cache,
+            .tier_entries_max = node->tier.is_on ? node->tier.entries_max[KV_TIER_HOST] + node->tier.entries_max[KV_TIER_DISK] : 0,
             .eos_count = 1,
             .eos_tokens = sim_eos_tokens,
         };

@@ -21,17 +21,20 @@ static struct prefill_core_config random_config(struct rng *rng)
     config.slot_count = 1 + (uint32_t)rng_below(rng, 10);
     config.block_tokens = 1 + (uint32_t)rng_below(rng, 6);
     config.prefix_cache = rng_below(rng, 4) > 0;
+    if (config.prefix_cache && rng_below(rng, 2) == 0) { config.tier_entries_max = 1 + (uint32_t)rng_below(rng, 400); }
     return config;
 }
 
 static void random_job(struct pworld *world, struct rng *rng)
 {
     uint32_t router = (uint32_t)rng_below(rng, PWORLD_ROUTERS);
-    uint32_t prompt = 1 + (uint32_t)rng_below(rng, 1 + rng_below(rng, 60));
+    uint32_t prompt = 1 + (uint32_t)rng_below(rng, 1 + rng_below(rng, 100));
     uint32_t output = rng_below(rng, 4) == 0 ? (uint32_t)rng_below(rng, 30) : 0;
-    struct pworld_job *job = pworld_job(world, router, prompt, output, rng_next(rng));
+    /* Jobs of one seed have one text, cut where each ends. */
+    uint64_t text = rng_below(rng, 2) == 0 ? 1 + rng_below(rng, 6) : rng_next(rng);
+    struct pworld_job *job = pworld_job(world, router, prompt, output, text);
     struct ctl_work *work = &job->prefill.work;
-    work->cache_salt = rng_below(rng, 5) == 0;
+    work->cache_salt = rng_below(rng, 9) == 0;
     if (world->job_count > 1 && rng_below(rng, 2) == 0) { /* the next turn of a chat, or the same again */
         uint32_t recent = world->job_count - 1 < 4 ? world->job_count - 1 : 4;
         const struct pworld_job *other = world->jobs[world->job_count - 2 - rng_below(rng, recent)];
@@ -65,6 +68,20 @@ static void random_event(struct pworld *world, struct rng *rng)
     if (world->job_count > 0) {
         uint32_t recent = world->job_count < 20 || rng_below(rng, 8) == 0 ? world->job_count : 20;
         job = world->jobs[world->job_count - 1 - rng_below(rng, recent)];
+    }
+    if (world->operation_count > 0 && rng_below(rng, 3) == 0) {
+        pworld_tier_end(world, (uint32_t)rng_below(rng, world->operation_count), rng_below(rng, 8) > 0);
+        return;
+    }
+    if (world->entry_count > 0 && rng_below(rng, 30) == 0) {
+        uint32_t entry = (uint32_t)rng_below(rng, world->entry_count);
+        if (rng_below(rng, 2) == 0) { pworld_tier_drop(world, entry); } else { pworld_tier_move(world, entry); }
+        return;
+    }
+    if (job != NULL && rng_below(rng, 4) == 0) { /* most of what is committed arrives */
+        for (uint32_t i = world->job_count < 30 ? 0 : world->job_count - 30; i < world->job_count; i++) {
+            if (world->jobs[i]->has_transfer && world->jobs[i]->is_committed) { pworld_ack(world, world->jobs[i]); return; }
+        }
     }
     uint64_t dice = rng_below(rng, 1000);
     if (dice < 180) {
@@ -102,13 +119,14 @@ static void random_event(struct pworld *world, struct rng *rng)
     }
 }
 
-static uint64_t found, cached_pushed; /* over all seeds: the cache must have had something to do */
+static uint64_t found, cached_pushed, loaded, load_failures; /* over all seeds: the cache must have had something to do */
 
 static void run_seed(uint64_t seed)
 {
     struct rng rng = rng_init(seed);
     struct prefill_core_config config = random_config(&rng);
     struct pworld *world = pworld_open(&config);
+    world->slowness = rng_below(&rng, 3) == 0 ? 0 : 1000; /* a tier is worth it, or not */
     pworld_router_up(world, 1);
     for (uint32_t i = 0; i < 600; i++) { random_event(world, &rng); }
     pworld_finish(world);
@@ -117,6 +135,8 @@ static void run_seed(uint64_t seed)
     assert_int_equal(stats.blocks_free + stats.blocks_cached, config.block_count);
     assert_true(config.prefix_cache || stats.blocks_cached == 0);
     found += stats.cache_tokens_found;
+    loaded += stats.tier_tokens_loaded;
+    load_failures += stats.tier_load_failures;
     for (uint32_t i = 0; i < world->job_count; i++) { cached_pushed += world->jobs[i]->cached_pushed; }
     pworld_close(world);
 }
@@ -136,7 +156,8 @@ static void any_order_of_events_keeps_blocks_and_tokens(void **state)
         run_seed(seed);
     }
     printf("found %llu tokens, pushed %llu cached blocks\n", (unsigned long long)found, (unsigned long long)cached_pushed);
-    if (one == NULL) { assert_true(found > 0 && cached_pushed > 0); }
+    printf("loaded %llu tokens from tiers, %llu loads failed\n", (unsigned long long)loaded, (unsigned long long)load_failures);
+    if (one == NULL) { assert_true(found > 0 && cached_pushed > 0 && loaded > 0 && load_failures > 0); }
 }
 
 int main(void)

@@ -241,6 +241,77 @@ static void push(struct pworld *world, struct pworld_job *job, uint32_t first, c
     }
 }
 
+static void begin_operation(struct pworld *world, const struct prefill_action *action)
+{
+    CHECK(world->config.tier_entries_max > 0);
+    CHECK(world->operation_count < PWORLD_TIER_MAX);
+    struct pworld_operation *operation = &world->operations[world->operation_count++];
+    *operation = (struct pworld_operation){.is_load = action->kind == PREFILL_ACT_TIER_LOAD, .hash = action->hash,
+                                           .block = action->block, .tag = action->tag};
+    if (operation->is_load) {
+        kv_model_scribble(world->model, action->block, action->tag); /* whoever reads it now reads garbage */
+    } else {
+        kv_model_save(world->model, action->block, operation->marks);
+    }
+}
+
+static uint32_t find_entry(const struct pworld *world, struct kv_hash hash)
+{
+    uint32_t at = 0;
+    while (at < world->entry_count && !kv_hash_equal(world->entries[at].hash, hash)) { at++; }
+    return at;
+}
+
+static void tell_tier(struct pworld *world, struct kv_tier_event tier)
+{
+    tier.bytes = 1;
+    tier.elapsed_ns = 5000;
+    pworld_event(world, &(struct prefill_event){.kind = PREFILL_EV_TIER, .tier = &tier});
+}
+
+static void forget_entry(struct pworld *world, uint32_t entry)
+{
+    struct kv_hash hash = world->entries[entry].hash;
+    world->entries[entry] = world->entries[--world->entry_count];
+    tell_tier(world, (struct kv_tier_event){.kind = KV_TIER_DROPPED, .hash = hash});
+}
+
+void pworld_tier_drop(struct pworld *world, uint32_t entry) { forget_entry(world, entry); }
+
+void pworld_tier_move(struct pworld *world, uint32_t entry)
+{
+    world->entries[entry].tier = KV_TIER_DISK;
+    tell_tier(world, (struct kv_tier_event){.kind = KV_TIER_MOVED, .hash = world->entries[entry].hash, .tier = KV_TIER_DISK});
+}
+
+void pworld_tier_end(struct pworld *world, uint32_t index, bool is_ok)
+{
+    struct pworld_operation operation = world->operations[index];
+    memmove(&world->operations[index], &world->operations[index + 1],
+            (--world->operation_count - index) * sizeof operation);
+    struct kv_tier_event event = {.tag = operation.tag, .hash = operation.hash, .block = operation.block};
+    uint32_t at = find_entry(world, operation.hash);
+    if (operation.is_load) {
+        is_ok = is_ok && at < world->entry_count;
+        if (!is_ok && at < world->entry_count) { forget_entry(world, at); }
+        if (is_ok) { kv_model_restore(world->model, operation.block, world->entries[at].marks); }
+        event.kind = is_ok ? KV_TIER_LOADED : KV_TIER_LOAD_FAILED;
+        if (is_ok) { event.tier = world->entries[at].tier; }
+    } else {
+        uint64_t marks[PWORLD_BLOCK_TOKENS_MAX];
+        kv_model_save(world->model, operation.block, marks);
+        CHECK(memcmp(marks, operation.marks, world->config.block_tokens * sizeof *marks) == 0); /* nobody wrote it meanwhile */
+        event.kind = is_ok ? KV_TIER_STORED : KV_TIER_STORE_FAILED;
+        if (is_ok && at == world->entry_count) {
+            CHECK(world->entry_count < PWORLD_TIER_MAX);
+            struct pworld_entry *entry = &world->entries[world->entry_count++];
+            *entry = (struct pworld_entry){.hash = operation.hash, .tier = KV_TIER_HOST};
+            memcpy(entry->marks, marks, sizeof marks);
+        }
+    }
+    tell_tier(world, event);
+}
+
 static void perform(struct pworld *world, const struct prefill_action *action)
 {
     switch (action->kind) {
@@ -266,6 +337,10 @@ static void perform(struct pworld *world, const struct prefill_action *action)
         job->cached_pushed += action->block_count;
         break;
     }
+    case PREFILL_ACT_TIER_STORE:
+    case PREFILL_ACT_TIER_LOAD:
+        begin_operation(world, action);
+        break;
     case PREFILL_ACT_XFER_COMMIT: {
         struct pworld_job *job = find(world, action->leg);
         CHECK(job->has_transfer);
@@ -378,6 +453,7 @@ void pworld_step_done(struct pworld *world)
     CHECK(world->plan != NULL);
     const struct step_plan *plan = world->plan;
     struct step_result result = kv_model_run(world->model, plan);
+    result.compute_ns *= 1 + world->slowness;
     /* The slices leave while the step computes. */
     for (uint32_t i = 0; i < plan->span_count; i++) {
         const struct step_span *span = &plan->spans[i];
@@ -418,6 +494,10 @@ void pworld_finish(struct pworld *world)
         }
         if (world->plan != NULL) {
             pworld_step_done(world);
+            moved = true;
+        }
+        while (world->operation_count > 0) {
+            pworld_tier_end(world, 0, true);
             moved = true;
         }
         if (!moved && prefill_core_stats(world->core).idle) { return; }

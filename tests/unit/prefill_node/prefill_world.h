@@ -40,6 +40,23 @@ struct pworld_job {
     struct ctl_prefill_done done;
 };
 
+#define PWORLD_TIER_MAX 512u
+#define PWORLD_BLOCK_TOKENS_MAX 16u
+
+struct pworld_entry {
+    struct kv_hash hash;
+    enum kv_tier_kind tier;
+    uint64_t marks[PWORLD_BLOCK_TOKENS_MAX];
+};
+
+struct pworld_operation {
+    bool is_load;
+    struct kv_hash hash;
+    uint32_t block;
+    uint64_t tag;
+    uint64_t marks[PWORLD_BLOCK_TOKENS_MAX]; /* store: of the block when it began */
+};
+
 struct pworld {
     struct prefill_core_config config;
     struct prefill_core *core;
@@ -53,6 +70,10 @@ struct pworld {
     struct ctl_load load;
     uint32_t loads[PWORLD_ROUTERS];
     uint32_t spans_max; /* of any plan so far */
+    uint32_t slowness;  /* of steps: 0 is a microsecond a row, n is n more */
+    uint32_t entry_count, operation_count;
+    struct pworld_entry entries[PWORLD_TIER_MAX];
+    struct pworld_operation operations[PWORLD_TIER_MAX];
 };
 
 struct prefill_core_config pworld_config(uint32_t block_count);
@@ -74,6 +95,11 @@ void pworld_ended(struct pworld *world, struct pworld_job *job);
 void pworld_router_up(struct pworld *world, uint32_t router);
 void pworld_router_down(struct pworld *world, uint32_t router);
 void pworld_tick(struct pworld *world, uint64_t later_ns);
+/* A store or load under way ends; is_ok: as it should. */
+void pworld_tier_end(struct pworld *world, uint32_t operation, bool is_ok);
+/* The tier gives an entry up, or moves it to disk. */
+void pworld_tier_drop(struct pworld *world, uint32_t entry);
+void pworld_tier_move(struct pworld *world, uint32_t entry);
 void pworld_step_done(struct pworld *world);
 void pworld_step_failed(struct pworld *world, uint8_t scope);
 void pworld_finish(struct pworld *world);
