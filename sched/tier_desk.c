@@ -25,6 +25,7 @@ struct operation {
 struct tier_desk {
     struct kv_cache *cache;
     struct tier_index *index;
+    bool is_roomy; /* holds as much as the pool */
     uint32_t queue_max, free_first;
     struct operation *operations; /* [queue_max] */
     uint32_t counts[OPERATION_LOAD + 1];
@@ -39,6 +40,7 @@ status_t tier_desk_create(const struct tier_desk_config *config, struct tier_des
     struct tier_desk *desk = calloc(1, sizeof *desk);
     if (desk == NULL) { goto fail; }
     desk->cache = config->cache;
+    desk->is_roomy = config->entries_max >= kv_cache_counts(config->cache).total;
     desk->queue_max = config->queue_max == 0 ? QUEUE_MAX_DEFAULT : config->queue_max;
     desk->operations = calloc(desk->queue_max, sizeof *desk->operations);
     if (desk->operations == NULL) { goto fail; }
@@ -97,7 +99,7 @@ static bool begin(struct tier_desk *desk, struct operation operation, struct tie
 bool tier_desk_store_ahead(struct tier_desk *desk, struct tier_request *ret_request)
 {
     struct kv_pool_counts blocks = kv_cache_counts(desk->cache);
-    if (blocks.cached == 0 || blocks.free >= (blocks.total + 1) / 2) { return false; }
+    if (blocks.cached == 0 || (!desk->is_roomy && blocks.free >= (blocks.total + 1) / 2)) { return false; }
     if (desk->counts[OPERATION_AHEAD] > blocks.total / 16) { return false; }
     uint32_t block;
     struct kv_hash hash;

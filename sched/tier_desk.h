@@ -3,10 +3,11 @@
  * Thread:  the core's. Reads no clock; rates come from the events.
  * Memory:  its tables are taken in create; nothing afterwards.
  *
- * Blocks are stored ahead of need: those that eviction would give away next, once less than half of
- * the pool is free, so that eviction itself never waits; a sixteenth of the pool at once at most, as
- * what is being stored cannot be given away. A store under way holds one reference to its
- * block. A load writes a block that its owner holds and has not published. */
+ * Cached blocks are stored ahead of need, what eviction would give away next first, so that eviction
+ * itself never waits; where the tiers hold less than the pool, only once half of the pool is not free,
+ * or they would give up what nobody else has for what is still here. A sixteenth of the pool at once at
+ * most: what is being stored cannot be given away. A store under way holds one reference to its block.
+ * A load writes a block that its owner holds and has not published. */
 #ifndef BATON_SCHED_TIER_DESK_H
 #define BATON_SCHED_TIER_DESK_H
 

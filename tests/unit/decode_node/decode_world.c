@@ -200,7 +200,7 @@ static void take_cached(struct world *world, struct world_leg *leg, uint32_t cac
     leg->cached_tokens = cached;
     CHECK(cached % world->config.block_tokens == 0);
     CHECK(cached < work->prompt_count + work->output_count);
-    if (cached == 0) { return; }
+    if (cached == 0 || world->has_past) { return; }
     CHECK(world->config.prefix_cache);
     CHECK(work->params.prompt_logprobs < 0);
     for (uint32_t i = 0; i < world->leg_count; i++) {
@@ -490,6 +490,7 @@ void world_tier_move(struct world *world, uint32_t index)
 void world_tier_find(struct world *world, const struct world_tier_entry *entry)
 {
     CHECK(world->entry_count < WORLD_TIER_MAX);
+    world->has_past = true;
     world->entries[world->entry_count++] = *entry;
     tier_event(world, (struct kv_tier_event){.kind = KV_TIER_FOUND, .hash = entry->hash, .tier = entry->tier});
 }

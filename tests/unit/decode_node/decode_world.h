@@ -77,6 +77,7 @@ struct world {
     uint32_t request_count, tier_stores, tier_loads;
     struct world_tier_entry entries[WORLD_TIER_MAX];
     uint32_t entry_count;
+    bool has_past;                /* the disk had entries from an earlier life */
 };
 
 /* 4 tokens a block; everything may be changed before world_open(). */
