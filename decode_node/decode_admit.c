@@ -129,6 +129,7 @@ static void note_miss(struct decode_core *core, const struct decode_seq *seq)
 /* It has its blocks: what lies in a tier is loaded first. */
 static void admit(struct decode_core *core, struct decode_seq *seq)
 {
+    tier_note_used(core, seq);
     core->loads_declined += seq->load_is_declined;
     if (seq->load_end > seq->load_first) {
         tier_begin_load(core, seq);

@@ -38,7 +38,6 @@ static uint32_t take_cached(struct decode_core *core, struct decode_seq *seq, ui
     while (taken < most) {
         seq_name_blocks(core, seq, taken + 1);
         if (!kv_cache_take(core->cache, seq->hashes[taken], &seq->blocks[taken])) { break; }
-        tier_desk_note_use(core->tiers, seq->blocks[taken], seq->hashes[taken]);
         taken++;
     }
     return taken;

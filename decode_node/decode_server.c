@@ -22,6 +22,7 @@ struct decode_server {
 static status_t create(struct node *node, const struct node_shape *shape, void **ret_role, struct diag *diag)
 {
     const struct node_config *config = shape->config;
+    bool has_cache = strcmp(config->prefix_cache, "on") == 0;
     struct decode_core_config core = {
         .block_tokens = shape->layout.block_tokens,
         .block_count = shape->block_count,
@@ -34,7 +35,11 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         .legs_max = config->batch_max * 2 + config->waiting_max,
         .eos_count = shape->model->eos_count,
         .eos_tokens = shape->model->eos_tokens,
-        .prefix_cache = strcmp(config->prefix_cache, "on") == 0,
+        .prefix_cache = has_cache,
+        .tier_entries_max = has_cache ? shape->tier_entries_max : 0,
+        .preempt = strcmp(config->preempt, "swap") == 0        ? DECODE_PREEMPT_SWAP
+                   : strcmp(config->preempt, "recompute") == 0 ? DECODE_PREEMPT_RECOMPUTE
+                                                               : DECODE_PREEMPT_AUTO,
         /* The transfer ends a grant that shows no progress, after --lease; it sees the bytes.
          * The core's own lease is only there for a transfer thread that forgot one. */
         .lease_ns = BACKSTOP_LEASE_NS > config->lease_ns ? BACKSTOP_LEASE_NS : config->lease_ns,
@@ -98,8 +103,8 @@ static void perform(struct decode_server *server, const struct decode_actions *a
         case DECODE_ACT_GRANT: grant(server, action); break;
         case DECODE_ACT_REVOKE: kv_endpoint_revoke(node_endpoint(server->node), node_xfer_id(action->leg)); break;
         case DECODE_ACT_STEP: node_step(server->node, action->plan); break;
-        case DECODE_ACT_TIER_STORE:
-        case DECODE_ACT_TIER_LOAD: CHECK(!"the core was given no tiers"); break;
+        case DECODE_ACT_TIER_STORE: node_tier_store(server->node, action->hash, action->block, action->tag); break;
+        case DECODE_ACT_TIER_LOAD: node_tier_load(server->node, action->hash, action->block, action->tag); break;
         }
     }
 }
@@ -186,7 +191,10 @@ static status_t on_fact(void *role, const struct node_fact *fact)
     case NODE_FACT_MESSAGE: event.kind = DECODE_EV_MESSAGE; break;
     case NODE_FACT_STEP: event.kind = DECODE_EV_STEP_DONE; break;
     case NODE_FACT_XFER: return on_xfer_fact(server, fact->now_ns, fact->xfer);
-    case NODE_FACT_TIER: return STATUS_OK; /* wired with the core that asks for tiers */
+    case NODE_FACT_TIER:
+        event.kind = DECODE_EV_TIER;
+        event.tier = fact->tier;
+        break;
     case NODE_FACT_TICK: event.kind = DECODE_EV_TICK; break;
     case NODE_FACT_DRAIN: event.kind = DECODE_EV_DRAIN; break;
     }

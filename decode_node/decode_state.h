@@ -291,6 +291,9 @@ void admit_with_content(struct decode_core *core, struct decode_seq *seq);
 /* Decides what of a sequence's text, behind what it has taken and up to block `most`, is loaded. */
 void tier_plan_load(struct decode_core *core, struct decode_seq *seq, uint32_t most);
 
+/* The cached blocks that a sequence was admitted with: what no tier has any more is stored again. */
+void tier_note_used(struct decode_core *core, const struct decode_seq *seq);
+
 void tier_begin_load(struct decode_core *core, struct decode_seq *seq);
 
 /* Saves what a preempted sequence holds before it gives it up, where that is cheaper than to compute it

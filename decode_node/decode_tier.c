@@ -38,6 +38,16 @@ void tier_plan_load(struct decode_core *core, struct decode_seq *seq, uint32_t m
     seq->load_good = seq->load_end;
 }
 
+/* Not at every try to admit it: a block that is worth storing again is stored, which changes what is
+ * available, which is a reason to try again. */
+void tier_note_used(struct decode_core *core, const struct decode_seq *seq)
+{
+    if (core->tiers == NULL) { return; }
+    for (uint32_t b = seq->block_first; b < seq->published; b++) {
+        tier_desk_note_use(core->tiers, seq->blocks[b], seq->hashes[b]);
+    }
+}
+
 void tier_begin_load(struct decode_core *core, struct decode_seq *seq)
 {
     CHECK(seq->load_next < seq->load_end);
