@@ -45,6 +45,7 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
     struct prefill_server *server = calloc(1, sizeof *server);
     if (!server) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
     server->node = node;
+    bool has_cache = strcmp(config->prefix_cache, "on") == 0;
     struct prefill_core_config core = {
         .block_tokens = shape->layout.block_tokens,
         .block_count = shape->block_count,
@@ -58,7 +59,8 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         .transfer_stall_ns = TRANSFER_STALL_NS,
         .eos_count = shape->model->eos_count,
         .eos_tokens = shape->model->eos_tokens,
-        .prefix_cache = strcmp(config->prefix_cache, "on") == 0,
+        .prefix_cache = has_cache,
+        .tier_entries_max = has_cache ? shape->tier_entries_max : 0,
     };
     server->layer_count = shape->layout.layer_count;
     server->stillborn_max = core.jobs_max * 2;
@@ -105,8 +107,8 @@ static void perform(struct prefill_server *server, const struct prefill_actions 
         case PREFILL_ACT_SEND: node_send(server->node, action->router, &action->msg); break;
         case PREFILL_ACT_STEP: node_step(server->node, action->plan); break;
         case PREFILL_ACT_XFER_COMMIT: commit(server, action); break;
-        case PREFILL_ACT_TIER_STORE:
-        case PREFILL_ACT_TIER_LOAD: CHECK(!"the core was given no tiers"); break;
+        case PREFILL_ACT_TIER_STORE: node_tier_store(server->node, action->hash, action->block, action->tag); break;
+        case PREFILL_ACT_TIER_LOAD: node_tier_load(server->node, action->hash, action->block, action->tag); break;
         case PREFILL_ACT_PUSH_CACHED:
             layer_push_blocks(server->push, action->leg, server->layer_count, action->grant_index, action->blocks,
                               action->block_count);
@@ -181,7 +183,10 @@ static status_t on_fact(void *role, const struct node_fact *fact)
     case NODE_FACT_MESSAGE: event.kind = PREFILL_EV_MESSAGE; break;
     case NODE_FACT_STEP: event.kind = PREFILL_EV_STEP_DONE; break;
     case NODE_FACT_XFER: return on_xfer_fact(server, fact->now_ns, fact->xfer);
-    case NODE_FACT_TIER: return STATUS_OK; /* it asked for no tiers */
+    case NODE_FACT_TIER:
+        event.kind = PREFILL_EV_TIER;
+        event.tier = fact->tier;
+        break;
     case NODE_FACT_TICK:
         layer_push_room(server->push); /* where the ring was full and no push is under way to say so */
         event.kind = PREFILL_EV_TICK;
