@@ -153,6 +153,16 @@ def tiers(about):
         [(names[where], of(where)) for where in names if of(where)], x_kind="log2", y_kind="log")}
 
 
+def quality(about):
+    formats = (("bf16", "100 % of the bytes"), ("int8", "51.6 %"), ("fp8_e4m3", "51.6 %"))
+    models = list(dict.fromkeys(row["model"] for row in about["rows"]))
+    found = {(row["model"], row["kv"]): row["divergence"] for row in about["rows"]}
+    return {"quality": svg.bars(
+        "How far a smaller KV cache bends the next token's probabilities", note(about), "number format of the cache, bytes of bf16's",
+        "KL divergence from f32 KV, nats, log scale", ["%s\n%s" % one for one in formats],
+        [(model, [found.get((model, kv)) for kv, _ in formats]) for model in models], y_kind="log")}
+
+
 def preempt(about):
     rows = about["rows"]
     return {"preempt": svg.bars(
@@ -180,7 +190,7 @@ def interference(about):
 
 
 FIGURES = {"cost": cost, "fragmentation": fragmentation, "hits": hits, "batching": batching, "turns": turns, "trace_turns": trace_turns,
-           "window": window, "long": long, "tiers": tiers, "preempt": preempt, "itl": itl, "interference": interference}
+           "window": window, "long": long, "tiers": tiers, "quality": quality, "preempt": preempt, "itl": itl, "interference": interference}
 
 
 def main():

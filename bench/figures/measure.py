@@ -13,10 +13,11 @@ window         blocks that a request holds while it grows, with and without a sl
 long           a prompt of 128k tokens on a small model: time and memory
 tiers          a chat that comes back: its prefix still there, in a tier, or computed again
 preempt        a full pool: how the sequences that gave way come back
+quality        perplexity by number format of the cache
 itl            ITL of running streams while the same process reads a long prompt, by --itl-stretch
 
 Needs //router //prefill_node //decode_node //client:baton //bench/engine:engine_bench //bench/figures:all
-//bench/traces:all, and for the traces BATON_SHARED_DATA or shared/data above this folder.
+//bench/traces:all //bench/quality:all, and for the traces BATON_SHARED_DATA or shared/data above this folder.
 """
 import csv
 import datetime
@@ -282,6 +283,22 @@ def tiers(scratch):
           "256 MiB, else 32 MiB with --kv-host-memory, --kv-disk or neither")
 
 
+# ---- formats of the cache
+
+def quality(scratch):
+    program, root = ours.binary("bench", "quality", "quality_bench"), os.path.join(HERE, "..", "..")
+    cases = [(ours.clusters.find_model(), "relay.txt")]
+    if compare.find_data():
+        cases.append((os.path.join(compare.find_data(), "models", "stories260k"), "stories.txt"))
+    rows = []
+    for model, text in cases:
+        rows += json_lines([program, "--model=" + model, "--text=" + os.path.join(root, "bench", "quality", text), "--weights=auto", "--kv=f32,bf16,f16,int8,fp8_e4m3"])
+    rows = list({(row["model"], row["kv"]): dict(row, model=os.path.basename(row["model"]), text=os.path.basename(row["text"]))
+                 for row in rows}.values())
+    store("quality", rows, "quality_bench --weights=auto, baton-tiny on relay.txt and stories260k on stories.txt; bytes at head size 64, "
+          "with their scales")
+
+
 # ---- preemption
 
 def preempt(scratch):
@@ -313,7 +330,7 @@ def itl(scratch):
     store("itl", rows, "8 streams and one prompt of 1,000 tokens on a decode node alone, 2 threads, Qwen2.5-0.5B shape, by --itl-stretch")
 
 
-PARTS = {name: globals()[name] for name in ("cost", "fragmentation", "batching", "hits", "turns", "trace_turns", "window", "long", "tiers", "preempt", "itl")}
+PARTS = {name: globals()[name] for name in ("cost", "fragmentation", "batching", "hits", "turns", "trace_turns", "window", "long", "tiers", "preempt", "itl", "quality")}
 
 
 def main():

@@ -13,6 +13,8 @@ def number(value):
         return "0"
     if abs(value) >= 1000:
         return "{:,.0f}".format(value)
+    if abs(value) < 0.01:
+        return "%.2g" % value
     return ("%.3f" % value).rstrip("0").rstrip(".") if abs(value) < 10 else "%g" % round(value, 1)
 
 
