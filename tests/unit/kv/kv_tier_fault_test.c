@@ -18,6 +18,10 @@
 
 enum { NAMES = 24 };
 
+/* The child of a fork starts threads; ThreadSanitizer would rather it died. */
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void) { return "die_after_fork=0"; }
+
 /* From the events: which names the tier says it has. */
 static uint32_t names_here(const struct harness *harness, bool *ret_is_here)
 {
@@ -212,7 +216,9 @@ static void live_and_die(struct harness *harness, int told, bool is_without_urin
     for (uint32_t i = 0;; i++) {
         (void)harness_store(harness, i % NAMES);
         if (i % 5 == 4) { kv_tier_drop(harness->tier, harness_name((i - 2) % NAMES)); }
+        pthread_mutex_lock(&harness->lock);
         if (harness->event_count > HARNESS_EVENTS - 64) { harness->event_count = 0; }
+        pthread_mutex_unlock(&harness->lock);
         uint8_t byte = (uint8_t)i;
         if (write(told, &byte, 1) != 1) { _exit(0); }
     }

@@ -547,9 +547,11 @@ static void events_tell_the_truth(void **state)
                 if (!loads[b]) { continue; }
                 bool is_right = harness_holds(harness, b, ids[b]);
                 bool was_loaded = false;
+                pthread_mutex_lock(&harness->lock); /* moves go on */
                 for (uint32_t e = 0; e < harness->event_count; e++) {
                     was_loaded |= harness->events[e].kind == KV_TIER_LOADED && harness->events[e].tag == round * 8 + b;
                 }
+                pthread_mutex_unlock(&harness->lock);
                 if (is_right != was_loaded) { fail_msg("seed %u, round %u, block %u", seed, round, b); }
             }
         }

@@ -166,13 +166,16 @@ struct kv_tier_event harness_load(struct harness *harness, uint32_t id)
     return last_answer(harness);
 }
 
-const struct kv_tier_event *harness_event(const struct harness *harness, enum kv_tier_event_kind kind, uint32_t id)
+const struct kv_tier_event *harness_event(struct harness *harness, enum kv_tier_event_kind kind, uint32_t id)
 {
     struct kv_hash name = harness_name(id);
-    for (uint32_t i = 0; i < harness->event_count; i++) {
-        if (harness->events[i].kind == kind && kv_hash_equal(harness->events[i].hash, name)) { return &harness->events[i]; }
+    const struct kv_tier_event *event = NULL;
+    pthread_mutex_lock(&harness->lock);
+    for (uint32_t i = 0; i < harness->event_count && event == NULL; i++) {
+        if (harness->events[i].kind == kind && kv_hash_equal(harness->events[i].hash, name)) { event = &harness->events[i]; }
     }
-    return NULL;
+    pthread_mutex_unlock(&harness->lock);
+    return event;
 }
 
 struct kv_tier_stats harness_stats(struct harness *harness)

@@ -59,7 +59,7 @@ void harness_gate(struct harness *harness, bool is_shut);
 void harness_wait_gated(struct harness *harness);
 
 /* The first event of that kind about that name, from event `from` on; NULL: none. */
-const struct kv_tier_event *harness_event(const struct harness *harness, enum kv_tier_event_kind kind, uint32_t id);
+const struct kv_tier_event *harness_event(struct harness *harness, enum kv_tier_event_kind kind, uint32_t id);
 
 struct kv_tier_stats harness_stats(struct harness *harness);
 /* When nothing is under way and nothing is left to move. */
