@@ -219,7 +219,8 @@ struct kernels_kv_slot {
 };
 
 /* Stores rows of k and v (k after rope) at their slots, rounded to the layout's dtype, nearest
- * even; past the range of f16 becomes infinity. No two rows name one slot. */
+ * even, in the order and with the scales of kv_layout.h; past the range of f16 becomes infinity. Every
+ * backend and set stores the same bytes (but for which NaN). No two rows name one slot. */
 struct kernels_kv_write {
     struct kernels_kv kv;
     uint32_t rows;
@@ -241,11 +242,15 @@ struct kernels_attention_sequence {
 };
 
 /* Causal attention of every row over its own sequence, K and V of its own position included:
- * kernels_kv_write comes first. One kernel for prefill and decode: each query row walks tiles of
- * 16 tokens counted from position 0 with an online softmax, so a row's bits depend on its
- * position, its sequence's KV and its q alone.
- * Cost    2 * kv_heads * head_dim * tokens * dtype_bytes read per sequence and tile of query rows.
- * Source  FlashAttention, arXiv 2205.14135, Algorithm 1; paging: arXiv 2309.06180. */
+ * kernels_kv_write comes first. One kernel for prefill and decode: each query row walks steps of
+ * 64 tokens with an online softmax and segments of 512 tokens that are joined in order, both counted from
+ * position 0, so a row's bits depend on its position, its sequence's KV and its q alone. The segments of a
+ * long context are shared out over the threads.
+ * With a window, a table may be a ring: block i at physical block i mod R, where R blocks hold the
+ * window, the rows of the call and one block more.
+ * Bytes   kv_layout_block_bytes() / layer_count / block_tokens per token of context, read once per tile of query rows.
+ * Source  FlashAttention, arXiv 2205.14135, Algorithm 1; paging: arXiv 2309.06180; the split over the context:
+ *         "Flash-Decoding for long-context inference", Dao et al. 2023. */
 struct kernels_attention {
     struct kernels_kv kv;
     uint32_t q_heads; /* a multiple of kv_heads */

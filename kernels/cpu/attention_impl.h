@@ -1,7 +1,7 @@
 /* attention_impl: attention over paged KV of set_impl.h.
  *
- * A tile of queries (rows x heads of one kv head) walks the tokens in steps of 64 and segments of
- * 512, both counted from position 0. Two products per step, of one shape: scores = q . K, whose
+ * A tile of queries (rows x heads of one kv head, or one row x heads of several: they lie side by side
+ * in a block) walks the tokens in steps of 64 and segments of 512, both counted from position 0. Two products per step, of one shape: scores = q . K, whose
  * columns are 64 tokens, and sums += p . V, whose columns are dimensions; K and V lie in the order
  * that both want (kv/kv_layout.h). Between them comes an online softmax. Segments are softmaxes of
  * their own, joined in order of position, so that a long context can be walked by many threads at
@@ -66,9 +66,12 @@ struct att_state {
     uint32_t tile_first, tile_end;
     const unsigned char *k[ATT_TILES]; /* rows of 64 bytes */
     const unsigned char *v[ATT_TILES]; /* rows of 4 * dim_up bytes */
+    const unsigned char *k_ahead[ATT_TILES]; /* the same of the next step as it lies in the pool; where there is none, */
+    const unsigned char *v_ahead[ATT_TILES]; /* anything that may be asked for */
     const unsigned char *scales[ATT_TILES];
     uint32_t from[SET_QUERIES_MAX], to[SET_QUERIES_MAX]; /* visible tokens of the step; to == 0: none */
     bool whole;                        /* every query sees all of it */
+    bool asks;                         /* for what lies ahead, while it works */
 };
 
 /* 2^x for x <= 2^7, 1.5 ulp; below 2^-125 it is about 2^-125. NaN stays NaN, 2^0 is exactly 1. The
@@ -87,14 +90,21 @@ VEC_FN vec att_exp2(vec x)
 }
 
 /* acc[q][c] += sum over rows, in order, of a[q][row] * b[c][row], for `queries` times `vecs` vectors.
- * a_stride  bytes from one query to the next */
+ * a_stride  bytes from one query to the next
+ * ahead     NULL, or asked for at the pace at which b is read: the next step lies in other blocks, where no hardware
+ *           prefetcher would look, and asked for all at once it would hold up the loads of this one */
 VEC_FN void att_multiply(vec *acc, const int queries, const int vecs, const enum att_form form, const unsigned char *a,
-                         size_t a_stride, const unsigned char *const *b, size_t b_step, uint32_t rows)
+                         size_t a_stride, const unsigned char *const *b, const unsigned char *const *ahead, size_t b_step,
+                         uint32_t rows)
 {
     for (uint32_t row = 0; row < rows; row++) {
         vec raw[ATT_TILE_VECS];
         VEC_UNROLL
         for (int c = 0; c < vecs; c++) { raw[c] = vec_load_any(b[c] + row * b_step); }
+        if (ahead != NULL) {
+            VEC_UNROLL
+            for (int c = 0; c < vecs; c++) { __builtin_prefetch(ahead[c] + row * b_step, 0, 3); }
+        }
         if (form == ATT_F32) {
             VEC_UNROLL
             for (int i = 0; i < queries; i++) {
@@ -144,7 +154,7 @@ VEC_FN void att_scores_part(const struct att_state *st, uint32_t query, float *p
     const bool dot = form == ATT_PAIR && ATT_PAIR_IS_DOT;
     const unsigned char *q = dot ? (const unsigned char *)(st->q16 + (size_t)query * st->dim_up)
                                  : (const unsigned char *)(st->q + (size_t)query * st->dim_up);
-    att_multiply(acc, queries, vecs, form, q, (size_t)st->dim_up * (dot ? 2 : 4), st->k + tile, 64,
+    att_multiply(acc, queries, vecs, form, q, (size_t)st->dim_up * (dot ? 2 : 4), st->k + tile, st->asks ? st->k_ahead + tile : NULL, 64,
                  form == ATT_PAIR ? st->dim / 2 : st->dim);
     VEC_UNROLL
     for (int i = 0; i < queries; i++) {
@@ -252,11 +262,14 @@ VEC_FN void att_values_part(const struct att_state *st, uint32_t query, uint32_t
                                  : (const unsigned char *)(st->p + in_block * ATT_STEP);
     const size_t element = dot ? 2 : 4;
     for (uint32_t tile = st->tile_first; tile < st->tile_end; tile++) {
-        const unsigned char *b[ATT_TILE_VECS];
+        const unsigned char *b[ATT_TILE_VECS], *ahead[ATT_TILE_VECS];
         VEC_UNROLL
-        for (int c = 0; c < vecs; c++) { b[c] = st->v[tile] + (size_t)d * 4 + 64 * c; }
-        att_multiply(acc, queries, vecs, form, p + tile * 16 * element, ATT_STEP * element, b, (size_t)st->dim_up * 4,
-                     form == ATT_PAIR ? 8 : 16);
+        for (int c = 0; c < vecs; c++) {
+            b[c] = st->v[tile] + (size_t)d * 4 + 64 * c;
+            ahead[c] = st->v_ahead[tile] + (size_t)d * 4 + 64 * c;
+        }
+        att_multiply(acc, queries, vecs, form, p + tile * 16 * element, ATT_STEP * element, b, st->asks ? ahead : NULL,
+                     (size_t)st->dim_up * 4, form == ATT_PAIR ? 8 : 16);
     }
     VEC_UNROLL
     for (int i = 0; i < queries; i++) {
@@ -440,18 +453,26 @@ static void att_step_load(struct att_state *st, const struct kernels_attention *
     }
 }
 
-/* Asks for the step at `token`, all of it within the context: it lies in other blocks, where no hardware
- * prefetcher would look. */
-static void att_prefetch(const struct kernels_attention *a, const struct kernels_attention_sequence *seq, uint32_t kv_head,
-                         uint32_t token, uint32_t tiles)
+/* Where the tiles of the step after this one lie; codes, whose rows have another length, are asked for here. */
+static void att_look_ahead(struct att_state *st, const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
+                           uint32_t kv_head, uint32_t token, uint32_t tiles)
 {
     const struct kv_layout *layout = &a->kv.layout;
     const size_t head_bytes = kv_layout_head_bytes(layout), tile_bytes = kv_layout_tile_bytes(layout);
-    for (uint32_t j = 0; j < tiles; j++) {
+    const bool native = st->dtype == DTYPE_F32 || st->dtype == DTYPE_BF16;
+    for (uint32_t j = 0; j < ATT_TILES; j++) {
+        st->k_ahead[j] = st->k[st->tile_first];
+        st->v_ahead[j] = st->v[st->tile_first];
+        if (j >= tiles) { continue; }
         uint32_t at = token + 16 * j;
         const unsigned char *k = (const unsigned char *)a->kv.pool
                                + kv_layout_slice_offset(layout, seq->blocks[at / layout->block_tokens], a->kv.layer)
                                + kv_head * head_bytes + at % layout->block_tokens / 16 * tile_bytes;
+        if (native) {
+            st->k_ahead[j] = k;
+            st->v_ahead[j] = k + layout->kv_heads * head_bytes;
+            continue;
+        }
         for (size_t i = 0; i < tile_bytes; i += 64) {
             __builtin_prefetch(k + i, 0, 3);
             __builtin_prefetch(k + layout->kv_heads * head_bytes + i, 0, 3);
@@ -503,6 +524,27 @@ VEC_FN void att_join(float *total, float *total_max, float *total_weight, const 
     *total_max = top;
 }
 
+/* One step of the queries of one kv head; tokens from `from_most` to `to_least` of it are seen by all of them. */
+static void att_step(struct att_state *st, const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
+                     const struct set_attention_tile *tile, uint32_t head, uint32_t token, uint32_t from_most, uint32_t to_least)
+{
+    const uint32_t count = tile->rows * tile->heads, first = head * count, begin = st->tile_first;
+    bool alike = tile->rows == 1 || st->whole;
+    if (!alike) { /* tokens that some row may not see */
+        alike = att_v_finite(st, begin, (from_most + 15) / 16 > begin ? (from_most + 15) / 16 : begin)
+             && att_v_finite(st, to_least / 16 > begin ? to_least / 16 : begin, st->tile_end);
+    }
+    if (alike) {
+        att_run(st, first, count);
+        return;
+    }
+    for (uint32_t i = first; i < first + count; i += tile->heads) { /* row by row, V cleared for each */
+        if (st->to[i] == 0) { continue; }
+        att_step_load(st, a, seq, tile->kv_head + head, token, st->from[i], st->to[i]);
+        att_run(st, i, tile->heads);
+    }
+}
+
 static void att_segment(struct att_state *st, const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
                         const struct set_attention_tile *tile, uint32_t token_first, uint32_t token_end)
 {
@@ -515,37 +557,27 @@ static void att_segment(struct att_state *st, const struct kernels_attention *a,
     for (uint32_t token = token_first / ATT_STEP * ATT_STEP; token < token_end; token += ATT_STEP) {
         uint32_t from_least = ATT_STEP, from_most = 0, to_least = ATT_STEP, to_most = 0;
         for (uint32_t i = 0; i < st->queries; i++) {
-            uint32_t position = position_first + i / tile->heads;
+            uint32_t position = position_first + i / tile->heads % tile->rows;
             uint32_t see = a->window == 0 || position < a->window ? 0 : position - a->window + 1;
             bool any = position >= token && see < token + ATT_STEP;
             st->from[i] = any && see > token ? see - token : 0;
             st->to[i] = !any ? 0 : position - token < ATT_STEP ? position - token + 1 : ATT_STEP;
-            if (!any) { st->from[i] = 0; }
             if (any && st->from[i] < from_least) { from_least = st->from[i]; }
             if (st->from[i] > from_most) { from_most = st->from[i]; }
             if (st->to[i] < to_least) { to_least = st->to[i]; }
             if (st->to[i] > to_most) { to_most = st->to[i]; }
         }
         if (to_most == 0) { continue; }
-        if (token + ATT_STEP < token_end) {
-            uint32_t left = (position_last - token - ATT_STEP) / 16 + 1;
-            att_prefetch(a, seq, tile->kv_head, token + ATT_STEP, left < ATT_TILES ? left : ATT_TILES);
-        }
         st->whole = from_most == 0 && to_least == ATT_STEP;
-        att_step_load(st, a, seq, tile->kv_head, token, from_least, to_most);
-        bool alike = tile->rows == 1 || st->whole;
-        if (!alike) { /* tokens that some row may not see */
-            alike = att_v_finite(st, st->tile_first, (from_most + 15) / 16 > st->tile_first ? (from_most + 15) / 16 : st->tile_first)
-                 && att_v_finite(st, to_least / 16 > st->tile_first ? to_least / 16 : st->tile_first, st->tile_end);
-        }
-        if (alike) {
-            att_run(st, 0, st->queries);
-            continue;
-        }
-        for (uint32_t i = 0; i < st->queries; i += tile->heads) { /* row by row, V cleared for each */
-            if (st->to[i] == 0) { continue; }
-            att_step_load(st, a, seq, tile->kv_head, token, st->from[i], st->to[i]);
-            att_run(st, i, tile->heads);
+        for (uint32_t head = 0; head < tile->kv_heads; head++) {
+            att_step_load(st, a, seq, tile->kv_head + head, token, from_least, to_most);
+            if (head + 1 < tile->kv_heads) {
+                att_look_ahead(st, a, seq, tile->kv_head + head + 1, token + 16 * st->tile_first, st->tile_end - st->tile_first);
+            } else {
+                uint32_t next = token + ATT_STEP, left = next <= position_last ? (position_last - next) / 16 + 1 : 0;
+                att_look_ahead(st, a, seq, tile->kv_head, next, left < ATT_TILES ? left : ATT_TILES);
+            }
+            att_step(st, a, seq, tile, head, token, from_most, to_least);
         }
     }
 }
@@ -555,9 +587,10 @@ static void att_segment(struct att_state *st, const struct kernels_attention *a,
 static void att_init(struct att_state *st, const struct kernels_attention *a, const struct set_attention_tile *tile, float *scratch)
 {
     const uint32_t dim = a->kv.layout.head_dim;
-    *st = (struct att_state){.queries = tile->rows * tile->heads, .dim = dim, .dim_up = (dim + 15) / 16 * 16, .dtype = a->kv.layout.dtype};
+    *st = (struct att_state){.queries = tile->kv_heads * tile->rows * tile->heads, .dim = dim, .dim_up = (dim + 15) / 16 * 16, .dtype = a->kv.layout.dtype};
     bool pairs = st->dtype == DTYPE_BF16 || (ATT_PAIR_IS_DOT && kv_layout_has_scales(&a->kv.layout));
     st->form = pairs ? ATT_PAIR : ATT_F32;
+    st->asks = tile->rows == 1; /* many rows read K and V from the caches */
     const size_t rows = (size_t)SET_QUERIES_MAX * st->dim_up, step = (size_t)ATT_STEP * st->dim_up;
     st->q = scratch;
     st->q16 = (uint16_t *)(void *)(st->q + rows);
@@ -573,16 +606,20 @@ static void att_init(struct att_state *st, const struct kernels_attention *a, co
     st->total_weight = st->total_max + SET_QUERIES_MAX;
 }
 
-static size_t att_row(const struct kernels_attention_sequence *seq, const struct set_attention_tile *tile, uint32_t query)
+/* Where a query lies in a buffer of [rows][q_heads][head_dim]. */
+static size_t att_place(const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
+                        const struct set_attention_tile *tile, uint32_t query, size_t stride)
 {
-    return seq->row_first + tile->row_first + query / tile->heads;
+    const uint32_t row = query / tile->heads % tile->rows, kv_head = tile->kv_head + query / (tile->heads * tile->rows);
+    const uint32_t head = kv_head * (a->q_heads / a->kv.layout.kv_heads) + tile->head_first + query % tile->heads;
+    return ((size_t)seq->row_first + tile->row_first + row) * stride + (size_t)head * a->kv.layout.head_dim;
 }
 
 static void att_output(const struct att_state *st, const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
                        const struct set_attention_tile *tile)
 {
     for (uint32_t i = 0; i < st->queries; i++) {
-        float *out = a->out + att_row(seq, tile, i) * a->out_stride + (size_t)(tile->head_first + i % tile->heads) * st->dim;
+        float *out = a->out + att_place(a, seq, tile, i, a->out_stride);
         const float *total = st->total + (size_t)i * st->dim_up;
         const vec weight = vec_set(st->total_weight[i]);
         for (uint32_t d = 0; d < st->dim; d += 16) {
@@ -599,7 +636,7 @@ static void attention_piece(const struct kernels_attention *a, const struct kern
     att_init(&st, a, tile, scratch);
     const vec factor = vec_set(a->scale * 1.44269504f); /* log2 e: weights are powers of two */
     for (uint32_t i = 0; i < st.queries; i++) {
-        const float *from = a->q + att_row(seq, tile, i) * a->q_stride + (size_t)(tile->head_first + i % tile->heads) * st.dim;
+        const float *from = a->q + att_place(a, seq, tile, i, a->q_stride);
         float *q = st.q + (size_t)i * st.dim_up;
         for (uint32_t d = 0; d < st.dim; d += 16) {
             vec value = vec_mul(vec_load_part(from + d, st.dim - d < 16 ? st.dim - d : 16), factor);

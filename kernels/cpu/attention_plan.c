@@ -22,9 +22,8 @@ struct attention_plan {
     const struct kernels_attention *a;
     const struct kernels_attention_sequence *sequences;
     uint32_t sequence_count;
-    uint32_t tile_rows, tile_heads;
-    uint32_t head_parts; /* of one kv head */
-    bool split;
+    uint32_t tile_rows, tile_heads, tile_kv_heads; /* at most, of a piece */
+    uint32_t parts;                                /* of the heads */
     uint32_t piece_first[SEQUENCES_MAX]; /* of each sequence */
     size_t partial_first[SEQUENCES_MAX]; /* floats; with split */
     uint32_t segment_first[SEQUENCES_MAX], segment_count[SEQUENCES_MAX];
@@ -33,9 +32,23 @@ struct attention_plan {
 static uint32_t div_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-/* One tile of one sequence, found from its number: of the kv heads' parts, each with all of its tiles of
- * rows, so that K and V of a head stay near while they are read again; last tiles first, since they
- * see most. */
+/* Tiles of a sequence: one row has the heads of many kv heads, which lie side by side in a block and are
+ * read as one run; several rows have those of one, whose K and V stay near while rows read them again. */
+static uint32_t tile_rows_of(const struct attention_plan *plan, const struct kernels_attention_sequence *seq)
+{
+    return min_u32(plan->tile_rows, seq->row_count);
+}
+static uint32_t tile_kv_heads_of(const struct attention_plan *plan, const struct kernels_attention_sequence *seq)
+{
+    return seq->row_count == 1 ? plan->tile_kv_heads : 1;
+}
+static uint32_t tiles_of(const struct attention_plan *plan, const struct kernels_attention_sequence *seq)
+{
+    return div_up(seq->row_count, plan->tile_rows) * div_up(plan->a->kv.layout.kv_heads, tile_kv_heads_of(plan, seq)) * plan->parts;
+}
+
+/* One tile of one sequence, found from its number: head by head, of each the last rows first, since
+ * they see most. */
 static const struct kernels_attention_sequence *piece_find(const struct attention_plan *plan, uint32_t piece, bool by_segment,
                                                            struct set_attention_tile *ret_tile, float **ret_partial)
 {
@@ -49,25 +62,25 @@ static const struct kernels_attention_sequence *piece_find(const struct attentio
         }
     }
     const struct kernels_attention_sequence *seq = &plan->sequences[low];
-    const uint32_t heads = plan->a->q_heads / plan->a->kv.layout.kv_heads, tiles = div_up(seq->row_count, plan->tile_rows);
-    const uint32_t segments = plan->segment_count[low];
+    const uint32_t heads = plan->a->q_heads / plan->a->kv.layout.kv_heads, row_tiles = div_up(seq->row_count, plan->tile_rows);
+    const uint32_t segments = plan->segment_count[low], kv_heads = tile_kv_heads_of(plan, seq);
     uint32_t segment = 0, in_sequence = piece - plan->piece_first[low];
     if (by_segment) {
         segment = in_sequence % segments;
         in_sequence /= segments;
     }
-    uint32_t part = in_sequence / tiles, row = (tiles - 1 - in_sequence % tiles) * plan->tile_rows;
+    uint32_t part = in_sequence / row_tiles, row = (row_tiles - 1 - in_sequence % row_tiles) * plan->tile_rows;
     struct set_attention_tile tile = {.row_first = row, .rows = min_u32(plan->tile_rows, seq->row_count - row)};
-    tile.kv_head = part / plan->head_parts;
-    tile.head_first = tile.kv_head * heads + part % plan->head_parts * plan->tile_heads;
-    tile.heads = min_u32(plan->tile_heads, heads - part % plan->head_parts * plan->tile_heads);
+    tile.kv_head = part / plan->parts * kv_heads;
+    tile.kv_heads = min_u32(kv_heads, plan->a->kv.layout.kv_heads - tile.kv_head);
+    tile.head_first = part % plan->parts * plan->tile_heads;
+    tile.heads = min_u32(plan->tile_heads, heads - tile.head_first);
     tile.segment_first = plan->segment_first[low] + segment;
     tile.segments = by_segment ? 1 : segments;
     if (ret_partial != NULL) {
-        uint32_t dim_up = (plan->a->kv.layout.head_dim + 15) / 16 * 16;
-        size_t state = SET_PARTIAL_FLOATS(dim_up) * plan->tile_heads * min_u32(plan->tile_rows, seq->row_count);
-        size_t in_tile = SET_PARTIAL_FLOATS(dim_up) * tile.rows * tile.heads;
-        *ret_partial = plan->partial + plan->partial_first[low] + (size_t)in_sequence * segments * state + segment * in_tile;
+        const size_t state = SET_PARTIAL_FLOATS((plan->a->kv.layout.head_dim + 15) / 16 * 16);
+        size_t in_tile = state * plan->tile_heads * kv_heads * tile_rows_of(plan, seq), here = state * tile.rows * tile.heads * tile.kv_heads;
+        *ret_partial = plan->partial + plan->partial_first[low] + (size_t)in_sequence * segments * in_tile + segment * here;
     }
     *ret_tile = tile;
     return seq;
@@ -105,29 +118,60 @@ static uint32_t number_pieces(struct attention_plan *plan, bool by_segment)
     uint32_t pieces = 0;
     for (uint32_t i = 0; i < plan->sequence_count; i++) {
         plan->piece_first[i] = pieces;
-        pieces += div_up(plan->sequences[i].row_count, plan->tile_rows) * plan->a->kv.layout.kv_heads * plan->head_parts
-                * (by_segment ? plan->segment_count[i] : 1);
+        pieces += tiles_of(plan, &plan->sequences[i]) * (by_segment ? plan->segment_count[i] : 1);
     }
     return pieces;
 }
 
-/* True where the longest piece would keep others waiting and the partial results fit. */
-static bool should_split(struct attention_plan *plan)
+/* The longest of some pieces beside all of them, in segments times queries. */
+struct share {
+    uint64_t longest, all;
+};
+
+static struct share share_of(const struct attention_plan *plan, bool by_segment)
 {
-    if (plan->threads == 1) { return false; }
-    uint64_t work = 0, longest = 0;
-    size_t floats = 0;
-    const uint32_t dim_up = (plan->a->kv.layout.head_dim + 15) / 16 * 16, parts = plan->a->kv.layout.kv_heads * plan->head_parts;
+    struct share share = {0, 0};
     for (uint32_t i = 0; i < plan->sequence_count; i++) {
         const struct kernels_attention_sequence *seq = &plan->sequences[i];
-        uint32_t tiles = div_up(seq->row_count, plan->tile_rows), rows = min_u32(plan->tile_rows, seq->row_count);
-        uint64_t piece = (uint64_t)plan->segment_count[i] * rows;
-        plan->partial_first[i] = floats;
-        floats += (size_t)tiles * parts * plan->segment_count[i] * rows * plan->tile_heads * SET_PARTIAL_FLOATS(dim_up);
-        work += piece * tiles * parts;
-        if (plan->segment_count[i] > 1 && piece > longest) { longest = piece; }
+        uint64_t piece = (uint64_t)(by_segment ? 1 : plan->segment_count[i]) * tile_rows_of(plan, seq) * tile_kv_heads_of(plan, seq);
+        uint64_t all = piece * tiles_of(plan, seq) * (by_segment ? plan->segment_count[i] : 1);
+        if (piece > share.longest) { share.longest = piece; }
+        share.all += all;
     }
-    return longest * plan->threads * 2 > work && floats * sizeof(float) <= PARTIAL_BYTES;
+    return share;
+}
+
+/* Pieces are small enough that no thread waits long for the last one. */
+static bool is_even(const struct attention_plan *plan, bool by_segment)
+{
+    struct share share = share_of(plan, by_segment);
+    return plan->threads == 1 || share.longest * plan->threads * 2 <= share.all;
+}
+
+/* Places the partial results. False if they do not fit. */
+static bool place_partials(struct attention_plan *plan)
+{
+    const size_t state = SET_PARTIAL_FLOATS((plan->a->kv.layout.head_dim + 15) / 16 * 16);
+    size_t floats = 0;
+    for (uint32_t i = 0; i < plan->sequence_count; i++) {
+        const struct kernels_attention_sequence *seq = &plan->sequences[i];
+        plan->partial_first[i] = floats;
+        floats += (size_t)tiles_of(plan, seq) * plan->segment_count[i] * state * plan->tile_heads * tile_kv_heads_of(plan, seq)
+                * tile_rows_of(plan, seq);
+    }
+    return floats * sizeof(float) <= PARTIAL_BYTES;
+}
+
+/* Long runs of heads if the pieces are even so, whole or by segment; else shorter runs. */
+static bool choose_split(struct attention_plan *plan)
+{
+    uint32_t heads = min_u32(plan->a->kv.layout.kv_heads, SET_QUERIES_MAX / plan->tile_heads);
+    for (;; heads = (heads + 1) / 2) {
+        plan->tile_kv_heads = heads;
+        if (is_even(plan, false)) { return false; }
+        if (is_even(plan, true) && place_partials(plan)) { return true; }
+        if (heads == 1) { return share_of(plan, true).longest < share_of(plan, false).longest && place_partials(plan); }
+    }
 }
 
 void attention_plan_run(struct attention_plan *plan, const struct cpu_set *set, struct pool *pool,
@@ -138,7 +182,7 @@ void attention_plan_run(struct attention_plan *plan, const struct cpu_set *set, 
     plan->scratch = scratch;
     plan->a = a;
     plan->tile_heads = min_u32(heads, SET_QUERIES_MAX);
-    plan->head_parts = div_up(heads, plan->tile_heads);
+    plan->parts = div_up(heads, plan->tile_heads);
     plan->tile_rows = SET_QUERIES_MAX / plan->tile_heads;
     for (uint32_t done = 0; done < a->sequence_count; done += plan->sequence_count) {
         plan->sequences = a->sequences + done;
@@ -149,7 +193,7 @@ void attention_plan_run(struct attention_plan *plan, const struct cpu_set *set, 
             plan->segment_first[i] = start / SET_SEGMENT_TOKENS;
             plan->segment_count[i] = div_up(seq->position_first + seq->row_count, SET_SEGMENT_TOKENS) - plan->segment_first[i];
         }
-        if (should_split(plan)) {
+        if (choose_split(plan)) {
             pool_run(pool, number_pieces(plan, true), segment_piece, plan);
             pool_run(pool, number_pieces(plan, false), join_piece, plan);
         } else {

@@ -52,13 +52,14 @@ struct set_gemm_piece {
 /* The softmax of one segment of one query: its sums, then what they are relative to and their weight. */
 #define SET_PARTIAL_FLOATS(dim_up) ((size_t)(dim_up) + 16)
 
-/* Query rows [row_first, row_first + rows) of a sequence, heads [head_first, head_first + heads),
- * which share K and V of one kv head; rows * heads <= SET_QUERIES_MAX. Segments that they do not
- * see may be among those named. */
+/* Query rows [row_first, row_first + rows) of a sequence, and of the kv heads [kv_head, kv_head +
+ * kv_heads) the query heads [head_first, head_first + heads) of each; rows * heads * kv_heads <=
+ * SET_QUERIES_MAX. A query's number is (kv head * rows + row) * heads + head, each counted in the tile.
+ * Segments that they do not see may be among those named. */
 struct set_attention_tile {
     uint32_t row_first, rows;
+    uint32_t kv_head, kv_heads;
     uint32_t head_first, heads;
-    uint32_t kv_head;
     uint32_t segment_first, segments;
 };
 

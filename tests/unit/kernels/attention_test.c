@@ -8,8 +8,8 @@
 #include <string.h>
 
 #define SEQUENCES_MAX 4u
-#define TOKENS_MAX 150u
-#define BLOCKS_MAX 16u /* of a sequence */
+#define TOKENS_MAX 1100u
+#define BLOCKS_MAX 72u /* of a sequence */
 
 /* A pool and some sequences with their q, k and v rows, all positions from 0. */
 struct scene {
@@ -25,7 +25,7 @@ struct scene {
 };
 
 static struct scene scene_make(struct random_state *random, uint32_t head_dim, uint32_t kv_heads, uint32_t group,
-                               uint32_t window)
+                               uint32_t window, uint32_t tokens_max)
 {
     struct scene s = {.q_heads = kv_heads * group, .window = window, .scale = 1 / sqrtf((float)head_dim)};
     s.kv.layout = (struct kv_layout){.block_tokens = random_range(random, 1, 2) * 16, .layer_count = random_range(random, 1, 3),
@@ -44,7 +44,7 @@ static struct scene scene_make(struct random_state *random, uint32_t head_dim, u
         order[j] = other;
     }
     for (uint32_t i = 0; i < s.sequence_count; i++) {
-        s.tokens[i] = random_range(random, 1, TOKENS_MAX);
+        s.tokens[i] = random_range(random, 1, tokens_max);
         s.row_first[i] = s.rows;
         s.rows += s.tokens[i];
         memcpy(s.blocks[i], order + i * BLOCKS_MAX, sizeof(s.blocks[i]));
@@ -188,9 +188,9 @@ static void check_near_oracle(struct scene *s, struct kernels *kernels, const fl
 }
 
 static void check_scene(struct random_state *random, const struct isa_list *isas, uint32_t head_dim, uint32_t kv_heads,
-                        uint32_t group, uint32_t window)
+                        uint32_t group, uint32_t window, uint32_t tokens_max)
 {
-    struct scene s = scene_make(random, head_dim, kv_heads, group, window);
+    struct scene s = scene_make(random, head_dim, kv_heads, group, window, tokens_max);
     float *fused = NULL;
     for (uint32_t i = 0; i < isas->count; i++) {
         struct kernels *one = kernels_for(isas->names[i], 1);
@@ -244,28 +244,132 @@ static void shapes(void **state)
     struct random_state random = random_start("attention shapes");
     struct isa_list isas = isa_list_all();
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        check_scene(&random, &isas, cases[i][0], cases[i][1], cases[i][2], cases[i][3]);
+        check_scene(&random, &isas, cases[i][0], cases[i][1], cases[i][2], cases[i][3], 150);
     }
 }
 
-/* A later token of infinite K and V, as an overflow to f16 leaves it, changes no earlier row. */
+/* Contexts of several segments: one sequence is split over the threads, several are not, and a window may
+ * begin in any segment. */
+static void long_contexts(void **state)
+{
+    (void)state;
+    static const uint32_t cases[][4] = {{16, 1, 2, 0}, {32, 2, 1, 0}, {16, 1, 1, 600}, {64, 1, 8, 100}};
+    struct random_state random = random_start("attention long_contexts");
+    struct isa_list isas = isa_list_all();
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        check_scene(&random, &isas, cases[i][0], cases[i][1], cases[i][2], cases[i][3], i == 3 ? 600 : TOKENS_MAX);
+    }
+}
+
+/* A later token of infinite or NaN K and V, as an overflow to f16 leaves it, changes no earlier row, in any format. */
 static void later_infinity_is_not_seen(void **state)
 {
     (void)state;
     struct random_state random = random_start("attention later_infinity");
     struct isa_list isas = isa_list_all();
-    for (uint32_t i = 0; i < isas.count; i++) {
-        struct kernels *kernels = kernels_for(isas.names[i], 2);
-        struct scene s = scene_make(&random, 64, 1, 4, 0);
+    for (uint32_t i = 0; i < isas.count * DTYPE_KV_COUNT * 2; i++) {
+        struct kernels *kernels = kernels_for(isas.names[i / DTYPE_KV_COUNT / 2], 2);
+        struct scene s = scene_make(&random, 64, 1, 4, i % 2 ? 20 : 0, 150);
+        s.kv.layout = (struct kv_layout){16, 1, 1, 64, (enum dtype)(i / 2 % DTYPE_KV_COUNT)}; /* no larger than the pool in f32 */
+        s.kv.layer = 0;
+        s.kv.block_count = (uint32_t)(s.pool_bytes / kv_layout_block_bytes(&s.kv.layout));
+        for (uint32_t b = 0; b < 3; b++) { s.blocks[0][b] = s.kv.block_count - 1 - b; }
         s.sequence_count = 1;
-        s.tokens[0] = s.rows = 40;
+        s.tokens[0] = 40;
+        if (s.rows < 40) { scene_free(&s); kernels_destroy(kernels); continue; }
+        s.rows = 40;
         float *before = run_whole(&s, kernels);
-        for (uint32_t d = 0; d < 64; d++) { s.k[37 * s.kv_stride + d] = s.v[37 * s.kv_stride + d] = INFINITY; }
+        for (uint32_t d = 0; d < 64; d++) { s.k[37 * s.kv_stride + d] = s.v[37 * s.kv_stride + d] = i % 3 ? INFINITY : NAN; }
         float *after = run_whole(&s, kernels);
         assert_same_bits("earlier rows", after, before, 37 * s.q_stride);
+        assert_true(isnan(after[37 * s.q_stride])); /* who sees it shows it */
         free(before);
         free(after);
         scene_free(&s);
+        kernels_destroy(kernels);
+    }
+}
+
+/* With a window, logical block i may lie at physical block i mod R, R blocks being one chunk more than
+ * the window: a sequence of any length lives in R blocks and has the bits of one that kept them all. */
+static void windows_live_in_a_ring(void **state)
+{
+    (void)state;
+    enum { TOKENS = 333, WINDOW = 40, CHUNK = 16, RING = (WINDOW + CHUNK + 15) / 16 + 1 };
+    struct random_state random = random_start("attention ring");
+    struct isa_list isas = isa_list_all();
+    for (uint32_t i = 0; i < isas.count * DTYPE_KV_COUNT; i++) {
+        struct kernels *kernels = kernels_for(isas.names[i / DTYPE_KV_COUNT], 1 + i % 2);
+        struct scene s = scene_make(&random, 32, 2, 3, WINDOW, 1);
+        free(s.q);
+        free(s.k);
+        free(s.v);
+        s.kv.layout.dtype = (enum dtype)(i % DTYPE_KV_COUNT);
+        s.kv.layout.block_tokens = 16;
+        free(s.kv.pool);
+        s.pool_bytes = s.kv.block_count * kv_layout_block_bytes(&s.kv.layout);
+        s.kv.pool = poisoned(s.pool_bytes);
+        s.sequence_count = 1;
+        s.tokens[0] = s.rows = TOKENS;
+        s.q = poisoned(s.rows * s.q_stride * sizeof(float));
+        s.k = poisoned(s.rows * s.kv_stride * sizeof(float));
+        s.v = poisoned(s.rows * s.kv_stride * sizeof(float));
+        random_fill(&random, s.q, DTYPE_F32, s.rows * s.q_stride, 2);
+        random_fill(&random, s.k, DTYPE_F32, s.rows * s.kv_stride, 2);
+        random_fill(&random, s.v, DTYPE_F32, s.rows * s.kv_stride, 1);
+        float *kept = run_whole(&s, kernels), *out = poisoned(s.rows * s.q_stride * sizeof(float));
+        pool_poison(&s);
+        for (uint32_t b = RING; b < BLOCKS_MAX; b++) { s.blocks[0][b] = s.blocks[0][b % RING]; }
+        for (uint32_t at = 0, rows; at < TOKENS; at += rows) {
+            rows = random_range(&random, 1, CHUNK);
+            if (rows > TOKENS - at) { rows = TOKENS - at; }
+            write_rows(&s, kernels, 0, at, rows);
+            struct kernels_attention_sequence sequence = {at, rows, at, s.blocks[0]};
+            struct kernels_attention a = attention_args(&s, out, &sequence, 1);
+            kernels_attention(kernels, &a);
+        }
+        assert_same_bits("ring", out, kept, s.rows * s.q_stride);
+        free(kept);
+        free(out);
+        scene_free(&s);
+        kernels_destroy(kernels);
+    }
+}
+
+/* int8 and fp8 as the header of kv_layout.h says, by hand: a scale rounded up, codes to nearest even, zeros, and a row
+ * that is not finite. */
+static void codes_and_scales_by_hand(void **state)
+{
+    (void)state;
+    static const struct { float x[2]; enum dtype dtype; float scale, got[2]; } cases[] = {
+        {{127, -2.5f}, DTYPE_INT8, 1, {127, -2}},
+        {{127.5f, 64}, DTYPE_INT8, 1.0078125f, {127.9921875f, 64.5f}}, /* 127.5/127 up to bf16; codes 127 and 64 (63.5 to even) */
+        {{448, -17}, DTYPE_FP8_E4M3, 1, {448, -16}},
+        {{896, 0.001f}, DTYPE_FP8_E4M3, 2, {896, 0}},
+        {{0, 0}, DTYPE_INT8, 0, {0, 0}},
+        {{0, -0.0f}, DTYPE_FP8_E4M3, 0, {0, 0}},
+        {{INFINITY, 1}, DTYPE_INT8, NAN, {NAN, NAN}},
+        {{1, NAN}, DTYPE_FP8_E4M3, NAN, {NAN, NAN}},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct kernels *kernels = kernels_for("ref", 1);
+        unsigned char pool[256] = {0};
+        struct kernels_kv kv = {.pool = pool, .layout = {16, 1, 1, 2, cases[i].dtype}, .block_count = 1};
+        struct kernels_kv_slot slot = {0, 5};
+        assert_true(kv_layout_block_bytes(&kv.layout) <= sizeof(pool));
+        struct kernels_kv_write w = {.kv = kv, .rows = 1, .k = cases[i].x, .k_stride = 2, .v = cases[i].x, .v_stride = 2, .slots = &slot};
+        kernels_kv_write(kernels, &w);
+        for (int of_v = 0; of_v < 2; of_v++) {
+            uint16_t bits;
+            memcpy(&bits, pool + kv_layout_scale_offset(&kv.layout, 0, 5) + (of_v ? 2 * KV_TILE_TOKENS : 0), 2);
+            float scale = bf16_to_f32(bits);
+            assert_true(scale == cases[i].scale || (isnan(scale) && isnan(cases[i].scale)));
+            for (uint32_t d = 0; d < 2; d++) {
+                unsigned char code = pool[of_v ? kv_layout_v_offset(&kv.layout, 0, 5, d) : kv_layout_k_offset(&kv.layout, 0, 5, d)];
+                float value = scale * (cases[i].dtype == DTYPE_INT8 ? (float)(int8_t)code : fp8_e4m3_to_f32(code));
+                assert_true(value == cases[i].got[d] || (isnan(value) && isnan(cases[i].got[d])));
+            }
+        }
         kernels_destroy(kernels);
     }
 }
@@ -303,7 +407,7 @@ static void kv_write_rounds_in_place(void **state)
     for (uint32_t i = 0; i < isas.count; i++) {
         struct kernels *kernels = kernels_for(isas.names[i], 2), *ref = kernels_for("ref", 1);
         for (int turn = 0; turn < 20; turn++) {
-            struct scene s = scene_make(&random, 2 * random_range(&random, 1, 70), random_range(&random, 1, 3), 1, 0);
+            struct scene s = scene_make(&random, 2 * random_range(&random, 1, 70), random_range(&random, 1, 3), 1, 0, 150);
             s.k[0] = INFINITY;
             s.v[0] = 1e30f; /* past f16 */
             s.k[1] = 1e-7f; /* below its normal range */
@@ -334,9 +438,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(oracle_by_hand),
+        cmocka_unit_test(codes_and_scales_by_hand),
         cmocka_unit_test(kv_write_rounds_in_place),
         cmocka_unit_test(later_infinity_is_not_seen),
+        cmocka_unit_test(windows_live_in_a_ring),
         cmocka_unit_test(shapes),
+        cmocka_unit_test(long_contexts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
