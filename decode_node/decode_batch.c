@@ -26,7 +26,8 @@ void batch_schedule(struct decode_core *core)
 
 /* ---------------------------------------------------------------- the plan */
 
-/* One row for each sequence that decodes, then chunks of prompts while rows are left. */
+/* One row for each sequence that decodes, then chunks of prompts while rows are left and those that
+ * decode are not held up for too long. */
 static void plan_step(struct decode_core *core)
 {
     struct decode_plan *step = &core->step;
@@ -44,16 +45,20 @@ static void plan_step(struct decode_core *core)
         plan_span(core, seq, 1);
         step->prompt_rows += !seq->leg->is_forked; /* the last row of a prompt that was cached so far */
     }
+    step->decode_rows = step->token_count;
+    uint32_t room = core->config.step_rows_max - step->token_count;
+    uint32_t paced = decode_pace_rows(&core->pace, step->decode_rows, core->config.itl_stretch_percent);
+    if (room > paced) { room = paced; }
     for (struct list_link *link = list_first(&core->running); link != NULL; link = list_next(&core->running, link)) {
         struct decode_seq *seq = seq_of(link);
         uint32_t rows = rows_left_of(seq);
-        uint32_t room = core->config.step_rows_max - step->token_count;
         if (rows == 1 || room == 0) { continue; }
         if (rows > core->config.chunk_tokens) { rows = core->config.chunk_tokens; }
         if (rows > room) { rows = room; }
         plan_span(core, seq, rows);
         step->prompt_rows += rows;
         step->chunk_rows += rows;
+        room -= rows;
     }
     if (step->plan.span_count == 0) { return; }
     plan_copies(core);
@@ -199,6 +204,7 @@ status_t batch_finish_step(struct decode_core *core, const struct step_result *r
     }
 
     core->prompt_tokens_computed += step->prompt_rows;
+    decode_pace_learn(&core->pace, step->decode_rows, step->chunk_rows, result->compute_ns);
     if (step->chunk_rows > 0) { token_rate_add(&core->prefill_rate, step->chunk_rows, result->compute_ns); }
     const struct step_sample *sample = result->samples;
     const struct token_logprob *logprob = result->prompt_logprobs;

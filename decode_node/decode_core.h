@@ -24,7 +24,8 @@
  *
  * Parts: decode_state.h (the tables), decode_reserve.c (what is taken), decode_leg.c (one leg's
  * life), decode_admit.c (blocks and slots), decode_preempt.c (who gives way), decode_prefix.c (the prefix
- * cache), decode_tier.c (the tiers below it), decode_batch.c (steps), decode_stats.c, decode_audit.c,
+ * cache), decode_tier.c (the tiers below it), decode_batch.c (steps),
+ * decode_pace.c (how long they may take), decode_stats.c, decode_audit.c,
  * decode_core.c (events).
  * Source: continuous batching, Orca (OSDI 2022); paged blocks, arXiv 2309.06180. */
 #ifndef BATON_DECODE_NODE_DECODE_CORE_H
@@ -51,6 +52,8 @@ struct decode_core_config {
     uint32_t batch_max;        /* sequences running at once; slots are 0 .. batch_max-1 */
     uint32_t step_rows_max;    /* rows of one step: decoding ones first, prompt chunks fill up */
     uint32_t chunk_tokens;     /* longest prompt chunk of one sequence in one step */
+    uint32_t itl_stretch_percent; /* a step with prompt chunks beside sequences that decode takes at most so
+                                  much of the time of one without, by what was measured; 0: no bound */
     uint32_t waiting_max;      /* legs that may wait for blocks; one more is REFUSED */
     uint32_t legs_max;         /* legs held at once, all states */
     uint32_t eos_count;

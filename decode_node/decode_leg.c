@@ -204,11 +204,16 @@ static void seq_share(struct decode_core *core, struct decode_seq *seq, const st
     kv_cache_ref(core->cache, leg->shared_block);
 }
 
+/* Until the fork the carrier stands for all: it goes on while one of them does. */
+bool seq_goes_on(const struct decode_seq *seq)
+{
+    return !seq->is_over || (!seq->leg->is_forked && seq->index == 0 && leg_live_count(seq->leg) > 0);
+}
+
 void seq_move(struct decode_core *core, struct decode_seq *seq)
 {
     struct decode_leg *leg = seq->leg;
-    /* Until the fork the carrier stands for all: it goes on while one of them does. */
-    if (!seq->is_over || (!leg->is_forked && seq->index == 0 && leg_live_count(leg) > 0)) { return; }
+    if (seq_goes_on(seq)) { return; }
     enum seq_state before;
     do {
         before = seq->state;

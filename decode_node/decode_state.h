@@ -17,6 +17,7 @@
 
 #include "base/diag.h"
 #include "decode_node/decode_core.h"
+#include "decode_node/decode_pace.h"
 #include "kv/kv_cache.h"
 #include "kv/kv_hash.h"
 #include "kv/kv_pool.h"
@@ -117,7 +118,7 @@ struct decode_plan {
     struct decode_seq **copy_seqs;       /* [block_count] */
     uint32_t *sample_slots;              /* [batch_max] */
     uint32_t *tokens;                    /* [step_rows_max] */
-    uint32_t sample_count, token_count, prompt_rows, chunk_rows, logprob_count;
+    uint32_t sample_count, token_count, prompt_rows, decode_rows, chunk_rows, logprob_count;
 };
 
 /* Why the head of the queues was not admitted when it was last tried: it is not tried again until
@@ -166,6 +167,7 @@ struct decode_core {
     uint64_t cache_tokens_asked, cache_tokens_found; /* of legs that were admitted */
     uint64_t hold_mean_ns;         /* how long a leg holds blocks */
     struct token_rate prefill_rate;
+    struct decode_pace pace;
 };
 
 /* Shorthands. */
@@ -220,6 +222,9 @@ void seq_take_token(struct decode_core *core, struct decode_seq *seq, uint32_t t
 
 /* The prompt is there and the first tokens are taken: shares it out, and lets every sequence move. */
 void leg_fork(struct decode_core *core, struct decode_leg *leg);
+
+/* Somebody still needs it. */
+bool seq_goes_on(const struct decode_seq *seq);
 
 /* Moves a sequence whose facts have changed, until its state stops changing. */
 void seq_move(struct decode_core *core, struct decode_seq *seq);

@@ -61,7 +61,7 @@ static void issue_loads(struct decode_core *core)
 {
     for (struct list_link *link = list_first(&core->loading); link != NULL; link = list_next(&core->loading, link)) {
         struct decode_seq *seq = seq_of(link);
-        for (; seq->load_next < seq->load_good && !seq->is_over; seq->load_next++) {
+        for (; seq->load_next < seq->load_good && seq_goes_on(seq); seq->load_next++) {
             uint32_t b = seq->load_next;
             struct tier_request request;
             if (!tier_desk_load(core->tiers, seq->hashes[b], seq->blocks[b], seq, b, &request)) { return; }
@@ -85,7 +85,7 @@ void tier_take(struct decode_core *core, const struct kv_tier_event *event)
     seq->loads_pending--;
     if (!end.is_loaded && end.index < seq->load_good) { seq->load_good = end.index; }
     if (seq->loads_pending > 0) { return; }
-    if (seq->is_over) {
+    if (!seq_goes_on(seq)) {
         seq_move(core, seq);
     } else if (seq->load_next >= seq->load_good) {
         finish_load(core, seq);

@@ -23,6 +23,7 @@ static struct decode_core_config random_config(struct rng *rng)
     config.waiting_max = (uint32_t)rng_below(rng, 8);
     config.legs_max = 1 + (uint32_t)rng_below(rng, 20);
     config.block_tokens = 1 + (uint32_t)rng_below(rng, 6);
+    config.itl_stretch_percent = rng_below(rng, 2) == 0 ? 0 : 100 + (uint32_t)rng_below(rng, 200);
     config.prefix_cache = rng_below(rng, 4) != 0;
     if (config.prefix_cache && rng_below(rng, 2) == 0) {
         config.tier_entries_max = 1 + (uint32_t)rng_below(rng, 200);

@@ -69,6 +69,37 @@ static void local_prefill_runs_in_chunks_beside_decoding(void **state)
     world_close(world);
 }
 
+/* With a stretch, chunks beside sequences that decode are cut to it; alone, or without one, they are not. */
+static void chunks_beside_decoding_are_cut_to_the_stretch(void **state)
+{
+    (void)state;
+    struct decode_core_config config = world_config(64, 4);
+    config.itl_stretch_percent = 150;
+    config.step_rows_max = 40;
+    config.chunk_tokens = 32;
+    struct world *world = world_open(&config);
+    struct world_leg *first = world_leg(world, 0, 32, 30, 1);
+    first->reserve.local_prefill = true;
+    first->reserve.work.params.ignore_eos = true;
+    world_reserve(world, first);
+    assert_int_equal(world->plan->spans[0].row_count, 32); /* nobody decodes */
+    while (first->output_count[0] < 4) { world_step_done(world); }
+    struct world_leg *leg = world_leg(world, 0, 20, 3, 2);
+    leg->reserve.local_prefill = true;
+    world_reserve(world, leg);
+    world_step_done(world);
+    /* A row takes as long as the step of the one that decodes: one at a time it is. */
+    uint32_t had = first->output_count[0];
+    while (leg->output_count[0] == 0) {
+        assert_int_equal(world->plan->spans[world->plan->span_count - 1].row_count, 1);
+        world_step_done(world);
+    }
+    assert_int_equal(first->output_count[0] - had, 20);
+    world_finish(world);
+    assert_true(world_leg_is_complete(leg));
+    world_close(world);
+}
+
 /* Sequences of one prompt share its full blocks; only the part-filled one is copied. */
 static void sequences_share_the_prompts_full_blocks(void **state)
 {
@@ -282,6 +313,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_failed_step_fails_its_legs_or_the_node),
         cmocka_unit_test(local_prefill_runs_in_chunks_beside_decoding),
+        cmocka_unit_test(chunks_beside_decoding_are_cut_to_the_stretch),
         cmocka_unit_test(sequences_share_the_prompts_full_blocks),
         cmocka_unit_test(a_cancelled_carrier_leaves_its_blocks_to_the_next),
         cmocka_unit_test(a_full_batch_makes_the_rest_wait),

@@ -173,6 +173,31 @@ static void cancel_waits_for_the_loads_under_way(void **state)
     world_close(world);
 }
 
+/* A carrier that is cancelled goes on loading for the sequences that it stands for. */
+static void a_cancelled_carrier_loads_for_the_others(void **state)
+{
+    (void)state;
+    for (uint32_t ended = 0; ended < 6; ended++) {
+        struct decode_core_config config = world_config(14, 4);
+        config.prefix_cache = true;
+        config.tier_entries_max = 200;
+        config.tier_queue_max = 2; /* so that some loads are asked for after the cancel */
+        struct world *world = world_open(&config);
+        run_leg(world, 21, 4, 1, true);
+        push_out(world);
+        struct world_leg *leg = leg_of(world, 21, 4, 1, true);
+        leg->reserve.work.params.n = 2;
+        leg->reserve.work.sequence_count = 2;
+        world_reserve(world, leg);
+        for (uint32_t i = 0; i < ended && world->request_count > 0; i++) { world_tier_end(world, 0, true); }
+        world_cancel_seq(world, leg, 0);
+        world_finish(world);
+        assert_int_equal(leg->output_count[1], 4);
+        assert_int_equal(leg->cached_tokens, 20);
+        world_close(world);
+    }
+}
+
 /* A text longer than the queue is loaded in several goes. */
 static void a_full_queue_of_the_tiers_takes_turns(void **state)
 {
@@ -320,6 +345,7 @@ int main(void)
         cmocka_unit_test(a_failed_load_ends_the_chain),
         cmocka_unit_test(an_entry_that_is_gone_is_computed),
         cmocka_unit_test(cancel_waits_for_the_loads_under_way),
+        cmocka_unit_test(a_cancelled_carrier_loads_for_the_others),
         cmocka_unit_test(a_full_queue_of_the_tiers_takes_turns),
         cmocka_unit_test(the_cheaper_one_is_chosen_by_measured_rates),
         cmocka_unit_test(what_the_disk_had_is_found),
