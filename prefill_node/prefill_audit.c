@@ -13,6 +13,7 @@ static void audit_job(const struct prefill_core *core, const struct prefill_job 
     CHECK(job->cached < job->total);
     CHECK(job->published <= job->computed / core->config.block_tokens);
     CHECK(job->hash_count >= job->published);
+    CHECK(job->ring == 0 || job->published == 0);
     switch (job->state) {
     case JOB_WAITING:
         CHECK(job->queue == &core->resumed || job->queue == &core->fresh);
@@ -21,7 +22,7 @@ static void audit_job(const struct prefill_core *core, const struct prefill_job 
         break;
     case JOB_LOADING:
         CHECK(job->queue == &core->loading);
-        CHECK(job->block_count == prefill_blocks_for(core, job->total));
+        CHECK(job->block_count == (job->ring > 0 ? job->ring : prefill_blocks_for(core, job->total)));
         CHECK(job->computed == 0);
         CHECK(!job->is_over);
         CHECK(job->load_first <= job->load_good);
@@ -30,7 +31,7 @@ static void audit_job(const struct prefill_core *core, const struct prefill_job 
         break;
     case JOB_COMPUTING:
         CHECK(job->queue == &core->computing);
-        CHECK(job->block_count == prefill_blocks_for(core, job->total));
+        CHECK(job->block_count == (job->ring > 0 ? job->ring : prefill_blocks_for(core, job->total)));
         CHECK(job->computed < job->total);
         CHECK(!job->is_over);
         break;

@@ -54,13 +54,14 @@ static bool admit(struct prefill_core *core, struct prefill_job *job)
         return false;
     }
     uint32_t taken = prefill_prefix_take(core, job);
-    uint32_t count = prefill_blocks_for(core, job->total);
+    uint32_t count = job->ring > 0 ? job->ring : prefill_blocks_for(core, job->total);
     if (failed(kv_cache_reserve(core->cache, count - taken, job->blocks + taken))) {
         kv_cache_release(core->cache, taken, job->blocks);
         core->miss = now;
         return false;
     }
     job->block_count = count;
+    if (job->ring > 0) { prefill_ring_fill(job, prefill_blocks_for(core, job->total)); }
     if (prefill_tier_plan_load(core, job, taken) > 0) {
         job_enter(core, job, JOB_LOADING, &core->loading);
         return true;

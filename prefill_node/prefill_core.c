@@ -232,10 +232,11 @@ static status_t validate_prefill(struct prefill_core *core, const struct ctl_pre
                  prefill->grant_first, blocks);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }
-    if (blocks > core->config.block_count) {
+    uint32_t ring = prefill_ring_blocks(&core->config, blocks, prefill->grant_first);
+    if ((ring > 0 ? ring : blocks) > core->config.block_count) {
         diag_set(&core->text, "a prompt of %u tokens with %u output tokens needs %u KV blocks and this node has %u; "
                  "shorten it, or raise --kv-memory of the prefill node",
-                 work->prompt_count, work->output_count, blocks, core->config.block_count);
+                 work->prompt_count, work->output_count, ring > 0 ? ring : blocks, core->config.block_count);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }
     if (work->sequence_count > core->config.slot_count) {

@@ -16,7 +16,8 @@
  * them, and what eviction would give away next is stored ahead of need.
  *
  * Parts: prefill_state.h (the tables), prefill_job.c (one job's life), prefill_prefix.c (the
- * prefix cache), prefill_tier.c (the tiers), prefill_batch.c (blocks and steps), prefill_stats.c, prefill_audit.c, prefill_core.c (events).
+ * prefix cache), prefill_tier.c (the tiers), prefill_window.c
+ * (sliding windows), prefill_batch.c (blocks and steps), prefill_stats.c, prefill_audit.c, prefill_core.c (events).
  * Source: chunked prefill, Sarathi-Serve (OSDI 2024); layer-wise push, Splitwise (ISCA 2024). */
 #ifndef BATON_PREFILL_NODE_PREFILL_CORE_H
 #define BATON_PREFILL_NODE_PREFILL_CORE_H
@@ -45,6 +46,8 @@ struct prefill_core_config {
     const uint32_t *eos_tokens; /* [eos_count], copied */
     uint64_t transfer_stall_ns; /* computed, but not acknowledged for this long: give up */
     bool prefix_cache;        /* blocks outlive their jobs and are found again by what they hold */
+    uint32_t window_tokens;   /* no layer sees more tokens than so many, the row's own included: long
+                                 prompts hold a ring of blocks; 0: some layer sees all */
     uint32_t tier_entries_max; /* blocks that the tiers below the pool can hold; 0: there are none.
                                  Needs prefix_cache. */
 };

@@ -20,6 +20,7 @@ struct prefill_job *job_take(struct prefill_core *core, uint32_t router, const s
     job->stall_until_ns = UINT64_MAX;
     job->total = total;
     job->grant_first = prefill->grant_first;
+    job->ring = prefill_ring_blocks(&core->config, table_max, job->grant_first);
     job->root = kv_hash_root(work->cache_salt);
     job->hashes = (struct kv_hash *)(void *)(job + 1);
     job->blocks = (uint32_t *)(void *)(job->hashes + table_max);

@@ -23,16 +23,15 @@ void prefill_name_blocks(struct prefill_core *core, struct prefill_job *job, uin
     }
 }
 
-/* Whoever wants the log-probabilities of the prompt needs its rows computed. */
-static bool is_wanted(const struct prefill_core *core, const struct prefill_job *job)
+bool prefill_prefix_is_wanted(const struct prefill_core *core, const struct prefill_job *job)
 {
-    return core->config.prefix_cache && job->work.params.prompt_logprobs < 0;
+    return core->config.prefix_cache && job->work.params.prompt_logprobs < 0 && job->ring == 0;
 }
 
 uint32_t prefill_prefix_take(struct prefill_core *core, struct prefill_job *job)
 {
     CHECK(job->block_count == 0);
-    if (!is_wanted(core, job)) { return 0; }
+    if (!prefill_prefix_is_wanted(core, job)) { return 0; }
     uint32_t most = (job->total - 1) / core->config.block_tokens;
     uint32_t taken = 0;
     for (; taken < most; taken++) {
@@ -44,7 +43,7 @@ uint32_t prefill_prefix_take(struct prefill_core *core, struct prefill_job *job)
 
 void prefill_prefix_use(struct prefill_core *core, struct prefill_job *job, uint32_t taken)
 {
-    if (!is_wanted(core, job)) { return; }
+    if (!prefill_prefix_is_wanted(core, job)) { return; }
     /* Not where they are taken: a job that waits for room takes and gives back again and again, and
      * each time they would be stored anew where the tiers have no room for them either. */
     for (uint32_t b = 0; b < taken; b++) { tier_desk_note_use(core->tiers, job->blocks[b], job->hashes[b]); }
@@ -64,7 +63,7 @@ void prefill_prefix_use(struct prefill_core *core, struct prefill_job *job, uint
 
 void prefill_prefix_publish(struct prefill_core *core, struct prefill_job *job)
 {
-    if (!core->config.prefix_cache) { return; }
+    if (!core->config.prefix_cache || job->ring > 0) { return; }
     uint32_t full = job->computed / core->config.block_tokens;
     if (full <= job->published) { return; }
     prefill_name_blocks(core, job, full);

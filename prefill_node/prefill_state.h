@@ -54,7 +54,8 @@ struct prefill_job {
     uint32_t computed;
     uint32_t cached;              /* tokens that it began with: a multiple of block_tokens */
     uint32_t grant_first;         /* blocks before it are not sent: the decode node has them */
-    uint32_t block_count;
+    uint32_t ring;                /* blocks that it holds, in turn; 0: one for each of the table */
+    uint32_t block_count;         /* held; its first so many in the table */
     uint32_t *blocks;             /* [blocks for total] */
     uint32_t load_first, load_end;   /* LOADING: entries of the table that come from a tier */
     uint32_t load_next, load_good;   /* the next one to ask for; before it, and before the first that failed */
@@ -160,6 +161,10 @@ void jobs_reap(struct prefill_core *core);
  * Returns how many; they are final. */
 uint32_t prefill_prefix_take(struct prefill_core *core, struct prefill_job *job);
 
+/* May the job begin behind what is here? Whoever wants the log-probabilities of the prompt needs its
+ * rows computed; a ring has no room for what lies before the window. */
+bool prefill_prefix_is_wanted(const struct prefill_core *core, const struct prefill_job *job);
+
 /* Finds the names of the job's first `count` blocks. */
 void prefill_name_blocks(struct prefill_core *core, struct prefill_job *job, uint32_t count);
 
@@ -178,6 +183,14 @@ void prefill_tier_take(struct prefill_core *core, const struct kv_tier_event *ev
 
 /* Asks for what jobs wait for, and for stores ahead of need. */
 void prefill_tier_issue(struct prefill_core *core);
+
+/* --- prefill_window.c */
+
+/* Blocks of the ring of a job with a table of so many; 0: it holds all of them. */
+uint32_t prefill_ring_blocks(const struct prefill_core_config *config, uint32_t table_count, uint32_t grant_first);
+
+/* The ring's blocks are in the table's first entries: fills the others. */
+void prefill_ring_fill(struct prefill_job *job, uint32_t table_count);
 
 /* --- prefill_batch.c */
 

@@ -11,7 +11,7 @@ uint32_t prefill_tier_plan_load(struct prefill_core *core, struct prefill_job *j
 {
     job->load_first = job->load_next = job->load_good = job->load_end = taken;
     job->load_predicted_ns = 0;
-    if (core->tiers == NULL || job->work.params.prompt_logprobs >= 0) { return 0; }
+    if (core->tiers == NULL || !prefill_prefix_is_wanted(core, job)) { return 0; }
     uint32_t most = (job->total - 1) / core->config.block_tokens;
     uint32_t blocks[KV_TIER_COUNT] = {0};
     uint32_t count = 0;

@@ -21,6 +21,7 @@ static struct prefill_core_config random_config(struct rng *rng)
     config.slot_count = 1 + (uint32_t)rng_below(rng, 10);
     config.block_tokens = 1 + (uint32_t)rng_below(rng, 6);
     config.prefix_cache = rng_below(rng, 4) > 0;
+    if (rng_below(rng, 4) == 0) { config.window_tokens = 2 + (uint32_t)rng_below(rng, 20); }
     if (config.prefix_cache && rng_below(rng, 2) == 0) { config.tier_entries_max = 1 + (uint32_t)rng_below(rng, 400); }
     return config;
 }
@@ -53,7 +54,12 @@ static void random_job(struct pworld *world, struct rng *rng)
         work->sequence_count = 1 + (uint32_t)rng_below(rng, work->params.n - work->sequence_first);
     }
     if (output == 0 && rng_below(rng, 3) == 0) { work->params.prompt_logprobs = 1; }
-    if (rng_below(rng, 3) == 0) {
+    if (world->config.window_tokens > 0 && rng_below(rng, 4) > 0) { /* what the window of the next row needs */
+        uint32_t total = prompt + output, window = world->config.window_tokens;
+        uint32_t blocks = (total + world->config.block_tokens - 1) / world->config.block_tokens;
+        uint32_t first = total >= window ? (total - window + 1) / world->config.block_tokens : 0;
+        job->prefill.grant_first = first < blocks ? first : blocks - 1;
+    } else if (rng_below(rng, 3) == 0) {
         uint32_t blocks = (prompt + output + world->config.block_tokens - 1) / world->config.block_tokens;
         job->prefill.grant_first = (uint32_t)rng_below(rng, blocks + rng_below(rng, 2)); /* at times one too far */
     }

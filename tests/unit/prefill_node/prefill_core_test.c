@@ -590,6 +590,56 @@ static void a_slow_tier_is_not_used(void **state)
     pworld_close(world);
 }
 
+/* ---------------------------------------------------------------- sliding windows */
+
+/* A prompt far longer than the window runs in a pool that could not hold it, with the same token and
+ * the same blocks for whoever decodes; one that fits in the ring is cached as ever. */
+static void a_long_prompt_holds_a_ring(void **state)
+{
+    (void)state;
+    struct prefill_core_config config = pworld_config(8);
+    config.prefix_cache = true;
+    config.window_tokens = 9;
+    config.chunk_tokens = 6; /* (9 + 6) / 4 rounded up, and one: 5 blocks */
+    struct pworld *world = pworld_open(&config);
+    struct pworld_job *job = pworld_job(world, 0, 200, 0, 1);
+    job->prefill.grant_first = (200 - 9 + 1) / 4;
+    job->prefill.work.params.prompt_logprobs = 0; /* the window of every row is looked at */
+    pworld_send(world, job);
+    while (world->plan != NULL) {
+        assert_int_equal(pworld_stats(world).blocks_held, 5);
+        pworld_step_done(world);
+    }
+    assert_int_equal(job->pushed_count, 50 - 48);
+    pworld_finish(world);
+    assert_int_equal(job->end, PWORLD_DONE);
+    assert_int_equal(pworld_stats(world).blocks_free, 8); /* nothing of a ring is found again */
+    struct pworld_job *small = pworld_job(world, 0, 17, 0, 2);
+    (void)computed_by(world, small);
+    assert_int_equal(computed_by(world, next_turn(world, small, 17, 18, 0)), 2);
+    pworld_close(world);
+}
+
+/* Where the decode node wants more than the ring keeps, every block is held; then the pool's size counts. */
+static void a_grant_longer_than_the_ring_needs_all_blocks(void **state)
+{
+    (void)state;
+    struct prefill_core_config config = pworld_config(20);
+    config.window_tokens = 9;
+    config.chunk_tokens = 6;
+    struct pworld *world = pworld_open(&config);
+    struct pworld_job *job = pworld_job(world, 0, 80, 0, 1);
+    job->prefill.grant_first = 14; /* six blocks: one more than the ring */
+    pworld_send(world, job);
+    assert_int_equal(pworld_stats(world).blocks_held, 20);
+    pworld_finish(world);
+    assert_int_equal(job->end, PWORLD_DONE);
+    job = pworld_job(world, 0, 84, 0, 2);
+    job->prefill.grant_first = 15;
+    refused(world, job, ST_INVALID_ARGUMENT, "21 KV blocks");
+    pworld_close(world);
+}
+
 /* Short prompts share a step under the token budget, in order of arrival. */
 static void short_prompts_share_a_step(void **state)
 {
@@ -769,6 +819,8 @@ int main(void)
         cmocka_unit_test(a_failed_load_ends_the_chain),
         cmocka_unit_test(cancel_waits_for_loads),
         cmocka_unit_test(a_slow_tier_is_not_used),
+        cmocka_unit_test(a_long_prompt_holds_a_ring),
+        cmocka_unit_test(a_grant_longer_than_the_ring_needs_all_blocks),
         cmocka_unit_test(short_prompts_share_a_step),
         cmocka_unit_test(a_step_samples_no_more_than_its_slots),
         cmocka_unit_test(blocks_go_in_order_and_resumed_first),

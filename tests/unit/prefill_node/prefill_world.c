@@ -38,6 +38,7 @@ struct pworld *pworld_open(const struct prefill_core_config *config)
     struct diag diag;
     CHECK(!failed(prefill_core_create(config, &world->core, &diag)));
     world->model = kv_model_create(config->block_count, config->block_tokens, config->slot_count, PWORLD_VOCAB);
+    kv_model_set_window(world->model, config->window_tokens);
     pworld_router_up(world, 0);
     return world;
 }
@@ -130,20 +131,20 @@ void pworld_event(struct pworld *world, const struct prefill_event *event)
     }
 }
 
-static uint32_t expected_token(const struct pworld_job *job, uint32_t index)
+static uint32_t expected_token(const struct pworld_job *job, uint32_t window, uint32_t index)
 {
     const struct ctl_work *work = &job->prefill.work;
-    return kv_model_next(PWORLD_VOCAB, &work->params, work->sequence_first + index, work->prompt, work->prompt_count,
+    return kv_model_next_in_window(window, PWORLD_VOCAB, &work->params, work->sequence_first + index, work->prompt, work->prompt_count,
                          work->output, work->output_count);
 }
 
-static void check_token(const struct pworld_job *job, const struct ctl_token *token, uint32_t index)
+static void check_token(const struct pworld *world, const struct pworld_job *job, const struct ctl_token *token, uint32_t index)
 {
     const struct ctl_work *work = &job->prefill.work;
     CHECK(leg_id_equal(token->leg, job->id));
     CHECK(index < work->sequence_count);
     CHECK(token->position == work->output_count);
-    CHECK(token->token == expected_token(job, index));
+    CHECK(token->token == expected_token(job, world->config.window_tokens, index));
     struct eos_tokens eos = {.token = &world_eos, .count = 1};
     enum stop_verdict verdict = stop_rules_decide(&work->params, eos, token->token, work->output_count + 1,
                                                   total(job) + 1, 250);
@@ -178,7 +179,7 @@ static void take_message(struct pworld *world, const struct prefill_action *acti
             CHECK(job->router == action->router);
             CHECK(job->end == PWORLD_OPEN);
             uint32_t index = token->sequence - job->prefill.work.sequence_first;
-            check_token(job, token, index);
+            check_token(world, job, token, index);
             CHECK(!job->has_token[index]);
             CHECK(!job->is_cancelled[index]);
             job->has_token[index] = true;
@@ -192,7 +193,8 @@ static void take_message(struct pworld *world, const struct prefill_action *acti
         CHECK(msg->prompt_logprobs.count > 0);
         for (uint32_t i = 0; i < msg->prompt_logprobs.count; i++) {
             CHECK(msg->prompt_logprobs.first + i == job->logprob_next);
-            CHECK(msg->prompt_logprobs.entries[i].logprob == kv_model_prompt_logprob(job->text, job->logprob_next));
+            CHECK(msg->prompt_logprobs.entries[i].logprob == kv_model_prompt_logprob_in_window(world->config.window_tokens, job->text,
+                                                                                              job->logprob_next));
             job->logprob_next++;
         }
         break;
@@ -348,7 +350,7 @@ static void perform(struct pworld *world, const struct prefill_action *action)
         CHECK(!job->is_aborted);
         CHECK(job->pushed_count == grant_blocks(world, job));
         CHECK(action->token_count == job->prefill.work.sequence_count);
-        for (uint32_t i = 0; i < action->token_count; i++) { check_token(job, &action->tokens[i], i); }
+        for (uint32_t i = 0; i < action->token_count; i++) { check_token(world, job, &action->tokens[i], i); }
         job->is_committed = true;
         break;
     }

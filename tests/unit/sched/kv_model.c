@@ -15,7 +15,7 @@ struct slot_state {
 };
 
 struct kv_model {
-    uint32_t block_count, block_tokens, slot_count, vocab_size;
+    uint32_t block_count, block_tokens, slot_count, vocab_size, window;
     uint64_t *marks;          /* [block_count * block_tokens] */
     struct slot_state *slots; /* [slot_count] */
     struct step_sample samples[SAMPLES_MAX];
@@ -88,10 +88,12 @@ static void open_slot(struct kv_model *model, const struct step_open *open)
     slot->output_count = open->output_count;
 }
 
+static uint32_t first_seen(uint32_t window, uint32_t count) { return window > 0 && count > window ? count - window : 0; }
+
 static uint64_t read_text(struct kv_model *model, const struct step_span *span, uint32_t count)
 {
     uint64_t text = 0;
-    for (uint32_t p = 0; p < count; p++) {
+    for (uint32_t p = first_seen(model->window, count); p < count; p++) {
         text = mix(text, *mark_at(model, span->block_table[p / model->block_tokens], p % model->block_tokens));
     }
     return text;
@@ -101,6 +103,12 @@ static uint64_t mark_before(struct kv_model *model, const struct step_span *span
 {
     if (p == 0) { return 0; }
     return *mark_at(model, span->block_table[(p - 1) / model->block_tokens], (p - 1) % model->block_tokens);
+}
+
+void kv_model_set_window(struct kv_model *model, uint32_t window)
+{
+    CHECK(window != 1);
+    model->window = window;
 }
 
 struct step_result kv_model_run(struct kv_model *model, const struct step_plan *plan)
@@ -194,13 +202,20 @@ bool kv_model_holds(const struct kv_model *model, uint32_t block, const uint32_t
 uint32_t kv_model_next(uint32_t vocab_size, const struct sampling_params *params, uint32_t sequence,
                        const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count)
 {
+    return kv_model_next_in_window(0, vocab_size, params, sequence, prompt, prompt_count, output, output_count);
+}
+
+uint32_t kv_model_next_in_window(uint32_t window, uint32_t vocab_size, const struct sampling_params *params, uint32_t sequence,
+                                 const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count)
+{
     uint64_t text = 0;
     uint64_t mark = 0;
     uint64_t penalty = 0;
+    uint32_t first = first_seen(window, prompt_count + output_count);
     for (uint32_t i = 0; i < prompt_count + output_count; i++) {
         uint32_t token = i < prompt_count ? prompt[i] : output[i - prompt_count];
         mark = mark_of(mark, token, i);
-        text = mix(text, mark);
+        if (i >= first) { text = mix(text, mark); }
     }
     for (uint32_t i = 0; i < output_count; i++) { penalty = mix(penalty, output[i]); }
     return pick(vocab_size, text, params->seed, sequence, penalty, output_count);
@@ -208,11 +223,17 @@ uint32_t kv_model_next(uint32_t vocab_size, const struct sampling_params *params
 
 float kv_model_prompt_logprob(const uint32_t *prompt, uint32_t index)
 {
+    return kv_model_prompt_logprob_in_window(0, prompt, index);
+}
+
+float kv_model_prompt_logprob_in_window(uint32_t window, const uint32_t *prompt, uint32_t index)
+{
     uint64_t text = 0;
     uint64_t mark = 0;
+    uint32_t first = first_seen(window, index);
     for (uint32_t i = 0; i < index; i++) {
         mark = mark_of(mark, prompt[i], i);
-        text = mix(text, mark);
+        if (i >= first) { text = mix(text, mark); }
     }
     return logprob_of(text, prompt[index]);
 }

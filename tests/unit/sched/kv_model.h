@@ -20,6 +20,10 @@ struct kv_model *kv_model_create(uint32_t block_count, uint32_t block_tokens, ui
                                  uint32_t vocab_size);
 void kv_model_destroy(struct kv_model *model);
 
+/* A row reads its own position and the window - 1 before it; 0, as at create: all. A window is at least
+ * 2 here: what a row writes depends on the position before it. */
+void kv_model_set_window(struct kv_model *model, uint32_t window);
+
 /* Does the copies, then the spans, last one first: their order must not matter. */
 struct step_result kv_model_run(struct kv_model *model, const struct step_plan *plan);
 
@@ -40,7 +44,12 @@ bool kv_model_holds(const struct kv_model *model, uint32_t block, const uint32_t
 uint32_t kv_model_next(uint32_t vocab_size, const struct sampling_params *params, uint32_t sequence,
                        const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count);
 
+/* The same where only a window is seen. */
+uint32_t kv_model_next_in_window(uint32_t window, uint32_t vocab_size, const struct sampling_params *params, uint32_t sequence,
+                                 const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count);
+
 /* The log-probability that prompt[index] must be reported with. */
 float kv_model_prompt_logprob(const uint32_t *prompt, uint32_t index);
+float kv_model_prompt_logprob_in_window(uint32_t window, const uint32_t *prompt, uint32_t index);
 
 #endif
