@@ -28,8 +28,10 @@
 #include "base/status.h"
 #include "control/ctl_msg.h"
 #include "engine/step_plan.h"
+#include "kv/kv_cache.h"
 #include "kv/kv_hash.h"
 #include "kv/kv_tier.h"
+#include "sched/inspect.h"
 
 struct prefill_core;
 
@@ -148,6 +150,12 @@ struct prefill_core_stats prefill_core_stats(const struct prefill_core *core);
 
 /* What LOAD says, and what /metrics shows: the same words to the router and to an operator. */
 struct ctl_load prefill_core_load(const struct prefill_core *core);
+
+/* Visits every job, oldest first. */
+void prefill_core_inspect(const struct prefill_core *core, inspect_fn visit, void *user);
+
+/* What the cache did since create. */
+struct kv_cache_stats prefill_core_cache_stats(const struct prefill_core *core);
 
 /* Walks everything; a CHECK fails where blocks, jobs and queues disagree. For tests and the
  * simulator, after every step. */

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "prefill_node/layer_push.h"
 #include "prefill_node/prefill_core.h"
+#include "prefill_node/prefill_inspect.h"
 
 /* Longer than the endpoint's own limit for an acknowledgement, which ends most of them. */
 #define TRANSFER_STALL_NS (30 * NS_PER_S)
@@ -236,6 +237,12 @@ static void on_layer(void *role, const struct step_plan *plan, uint32_t layer)
     layer_push_layer(server->push, plan, layer);
 }
 
+static void inspect(void *role, struct kv_inspection *ret_inspection, kv_holder_fn fn, void *user)
+{
+    struct prefill_server *server = role;
+    prefill_core_inspect(server->core, ret_inspection, fn, user);
+}
+
 static bool on_xfer(void *role, const struct kv_event *event)
 {
     struct prefill_server *server = role;
@@ -255,6 +262,7 @@ const struct node_role_ops prefill_server_role = {
     .on_fact = on_fact,
     .deadline_ns = deadline_ns,
     .report = report,
+    .inspect = inspect,
     .on_layer = on_layer,
     .on_xfer = on_xfer,
 };

@@ -640,6 +640,53 @@ static void a_grant_longer_than_the_ring_needs_all_blocks(void **state)
     pworld_close(world);
 }
 
+/* ---------------------------------------------------------------- looking in */
+
+struct seen {
+    uint32_t count, blocks;
+    struct inspect_entry entries[8];
+};
+
+static void note_entry(void *user, const struct inspect_entry *entry)
+{
+    struct seen *seen = user;
+    assert_in_range(seen->count, 0, 7);
+    seen->entries[seen->count++] = *entry;
+    seen->blocks += entry->block_count;
+}
+
+/* Whoever looks sees every job with what it holds and waits for; shared blocks appear with each. */
+static void every_job_is_shown(void **state)
+{
+    (void)state;
+    struct pworld *world = open_cached(8);
+    struct pworld_job *first = pworld_job(world, 0, 9, 0, 1);
+    (void)computed_by(world, first);
+    struct pworld_job *jobs[3] = {next_turn(world, first, 9, 12, 0), next_turn(world, first, 9, 12, 0),
+                                  pworld_job(world, 0, 24, 0, 9)};
+    jobs[1]->prefill.work.priority = -2;
+    jobs[1]->prefill.work.age_ns = 500;
+    for (uint32_t i = 0; i < 3; i++) { pworld_send(world, jobs[i]); }
+    pworld_tick(world, 100);
+    struct seen seen = {0};
+    prefill_core_inspect(world->core, note_entry, &seen);
+    assert_int_equal(seen.count, 3);
+    assert_string_equal(seen.entries[0].state, "computing");
+    assert_int_equal(seen.entries[0].tokens, 12);
+    assert_int_equal(seen.entries[0].tokens_cached, 8);
+    assert_int_equal(seen.entries[0].block_count, 3);
+    assert_int_equal(seen.entries[0].blocks[1], seen.entries[1].blocks[1]);
+    assert_true(leg_id_equal(seen.entries[1].leg, jobs[1]->id));
+    assert_int_equal(seen.entries[1].priority, -2);
+    assert_int_equal(seen.entries[1].age_ns, 600);
+    assert_string_equal(seen.entries[2].state, "waiting");
+    assert_int_equal(seen.entries[2].block_count, 0);
+    assert_int_equal(seen.blocks - 2, pworld_stats(world).blocks_held); /* two are shared */
+    assert_int_equal(prefill_core_cache_stats(world->core).blocks_taken, 4);
+    pworld_finish(world);
+    pworld_close(world);
+}
+
 /* Short prompts share a step under the token budget, in order of arrival. */
 static void short_prompts_share_a_step(void **state)
 {
@@ -819,6 +866,7 @@ int main(void)
         cmocka_unit_test(a_failed_load_ends_the_chain),
         cmocka_unit_test(cancel_waits_for_loads),
         cmocka_unit_test(a_slow_tier_is_not_used),
+        cmocka_unit_test(every_job_is_shown),
         cmocka_unit_test(a_long_prompt_holds_a_ring),
         cmocka_unit_test(a_grant_longer_than_the_ring_needs_all_blocks),
         cmocka_unit_test(short_prompts_share_a_step),
