@@ -8,7 +8,12 @@
 #include <cpuid.h>
 #endif
 
+#include "base/log.h"
 #include "kernels/backend.h"
+#if defined(__x86_64__)
+#include "kernels/cpu/amx_check.h"
+#include "kernels/cpu/gemm_amx.h"
+#endif
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/gemm_run.h"
 #include "kernels/cpu/pool.h"
@@ -54,6 +59,48 @@ static bool have_avx512bf16(void)
     unsigned a = 0, b, c, d;
     return have_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5)) != 0;
 }
+
+/* set_avx512bf16 with another product for bf16 weights. The emulation has a name of its own: nobody has
+ * compared its bits with those of the hardware. */
+static struct cpu_set set_amx = {.isa_name = "amx", .set_name = "cpu-amxbf16-v1"};
+static struct cpu_set set_amx_emulated = {.isa_name = "amx-emulated", .set_name = "cpu-amxbf16-emulated-v1"};
+static pthread_once_t amx_sets_once = PTHREAD_ONCE_INIT;
+
+static void amx_set_make(struct cpu_set *set, void (*piece)(const struct set_gemm_piece *piece, struct set_scratch *scratch))
+{
+    struct cpu_set made = set_avx512bf16;
+    made.isa_name = set->isa_name;
+    made.set_name = set->set_name;
+    made.gemm[KERNELS_WEIGHT_BF16] = piece;
+    *set = made;
+}
+
+static void amx_sets_make(void)
+{
+    amx_set_make(&set_amx, gemm_amx_piece);
+    amx_set_make(&set_amx_emulated, gemm_amx_emulated_piece);
+}
+
+static pthread_once_t amx_once = PTHREAD_ONCE_INIT;
+static bool amx_is_good;
+static struct diag amx_why; /* where it is not */
+
+/* Asked once a process: the tiles are there, the system grants them, and they compute what they should. */
+static void amx_examine(void)
+{
+    if (!amx_has_bf16()) { return; }
+    status_t st = amx_ask_permission(&amx_why);
+    if (!failed(st)) { st = amx_self_check(gemm_amx_piece, &amx_why); }
+    amx_is_good = !failed(st);
+    if (!amx_is_good) { LOGF(LOG_WARN, "amx_not_used", "why=\"%s\"", amx_why.text); }
+}
+
+static bool have_amx(void)
+{
+    if (!have_avx512bf16()) { return false; }
+    pthread_once(&amx_once, amx_examine);
+    return amx_is_good;
+}
 #endif
 
 static const struct {
@@ -62,6 +109,7 @@ static const struct {
     enum kernels_compute compute; /* "auto" picks it only where this is asked for */
 } sets[] = {
 #if defined(__x86_64__)
+    {&set_amx, have_amx, KERNELS_COMPUTE_BF16},
     {&set_avx512bf16, have_avx512bf16, KERNELS_COMPUTE_BF16},
     {&set_avx512, have_avx512, KERNELS_COMPUTE_F32},
     {&set_avx2, have_avx2, KERNELS_COMPUTE_F32},
@@ -92,6 +140,13 @@ const char *cpu_backend_isa_available(void)
 static status_t pick_set(const char *isa, enum kernels_compute compute, const struct cpu_set **ret_set, struct diag *diag)
 {
     bool automatic = strcmp(isa, "auto") == 0, known = automatic;
+#if defined(__x86_64__)
+    pthread_once(&amx_sets_once, amx_sets_make);
+    if (strcmp(isa, set_amx_emulated.isa_name) == 0 && have_avx512bf16()) { /* for tests: no list names it */
+        *ret_set = &set_amx_emulated;
+        return STATUS_OK;
+    }
+#endif
     for (size_t i = 0; i < SET_COUNT; i++) {
         bool named = strcmp(isa, sets[i].set->isa_name) == 0;
         known = known || named;

@@ -21,7 +21,7 @@
 #define SET_GEMM_ROWS_MAX 252u
 #define SET_GEMM_PANELS_MAX 16u   /* of a piece with more than a few rows: their unfinished sums stay in L2 */
 #define SET_GEMM_PACK_ROWS_MIN 12u /* fit the pack at any depth */
-#define SET_GEMM_PACK_BYTES ((size_t)SET_GEMM_PACK_ROWS_MIN * (KERNELS_GEMM_IN_MAX * sizeof(float) + 64))
+#define SET_GEMM_PACK_BYTES ((size_t)SET_GEMM_PACK_ROWS_MIN * (KERNELS_GEMM_IN_MAX * sizeof(float) + 64) + 64)
 
 /* What one worker owns. Contents mean nothing between jobs, save that pack_* says what `pack` holds. */
 struct set_scratch {
@@ -43,7 +43,7 @@ struct set_gemm_piece {
     uint32_t panel_first, panels;
 };
 
-#define SET_SUMS_FLOATS ((size_t)SET_GEMM_ROWS_MAX * SET_GEMM_PANELS_MAX * KERNELS_PANEL)
+#define SET_SUMS_FLOATS ((size_t)((SET_GEMM_ROWS_MAX + 31) / 32 * 32) * SET_GEMM_PANELS_MAX * KERNELS_PANEL) /* whole tiles of AMX */
 /* q twice, sums twice; K and V of a step; weights of a block twice; weights and maxima. */
 #define SET_ATTENTION_FLOATS                                                                            \
     ((size_t)(4 * SET_QUERIES_MAX + 2 * SET_STEP_TOKENS) * KERNELS_HEAD_DIM_MAX + 8 * SET_STEP_TOKENS \
