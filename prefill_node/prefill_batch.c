@@ -30,17 +30,20 @@ void prefill_schedule(struct prefill_core *core)
     if (!core->step.is_in_flight) { plan_step(core); }
 }
 
+/* The highest priority; among equals those that resume first. */
+static struct prefill_job *next_waiting(const struct prefill_core *core)
+{
+    struct prefill_job *resumed = job_of(list_first(&core->resumed)), *fresh = job_of(list_first(&core->fresh));
+    if (resumed == NULL || fresh == NULL) { return resumed != NULL ? resumed : fresh; }
+    return fresh->work.priority > resumed->work.priority ? fresh : resumed;
+}
+
 /* Strictly in order: a long prompt at the head waits for its blocks and the short ones behind
  * it wait with it, or it could wait for good. */
 static void admit_waiting(struct prefill_core *core)
 {
-    struct list *queues[] = {&core->resumed, &core->fresh};
-    for (uint32_t i = 0; i < 2; i++) {
-        struct prefill_job *job;
-        while ((job = job_of(list_first(queues[i]))) != NULL) {
-            if (!admit(core, job)) { return; }
-        }
-    }
+    struct prefill_job *job = next_waiting(core);
+    while (job != NULL && admit(core, job)) { job = next_waiting(core); }
 }
 
 /* What is cached first, then the rest; all or none. */

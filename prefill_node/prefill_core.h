@@ -6,9 +6,10 @@
  *
  * Facts in, wishes out. Reads no clock, socket, GPU or engine; same events, same actions.
  *
- * Jobs get blocks for their whole prompt, all or none, in order of arrival, those that resume
- * a stream first; nobody overtakes the head of that order. A step packs the chunks of the
- * jobs that have blocks, in the same order, until its token budget is used up.
+ * Jobs get blocks for their whole prompt, all or none: the highest priority first; among equals those
+ * that resume a stream, then in order of arrival. Nobody overtakes the head of that order. A step packs
+ * the chunks of the jobs that have blocks, by priority and then by admission, until its token budget is
+ * used up.
  *
  * With the prefix cache a job begins behind the blocks of its text that are here already. Those of
  * them that the decode node lacks are pushed at once; the others are pushed as they are computed.

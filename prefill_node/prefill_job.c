@@ -42,12 +42,24 @@ struct prefill_job *job_take(struct prefill_core *core, uint32_t router, const s
     return job;
 }
 
+/* Where jobs wait for something of ours, blocks or rows, the higher priority goes first; among equals,
+ * and elsewhere, the order is that of entering. NULL: at the front. */
+static struct list_link *queue_place(const struct prefill_core *core, const struct prefill_job *job, const struct list *queue)
+{
+    struct list_link *after = list_last(queue);
+    if (queue != &core->resumed && queue != &core->fresh && queue != &core->computing) { return after; }
+    while (after != NULL && LIST_OWNER(after, struct prefill_job, queue_link)->work.priority < job->work.priority) {
+        after = list_previous(queue, after);
+    }
+    return after;
+}
+
 void job_enter(struct prefill_core *core, struct prefill_job *job, enum job_state state, struct list *queue)
 {
     if (job->queue != NULL) { list_remove(job->queue, &job->queue_link); }
     job->queue = queue;
     job->state = state;
-    if (queue != NULL) { list_append(queue, &job->queue_link); }
+    if (queue != NULL) { list_insert(queue, queue_place(core, job, queue), &job->queue_link); }
     if (state != JOB_ENDED) { return; }
     switch (job->outcome) {
     case JOB_OPEN: CHECK(job->outcome != JOB_OPEN); break;

@@ -8,7 +8,6 @@
 #include "base/log.h"
 #include "prefill_node/layer_push.h"
 #include "prefill_node/prefill_core.h"
-#include "prefill_node/prefill_inspect.h"
 
 /* Longer than the endpoint's own limit for an acknowledgement, which ends most of them. */
 #define TRANSFER_STALL_NS (30 * NS_PER_S)
@@ -237,10 +236,20 @@ static void on_layer(void *role, const struct step_plan *plan, uint32_t layer)
     layer_push_layer(server->push, plan, layer);
 }
 
-static void inspect(void *role, struct kv_inspection *ret_inspection, kv_holder_fn fn, void *user)
+static void inspect(void *role, struct node_cache_numbers *ret_numbers, inspect_fn visit, void *user)
 {
     struct prefill_server *server = role;
-    prefill_core_inspect(server->core, ret_inspection, fn, user);
+    struct prefill_core_stats stats = prefill_core_stats(server->core);
+    struct kv_cache_stats cache = prefill_core_cache_stats(server->core);
+    *ret_numbers = (struct node_cache_numbers){
+        .blocks_published = cache.blocks_published,
+        .blocks_taken = cache.blocks_taken,
+        .blocks_evicted = cache.blocks_evicted,
+        .tier_tokens_loaded = stats.tier_tokens_loaded,
+        .loads_chosen = stats.loads_chosen,
+        .loads_declined = stats.loads_declined,
+    };
+    prefill_core_inspect(server->core, visit, user);
 }
 
 static bool on_xfer(void *role, const struct kv_event *event)

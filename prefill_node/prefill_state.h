@@ -104,9 +104,9 @@ struct prefill_core {
     struct prefill_plan step;
     struct list jobs;                  /* live, by arrival */
     struct list ended;                 /* freed at the end of the event */
-    struct list resumed, fresh;        /* WAITING, by arrival */
+    struct list resumed, fresh;        /* WAITING, by priority and arrival */
     struct list loading;               /* LOADING, by admission */
-    struct list computing;             /* COMPUTING, by admission */
+    struct list computing;             /* COMPUTING, by priority and admission */
     struct list sent;                  /* SENT, by time of commit: its stall deadlines are in order */
     struct prefill_action *actions;    /* [action_max] */
     uint32_t action_count, action_max;

@@ -36,6 +36,7 @@ static void random_job(struct pworld *world, struct rng *rng)
     struct pworld_job *job = pworld_job(world, router, prompt, output, text);
     struct ctl_work *work = &job->prefill.work;
     work->cache_salt = rng_below(rng, 9) == 0;
+    work->priority = rng_below(rng, 3) == 0 ? (int32_t)rng_below(rng, 5) - 2 : 0;
     if (world->job_count > 1 && rng_below(rng, 2) == 0) { /* the next turn of a chat, or the same again */
         uint32_t recent = world->job_count - 1 < 4 ? world->job_count - 1 : 4;
         const struct pworld_job *other = world->jobs[world->job_count - 2 - rng_below(rng, recent)];

@@ -769,6 +769,42 @@ static void blocks_go_in_order_and_resumed_first(void **state)
     pworld_close(world);
 }
 
+/* A higher priority goes before all that wait, for blocks and for rows alike; among equals the order
+ * is as ever. */
+static void a_higher_priority_goes_first(void **state)
+{
+    (void)state;
+    struct prefill_core_config config = pworld_config(8);
+    struct pworld *world = pworld_open(&config);
+    struct pworld_job *holder = pworld_job(world, 0, 20, 0, 1);
+    pworld_send(world, holder);
+    const int32_t priorities[5] = {0, -1, 3, 0, 3};
+    struct pworld_job *jobs[5];
+    for (uint32_t i = 0; i < 5; i++) {
+        jobs[i] = pworld_job(world, 0, i == 3 ? 20 : 24, i == 3 ? 6 : 0, 2 + i); /* the fourth resumes */
+        jobs[i]->prefill.work.priority = priorities[i];
+        pworld_send(world, jobs[i]);
+    }
+    while (!holder->is_committed) { pworld_step_done(world); }
+    pworld_ack(world, holder);
+    const uint32_t order[5] = {2, 4, 3, 0, 1};
+    for (uint32_t i = 0; i < 5; i++) {
+        struct pworld_job *job = jobs[order[i]];
+        assert_true(leg_id_equal(world->plan->spans[0].leg, job->id));
+        while (!job->is_committed) { pworld_step_done(world); }
+        pworld_ack(world, job);
+    }
+    pworld_finish(world);
+    struct pworld_job *low = pworld_job(world, 0, 15, 0, 20), *high = pworld_job(world, 0, 12, 0, 21);
+    high->prefill.work.priority = 1;
+    pworld_send(world, low);
+    pworld_send(world, high);
+    pworld_step_done(world);
+    assert_true(leg_id_equal(world->plan->spans[0].leg, high->id));
+    pworld_finish(world);
+    pworld_close(world);
+}
+
 static void a_config_out_of_range_is_named(void **state)
 {
     (void)state;
@@ -872,6 +908,7 @@ int main(void)
         cmocka_unit_test(short_prompts_share_a_step),
         cmocka_unit_test(a_step_samples_no_more_than_its_slots),
         cmocka_unit_test(blocks_go_in_order_and_resumed_first),
+        cmocka_unit_test(a_higher_priority_goes_first),
         cmocka_unit_test(steps_do_not_allocate),
         cmocka_unit_test(every_failed_allocation_is_a_status),
     };
