@@ -38,6 +38,14 @@ def weight_flags(program, weights):
     return ["--weights=" + weights] if knows(program, "weights") else None
 
 
+def node_like(program):
+    """Flags that make engine_bench compute as a node with a large bf16 model does by itself."""
+    with open("/proc/cpuinfo") as file:
+        has_bf16 = "_bf16" in file.read()
+    flags = ["--compute=bf16"] if has_bf16 and knows(program, "compute") else []
+    return flags + (["--pack-cache=auto"] if knows(program, "pack-cache") else [])
+
+
 def engine(model, threads, weights="bf16", batches=(), prompts=(), context=128, rounds=1, extra=()):
     """engine_bench's JSON lines, or None where it cannot do the format."""
     program = binary("bench", "engine", "engine_bench")
@@ -45,7 +53,7 @@ def engine(model, threads, weights="bf16", batches=(), prompts=(), context=128, 
     if flags is None:
         return None
     argv = [program, "--model=" + model, "--threads=%d" % threads, "--rounds=%d" % rounds, "--context=%d" % context,
-            "--batches=" + ",".join(map(str, batches)), "--prompts=" + ",".join(map(str, prompts)), *flags, *extra]
+            "--batches=" + ",".join(map(str, batches)), "--prompts=" + ",".join(map(str, prompts)), *flags, *node_like(program), *extra]
     got = subprocess.run(argv, capture_output=True, text=True, timeout=600)
     if got.returncode != 0:
         raise RuntimeError("%s: exit %d: %s" % (" ".join(argv), got.returncode, got.stderr[-500:]))
@@ -82,9 +90,14 @@ def split(model, prefill=1, threads=1, prefill_threads=None, kv_memory="1GiB", w
 
 def load(cluster, *flags, timeout=600):
     got = cluster.run("bench", "--json", *flags, timeout=timeout)
-    if got.returncode != 0:
-        raise RuntimeError("baton bench %s: %s" % (" ".join(flags), (got.stderr or got.stdout)[-500:]))
-    return json.loads(got.stdout)
+    try:
+        answer = json.loads(got.stdout)
+    except ValueError:
+        raise RuntimeError("baton bench %s: %s" % (" ".join(flags), got.stderr[-500:])) from None
+    if answer["ok"] != answer["requests"]:
+        raise RuntimeError("baton bench %s: %d of %d answered: %s" % (" ".join(flags), answer["ok"], answer["requests"],
+                                                                      answer.get("first_failure")))
+    return answer
 
 
 def memory_mib(pid):
