@@ -77,7 +77,7 @@ void sim_result_print(const struct sim_result *sum, uint64_t seeds, FILE *out)
         {"corrupted", sum->corrupted}, {"repeated_messages", sum->repeated}, {"late_messages", sum->late_messages},
         {"duplicate_tokens", sum->duplicate_tokens}, {"turns", sum->turns}, {"rows_computed", sum->rows_computed},
         {"local_offers", sum->local_offers}, {"cached_tokens", sum->cached_tokens}, {"prefill_cached_tokens", sum->prefill_cached_tokens}, {"pushed_cached", sum->pushed_cached}, {"tier_stores", sum->tier_stores}, {"tier_loads", sum->tier_loads},
-        {"tier_failures", sum->tier_failures}, {"tier_found", sum->tier_found},
+        {"swaps", sum->swaps}, {"tier_failures", sum->tier_failures}, {"tier_found", sum->tier_found},
     };
     fprintf(out, "event=sim_done seeds=%llu", (unsigned long long)seeds);
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {

@@ -74,7 +74,7 @@ struct sim_result {
     uint64_t resumed, preemptions, corrupted, revoked, forked, repeated, late_landings;
     uint64_t local_prefills, remote_prefills, prompt_logprobs, duplicate_tokens, late_messages;
     uint64_t tokens, rows_computed;
-    uint64_t turns, local_offers, cached_tokens, prefill_cached_tokens, pushed_cached, tier_stores, tier_loads, tier_failures, tier_found;
+    uint64_t turns, local_offers, cached_tokens, prefill_cached_tokens, pushed_cached, tier_stores, tier_loads, swaps, tier_failures, tier_found;
 };
 
 /* Adds up runs. */

@@ -82,7 +82,7 @@ void sim_decode_event(struct sim_world *world, struct sim_node *node, struct dec
 {
     struct decode_actions actions;
     event->now_ns = world->now_ns;
-    uint64_t preemptions = decode_core_stats(node->decode).preemptions;
+    struct decode_core_stats before = decode_core_stats(node->decode);
     status_t st = decode_core_step(node->decode, event, &actions);
     if (failed(st)) { sim_fail(world, "%s: decode_core failed with %s at line %u", sim_node_name(world, node->index), status_code_name(st.code), st.line); }
     for (uint32_t i = 0; i < actions.count; i++) {
@@ -99,7 +99,9 @@ void sim_decode_event(struct sim_world *world, struct sim_node *node, struct dec
             break;
         }
     }
-    preemptions = decode_core_stats(node->decode).preemptions - preemptions;
+    struct decode_core_stats after = decode_core_stats(node->decode);
+    uint64_t preemptions = after.preemptions - before.preemptions;
+    world->result.swaps += after.swaps - before.swaps;
     if (preemptions > 0) { sim_trace(world, "%s: out of blocks, %u must give way", sim_node_name(world, node->index), (unsigned)preemptions); }
     world->result.preemptions += preemptions;
     check_decode(world, node);

@@ -27,7 +27,10 @@ static void plan_features(struct sim_world *world)
     features->has_priorities = sim_chance(world, 300);
     features->prefix_cache = sim_chance(world, 850);
     features->prefill_prefix_cache = sim_chance(world, 850);
-    features->has_tiers = features->prefix_cache && sim_chance(world, 500);
+    features->has_tiers = sim_chance(world, 500);
+    /* Against some 100 us that a row costs: loading pays always, at times, hardly ever. */
+    static const uint32_t slow_us[] = {50, 1000, 8000};
+    features->tier_slow_us = slow_us[sim_pick(world, 0, 2)];
     features->guess_blocks_max = sim_chance(world, 700) ? sim_pick(world, 1, 300) : 0;
     features->predict_local = features->guess_blocks_max > 0 && sim_chance(world, 500);
     features->itl_stretch_percent = sim_chance(world, 400) ? sim_pick(world, 100, 300) : 0;
@@ -53,10 +56,12 @@ static void plan_nodes(struct sim_world *world, uint32_t prefill_count, uint32_t
         node->index = i;
         node->is_prefill = i < prefill_count;
         node->block_tokens = block_tokens;
+        if (!(node->is_prefill ? world->features.prefill_prefix_cache : world->features.prefix_cache)) { node->tier.is_on = false; }
         /* One sequence of the whole context, with three spares for those that share its
          * prompt; most often little more than that, so that sequences are in each other's way. */
         uint32_t least = (CONTEXT + block_tokens - 1) / block_tokens + 3;
         node->block_count = least + (sim_chance(world, 700) ? sim_pick(world, 0, 8) : sim_pick(world, 0, 3 * least));
+        if (node->tier.is_on) { node->block_count = least + node->block_count % 4; } /* so that much is evicted */
     }
 }
 

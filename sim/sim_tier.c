@@ -53,6 +53,19 @@ static void forget(struct sim_tier *tier, uint32_t at)
     tier->count--;
 }
 
+/* The core has not heard yet that the entry is gone. */
+static bool is_drop_on_its_way(const struct sim_world *world, const struct sim_node *node, struct kv_hash hash)
+{
+    for (size_t i = 0; i < world->heap_count; i++) {
+        const struct sim_event *later = &world->heap[i];
+        struct kv_tier_event event;
+        if (later->kind != SIM_TIER_EVENT || later->a != node->index || later->generation != node->epoch) { continue; }
+        memcpy(&event, later->bytes, sizeof event);
+        if (event.kind == KV_TIER_DROPPED && kv_hash_equal(event.hash, hash)) { return true; }
+    }
+    return false;
+}
+
 /* The core hears of it after all that happened before. */
 static void tell(struct sim_world *world, struct sim_node *node, struct kv_tier_event event)
 {
@@ -103,7 +116,7 @@ static void make_room(struct sim_world *world, struct sim_node *node)
 static void begin(struct sim_world *world, struct sim_node *node, uint32_t block, struct operation operation)
 {
     operation.began_ns = world->now_ns;
-    struct sim_event *done = sim_at(world, world->now_ns + 50 * NS_PER_US + rng_below(&world->rng, 8000) * NS_PER_US, SIM_TIER_DONE);
+    struct sim_event *done = sim_at(world, world->now_ns + 5 * NS_PER_US + rng_below(&world->rng, world->features.tier_slow_us) * NS_PER_US, SIM_TIER_DONE);
     done->a = node->index;
     done->b = block;
     done->generation = node->epoch;
@@ -131,6 +144,9 @@ void sim_tier_store(struct sim_world *world, struct sim_node *node, struct kv_ha
 void sim_tier_load(struct sim_world *world, struct sim_node *node, struct kv_hash hash, uint32_t block, uint64_t tag)
 {
     if (!node->tier.is_on) { sim_fail(world, "%s loads a block and has no tier", sim_node_name(world, node->index)); }
+    if (find(&node->tier, hash) == UINT32_MAX && !is_drop_on_its_way(world, node, hash)) {
+        sim_fail(world, "%s loads a block that no tier has", sim_node_name(world, node->index));
+    }
     world->result.tier_loads++;
     uint64_t *kv = sim_kv(node, block, 0);
     for (size_t i = 0; i < block_values(node); i++) { kv[i] = rng_next(&world->rng); }
@@ -159,7 +175,11 @@ static void stored(struct sim_world *world, struct sim_node *node, uint32_t bloc
         if (memcmp(kv, tier->entries[at].kv, block_values(node) * sizeof *kv) != 0) {
             sim_fail(world, "%s stores block %u under a name that stands for other bytes", sim_node_name(world, node->index), block);
         }
-        forget(tier, at);
+        free(kv);
+        event.tier = tier->entries[at].kind;
+        event.bytes = 0;
+        tell(world, node, event);
+        return;
     }
     if (tier->count == tier->capacity) {
         tier->capacity = tier->capacity ? 2 * tier->capacity : 32;
@@ -178,11 +198,15 @@ static void loaded(struct sim_world *world, struct sim_node *node, uint32_t bloc
     struct kv_tier_event event = {.kind = KV_TIER_LOADED, .tag = operation->tag, .hash = operation->hash, .block = block,
                                   .bytes = BYTES_PER_SLOT * node->block_tokens, .elapsed_ns = world->now_ns - operation->began_ns};
     uint32_t at = find(tier, operation->hash);
-    if (at != UINT32_MAX && sim_chance(world, LOAD_FAILS_PER_MILLE)) { drop(world, node, at); at = UINT32_MAX; }
+    bool is_broken = at != UINT32_MAX && sim_chance(world, LOAD_FAILS_PER_MILLE);
+    if (is_broken) {
+        drop(world, node, at);
+        at = UINT32_MAX;
+    }
     if (at == UINT32_MAX) {
         world->result.tier_failures++;
         event.kind = KV_TIER_LOAD_FAILED;
-        event.status = STATUS(ST_DATA_LOSS, SCOPE_REQUEST);
+        event.status = STATUS(is_broken ? ST_DATA_LOSS : ST_NOT_FOUND, SCOPE_REQUEST);
     } else {
         event.tier = tier->entries[at].kind;
         memcpy(sim_kv(node, block, 0), tier->entries[at].kv, block_values(node) * sizeof(uint64_t));

@@ -161,6 +161,7 @@ struct sim_features {
     uint32_t guess_blocks_max;    /* of the routers; 0: they do not look at caches */
     bool predict_local;
     bool has_tiers;
+    uint32_t tier_slow_us;        /* the longest that a store or load takes */
     uint32_t itl_stretch_percent; /* 0: steps are bounded by rows alone */
     uint32_t preempt;             /* 0 auto, 1 swap, 2 recompute */
 };

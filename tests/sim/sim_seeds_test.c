@@ -56,6 +56,8 @@ static void seeds_keep_every_promise(void **state)
         {"late_landings", sum.late_landings}, {"corrupted", sum.corrupted}, {"repeated", sum.repeated},
         {"late_messages", sum.late_messages}, {"duplicate_tokens", sum.duplicate_tokens},
         {"turns", sum.turns}, {"local_offers", sum.local_offers}, {"cached_tokens", sum.cached_tokens}, {"prefill_cached_tokens", sum.prefill_cached_tokens}, {"pushed_cached", sum.pushed_cached},
+        {"tier_stores", sum.tier_stores}, {"tier_loads", sum.tier_loads}, {"tier_failures", sum.tier_failures},
+        {"tier_found", sum.tier_found}, {"swaps", sum.swaps},
     };
     for (size_t i = 0; i < sizeof reached / sizeof reached[0]; i++) {
         if (reached[i].count > count / 50) { continue; } /* the rarest comes once in ten seeds or so */
