@@ -108,6 +108,10 @@ static void compare_rows(const char *what, const float *ours, const float *their
     }
 }
 
+/* How much wider a value of K or V may be off than a rounding to bf16 leaves it, 2^-9 of it: fp8 up to 2^-4 of it; int8 up
+ * to 2^-8 of a head's largest value, which is some four times its typical one. */
+static double kv_roundings(enum dtype dtype) { return dtype == DTYPE_FP8_E4M3 ? 32.0 : dtype == DTYPE_INT8 ? 8.0 : 1.0; }
+
 /* Logits of every prompt position, then greedy tokens one by one. */
 static void run_golden(const char *model, const char *isa, uint32_t threads, enum dtype kv_dtype,
                        struct outcome *outcome)
@@ -128,7 +132,7 @@ static void run_golden(const char *model, const char *isa, uint32_t threads, enu
     sequence_advance(&harness, &sequence, golden.prompt_count, FORWARD_WANT_ALL, logits);
     for (uint32_t p = 0; p < golden.prompt_count; p++) {
         double limit = is_exact_input ? tolerance(harness.config, p + 1, UNIT_F32, golden.magnitude[p])
-                                      : tolerance_bf16(harness.config, golden.magnitude[p]);
+                                      : tolerance_bf16(harness.config, golden.magnitude[p]) * kv_roundings(kv_dtype);
         snprintf(what, sizeof what, "%s on %s, kv %s, position %u", model, isa, dtype_name(kv_dtype), p);
         compare_rows(what, logits + p * vocab, golden.logits + p * vocab, vocab, limit, outcome);
     }
@@ -136,7 +140,7 @@ static void run_golden(const char *model, const char *isa, uint32_t threads, enu
     for (uint32_t g = 0; g < golden.greedy_count; g++) {
         double limit = is_exact_input
                            ? tolerance(harness.config, sequence.count, UNIT_F32, golden.greedy_magnitude[g])
-                           : tolerance_bf16(harness.config, golden.greedy_magnitude[g]);
+                           : tolerance_bf16(harness.config, golden.greedy_magnitude[g]) * kv_roundings(kv_dtype);
         uint32_t token = argmax(logits, vocab);
         /* Both logits may be off by the tolerance. */
         if (golden.margin[g] > 2.0 * limit) {
@@ -197,6 +201,22 @@ static void half_precision_cache_is_close(void **state)
         assert_true(outcome.worst > 1e-6); /* the cache was in bf16 indeed */
         printf("%-30s kv bf16 worst error %.3f of its tolerance\n", models[i], outcome.worst);
         run_golden(models[i], "auto", 1, DTYPE_F16, &outcome);
+    }
+}
+
+/* With the cache in int8 or fp8 the logits move by no more than the wider roundings explain. */
+static void quantized_cache_is_close(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < MODEL_COUNT; i++) {
+        struct outcome outcome = {0};
+        run_golden(models[i], "auto", 1, DTYPE_INT8, &outcome);
+        assert_true(outcome.worst > 1e-6);
+        printf("%-30s kv int8 worst error %.3f of its tolerance\n", models[i], outcome.worst);
+        outcome = (struct outcome){0};
+        run_golden(models[i], "auto", 1, DTYPE_FP8_E4M3, &outcome);
+        assert_true(outcome.worst > 1e-6);
+        printf("%-30s kv fp8 worst error %.3f of its tolerance\n", models[i], outcome.worst);
     }
 }
 
@@ -312,6 +332,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_and_tokens_equal_transformers),
         cmocka_unit_test(half_precision_cache_is_close),
+        cmocka_unit_test(quantized_cache_is_close),
         cmocka_unit_test(trained_models_equal_their_reference),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
