@@ -2,6 +2,7 @@
 #include "base/check.h"
 #include "decode_node/decode_state.h"
 
+static void grow(struct decode_core *core, struct decode_seq *seq);
 static bool take_blocks(struct decode_core *core, struct decode_seq *seq, bool may_preempt);
 static bool is_hopeless(const struct decode_core *core, const struct decode_seq *seq);
 static void note_miss(struct decode_core *core, const struct decode_seq *seq);
@@ -10,28 +11,39 @@ static void note_admitted(struct decode_core *core, struct decode_seq *seq);
 
 /* ---------------------------------------------------------------- blocks */
 
-bool seq_has_block_for_next_row(const struct decode_core *core, const struct decode_seq *seq)
+uint32_t seq_rows_covered(const struct decode_core *core, const struct decode_seq *seq)
 {
-    return blocks_for(core, seq_total(seq)) <= seq->block_count;
+    uint32_t left = seq_total(seq) - seq->computed;
+    uint32_t covered = seq->block_count * core->config.block_tokens - seq->computed;
+    return covered < left ? covered : left;
 }
 
-/* Strongest claim first; each may take from the weaker ones behind it. */
+/* Strongest claim first; each may take from the weaker ones behind it, but only for its next row. */
 void admit_growth(struct decode_core *core)
 {
     core->growth_waiters = 0;
     struct list_link *link = list_first(&core->running);
     while (link != NULL) {
         struct decode_seq *seq = seq_of(link);
-        if (!seq_has_block_for_next_row(core, seq) && preempt_for_growth(core, seq)) {
-            CHECK(seq->block_count < seq->leg->table_max);
-            status_t st = kv_cache_reserve(core->cache, 1, &seq->blocks[seq->block_count]);
-            CHECK(!failed(st));
-            seq->block_count++;
-            CHECK(seq_has_block_for_next_row(core, seq));
+        uint32_t left = seq_total(seq) - seq->computed;
+        uint32_t wanted = left < core->config.chunk_tokens ? left : core->config.chunk_tokens;
+        while (seq_rows_covered(core, seq) < wanted) {
+            bool is_urgent = seq_rows_covered(core, seq) == 0;
+            bool has_room = is_urgent ? preempt_for_growth(core, seq) : kv_cache_available(core->cache) > 0;
+            if (!has_room) { break; }
+            grow(core, seq);
         }
         /* A sequence that was preempted just now was the last one of the list. */
         link = seq->state == SEQ_RUNNING ? list_next(&core->running, link) : NULL;
     }
+}
+
+static void grow(struct decode_core *core, struct decode_seq *seq)
+{
+    CHECK(seq->block_count < seq->leg->table_max);
+    status_t st = kv_cache_reserve(core->cache, 1, &seq->blocks[seq->block_count]);
+    CHECK(!failed(st));
+    seq->block_count++;
 }
 
 /* Strictly in order: the head waits for its blocks and everybody behind it waits with it. */
@@ -71,13 +83,16 @@ static bool take_blocks(struct decode_core *core, struct decode_seq *seq, bool m
     uint32_t spares = leg->is_forked ? 0 : leg_live_count(leg) - 1;
     CHECK(count <= leg->table_max);
     uint32_t cached = seq_take_cached(core, seq);
-    uint32_t needed = count - cached + spares;
+    uint32_t first = seq->block_count;
+    uint32_t window_end = seq->block_first + (window_blocks_max(core) < count ? window_blocks_max(core) : count);
+    if (count > window_end) { count = window_end; }
+    uint32_t needed = count - first + spares;
     if (may_preempt && needed > kv_cache_available(core->cache)) { preempt_for_priority(core, seq, needed); }
     if (needed > kv_cache_available(core->cache)) {
         seq_release(core, seq);
         return false;
     }
-    status_t st = kv_cache_reserve(core->cache, count - cached, seq->blocks + cached);
+    status_t st = kv_cache_reserve(core->cache, count - first, seq->blocks + first);
     CHECK(!failed(st));
     seq->block_count = count;
     seq->computed = cached * core->config.block_tokens;
@@ -144,11 +159,12 @@ void admit_with_content(struct decode_core *core, struct decode_seq *seq)
     struct decode_leg *leg = seq->leg;
     bool is_first = !leg->was_admitted;
     if (is_first) { note_admitted(core, seq); }
+    leg->was_admitted = true;
     if (!is_first || !leg->is_remote) {
         seq_enter(core, seq, SEQ_READY, &core->ready);
         return;
     }
-    leg->grant_first = seq->published;
+    leg->grant_first = seq->published > seq->block_first ? seq->published : seq->block_first;
     leg->lease_until_ns = later_ns(core->now_ns, core->config.lease_ns);
     seq_enter(core, seq, SEQ_GRANTED, &core->granted);
     struct decode_action *action = action_add(core, DECODE_ACT_GRANT);
@@ -165,18 +181,14 @@ static void note_admitted(struct decode_core *core, struct decode_seq *seq)
 {
     struct decode_leg *leg = seq->leg;
     uint32_t total = seq_total(seq);
-    leg->was_admitted = true;
     leg->admitted_ns = core->now_ns;
     leg->wait_until_ns = UINT64_MAX;
     leg->cached_tokens = seq->computed;
     core->cache_tokens_asked += total;
     core->cache_tokens_found += seq->computed;
-    /* A batch that is too small for all of its sequences could never take the last row. */
-    if (leg->is_remote && total - seq->computed <= leg->local_max_tokens && leg->seq_count <= core->config.batch_max) {
-        leg_compute_here(leg);
-    } else if (leg->is_remote || !core->config.prefix_cache) {
-        return; /* the grant says it, or there is nothing to say */
-    }
+    if (leg_will_be_granted(core, leg, total - seq->computed)) { return; } /* the grant says it */
+    if (!leg->is_remote && !core->config.prefix_cache) { return; }          /* there is nothing to say */
+    if (leg->is_remote) { leg_compute_here(leg); }
     struct decode_action *action = action_add(core, DECODE_ACT_SEND);
     action->router = leg->router;
     action->leg = leg->id;

@@ -41,6 +41,8 @@ static void audit_seq(const struct decode_core *core, const struct decode_seq *s
     CHECK(seq->published <= seq->hash_count);
     CHECK(seq->hash_count <= leg->table_max);
     CHECK(seq->published * core->config.block_tokens <= seq->computed);
+    CHECK(seq->state == SEQ_SWAPPING || seq_own_count(seq) <= window_blocks_max(core));
+    CHECK(seq->state == SEQ_SWAPPING || seq->state == SEQ_FENCING || seq->block_first <= window_first(core, seq_total(seq)));
     if (seq->state != SEQ_FENCING) { audit_names(core, seq); }
     CHECK(seq->output_count <= leg->output_max);
     CHECK(seq->computed <= seq_total(seq));

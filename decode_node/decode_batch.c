@@ -41,7 +41,7 @@ static void plan_step(struct decode_core *core)
 
     for (struct list_link *link = list_first(&core->running); link != NULL; link = list_next(&core->running, link)) {
         struct decode_seq *seq = seq_of(link);
-        if (rows_left_of(seq) != 1 || !seq_has_block_for_next_row(core, seq)) { continue; }
+        if (rows_left_of(seq) != 1 || seq_rows_covered(core, seq) == 0) { continue; }
         plan_span(core, seq, 1);
         step->prompt_rows += !seq->leg->is_forked; /* the last row of a prompt that was cached so far */
     }
@@ -51,8 +51,8 @@ static void plan_step(struct decode_core *core)
     if (room > paced) { room = paced; }
     for (struct list_link *link = list_first(&core->running); link != NULL; link = list_next(&core->running, link)) {
         struct decode_seq *seq = seq_of(link);
-        uint32_t rows = rows_left_of(seq);
-        if (rows == 1 || room == 0) { continue; }
+        uint32_t rows = seq_rows_covered(core, seq);
+        if (rows_left_of(seq) == 1 || rows == 0 || room == 0) { continue; }
         if (rows > core->config.chunk_tokens) { rows = core->config.chunk_tokens; }
         if (rows > room) { rows = room; }
         plan_span(core, seq, rows);
@@ -216,6 +216,7 @@ status_t batch_finish_step(struct decode_core *core, const struct step_result *r
         if (goes_on) {
             seq->computed += span->row_count;
             seq_publish(core, seq);
+            window_slide(core, seq);
         }
         if (span->prompt_logprobs >= 0) {
             if (goes_on) { take_prompt_logprobs(core, seq->leg, span, logprob); }

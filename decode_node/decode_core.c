@@ -57,7 +57,8 @@ status_t decode_core_create(const struct decode_core_config *config, struct deco
     struct kv_cache_config cache = {.block_count = config->block_count, .is_enabled = config->prefix_cache};
     st = kv_cache_create(&cache, &core->cache);
     if (failed(st)) { goto fail; }
-    if (config->tier_entries_max > 0) {
+    /* What a window needs of a text changes from row to row, and is little: it is computed again. */
+    if (config->tier_entries_max > 0 && config->window_tokens == 0) {
         struct tier_desk_config tiers = {.cache = core->cache, .entries_max = config->tier_entries_max,
                                          .queue_max = config->tier_queue_max};
         st = tier_desk_create(&tiers, &core->tiers);
@@ -307,6 +308,7 @@ static void take_landed(struct decode_core *core, const struct decode_event *eve
     }
     carrier->computed = seq_total(carrier);
     seq_publish(core, carrier);
+    window_slide(core, carrier);
     for (uint32_t i = 0; i < event->token_count; i++) {
         const struct ctl_token *token = &event->tokens[i];
         struct decode_seq *seq = &leg->seqs[token->sequence - leg->work.sequence_first];
@@ -451,6 +453,7 @@ static status_t check_config(const struct decode_core_config *config, struct dia
         {"waiting_max", config->waiting_max, 0, 1u << 20},
         {"legs_max", config->legs_max, 1, 1u << 20},
         {"eos_count", config->eos_count, 0, 1u << 16},
+        {"window_tokens", config->window_tokens, 0, 1u << 30},
         {"tier_queue_max", config->tier_queue_max, 0, 1u << 16},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
@@ -462,6 +465,10 @@ static status_t check_config(const struct decode_core_config *config, struct dia
     if (config->tier_entries_max > 0 && !config->prefix_cache) {
         diag_set(diag, "decode core: tier_entries_max is %u without prefix_cache; nothing would ever be found in a tier",
                  config->tier_entries_max);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    if (config->window_tokens == 1) {
+        diag_set(diag, "decode core: window_tokens is 1; a row would see nothing but itself");
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     if (config->lease_ns == 0) {

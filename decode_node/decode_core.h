@@ -24,7 +24,8 @@
  *
  * Parts: decode_state.h (the tables), decode_reserve.c (what is taken), decode_leg.c (one leg's
  * life), decode_admit.c (blocks and slots), decode_preempt.c (who gives way), decode_prefix.c (the prefix
- * cache), decode_tier.c (the tiers below it), decode_batch.c (steps),
+ * cache), decode_tier.c (the tiers below it), decode_window.c
+ * (sliding windows), decode_batch.c (steps),
  * decode_pace.c (how long they may take), decode_stats.c, decode_audit.c,
  * decode_core.c (events).
  * Source: continuous batching, Orca (OSDI 2022); paged blocks, arXiv 2309.06180. */
@@ -37,7 +38,9 @@
 #include "base/status.h"
 #include "control/ctl_msg.h"
 #include "engine/step_plan.h"
+#include "kv/kv_cache.h"
 #include "kv/kv_tier.h"
+#include "sched/inspect.h"
 
 struct decode_core;
 
@@ -61,7 +64,10 @@ struct decode_core_config {
     uint64_t lease_ns;         /* a grant without XFER_PROGRESS for this long is revoked; not shorter
                                   than the transfer's own lease, which ends most of them */
     bool prefix_cache;         /* blocks outlive their sequences and are found again by what they hold */
-    uint32_t tier_entries_max; /* of all KV tiers together; 0: there are none. Needs prefix_cache */
+    uint32_t window_tokens;    /* no layer sees more tokens than so many, the row's own included: blocks before
+                                  them are given back; not 1. 0: some layer sees all */
+    uint32_t tier_entries_max; /* of all KV tiers together; 0: there are none. Needs prefix_cache; not used
+                                  with window_tokens */
     uint32_t tier_queue_max;   /* TIER_STORE and TIER_LOAD under way; 0: 256 */
     enum decode_preempt preempt;
 };
@@ -161,6 +167,10 @@ struct decode_core_stats decode_core_stats(const struct decode_core *core);
 
 /* What LOAD says, and what /metrics shows: the same words to the router and to an operator. */
 struct ctl_load decode_core_load(const struct decode_core *core);
+
+/* Calls `visit` for every sequence that has not ended, by arrival, those without blocks too. */
+void decode_core_inspect(const struct decode_core *core, inspect_fn visit, void *user);
+struct kv_cache_stats decode_core_cache_stats(const struct decode_core *core);
 
 /* Whose leg it is. False: it is none, or over. */
 bool decode_core_leg_router(const struct decode_core *core, struct leg_id id, uint32_t *ret_router);

@@ -80,6 +80,13 @@ void leg_compute_here(struct decode_leg *leg)
     if (leg->work.params.prompt_logprobs >= 0) { leg->logprobs_next = 1; }
 }
 
+bool leg_will_be_granted(const struct decode_core *core, const struct decode_leg *leg, uint32_t missing)
+{
+    if (leg->was_admitted || !leg->is_remote) { return false; }
+    /* A batch that is too small for all of its sequences could never take the last row. */
+    return missing > leg->local_max_tokens || leg->seq_count > core->config.batch_max;
+}
+
 void leg_drop(struct decode_core *core, struct decode_leg *leg, enum leg_outcome outcome)
 {
     if (leg->outcome == LEG_OPEN) { leg->outcome = outcome; }

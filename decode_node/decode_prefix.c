@@ -13,17 +13,18 @@
 
 static bool prefix_is_wanted(const struct decode_leg *leg);
 static uint32_t take_cached(struct decode_core *core, struct decode_seq *seq, uint32_t most);
+static uint32_t take_windowed(struct decode_core *core, struct decode_seq *seq, uint32_t most);
 
 uint32_t seq_take_cached(struct decode_core *core, struct decode_seq *seq)
 {
     CHECK(seq->block_count == 0);
     CHECK(seq->published == 0);
     uint32_t most = core->config.prefix_cache && prefix_is_wanted(seq->leg) ? (seq_total(seq) - 1) / core->config.block_tokens : 0;
-    uint32_t taken = take_cached(core, seq, most);
-    seq->block_count = taken;
-    seq->published = taken;
+    uint32_t found = core->config.window_tokens == 0 ? take_cached(core, seq, most) : take_windowed(core, seq, most);
+    seq->published = found;
+    seq->block_count = found > seq->block_first ? found : seq->block_first;
     tier_plan_load(core, seq, most);
-    return taken;
+    return found;
 }
 
 /* Whoever wants the log-probabilities of the prompt needs its rows computed. */
@@ -43,6 +44,21 @@ static uint32_t take_cached(struct decode_core *core, struct decode_seq *seq, ui
     return taken;
 }
 
+/* What is granted needs only what is seen from behind its end, what is computed here what is seen from
+ * where that begins. */
+static uint32_t take_windowed(struct decode_core *core, struct decode_seq *seq, uint32_t most)
+{
+    uint32_t found = window_find_cached(core, seq, most);
+    uint32_t total = seq_total(seq);
+    uint32_t computed = found * core->config.block_tokens;
+    seq->block_first = window_first(core, leg_will_be_granted(core, seq->leg, total - computed) ? total : computed);
+    for (uint32_t b = seq->block_first; b < found; b++) {
+        bool is_there = kv_cache_take(core->cache, seq->hashes[b], &seq->blocks[b]);
+        CHECK(is_there);
+    }
+    return found;
+}
+
 void seq_publish(struct decode_core *core, struct decode_seq *seq)
 {
     if (!core->config.prefix_cache) { return; }
@@ -51,6 +67,7 @@ void seq_publish(struct decode_core *core, struct decode_seq *seq)
     seq_name_blocks(core, seq, full);
     for (; seq->published < full; seq->published++) {
         uint32_t b = seq->published;
+        if (b < seq->block_first) { continue; }
         kv_cache_publish(core->cache, seq->blocks[b], seq->hashes[b], seq_name_before(seq, b));
     }
 }

@@ -53,7 +53,9 @@ static status_t validate_reserve(struct decode_core *core, const struct ctl_rese
     const struct ctl_work *work = &reserve->work;
     struct work_limits limits = {.vocab_size = core->config.vocab_size, .context_tokens = core->config.context_tokens};
     TRY(work_validate(work, &limits, &core->text));
+    uint32_t window = window_blocks_max(core);
     uint32_t longest = blocks_for(core, work->prompt_count + work->params.max_tokens);
+    if (longest > window) { longest = window; }
     if (longest > core->config.block_count) {
         diag_set(&core->text, "a prompt of %u tokens with max_tokens %u needs %u KV blocks and this node has %u; "
                  "lower max_tokens, or raise --kv-memory of the decode node",
@@ -61,6 +63,7 @@ static status_t validate_reserve(struct decode_core *core, const struct ctl_rese
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }
     uint32_t first = blocks_for(core, work->prompt_count + work->output_count + 1);
+    if (first > window) { first = window; }
     if (first > core->config.block_count - (work->sequence_count - 1) ||
         work->sequence_count > core->config.block_count) {
         diag_set(&core->text, "a prompt of %u tokens with n %u needs %llu KV blocks to start and this node has %u; "

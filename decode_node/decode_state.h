@@ -203,6 +203,10 @@ void reserve_take(struct decode_core *core, uint32_t router, const struct ctl_re
 /* Takes a validated RESERVE. NULL: no memory. */
 struct decode_leg *leg_take(struct decode_core *core, uint32_t router, const struct ctl_reserve *reserve);
 
+/* Do so many of its tokens come from elsewhere? Not if the leg was admitted before, or must or had better
+ * be computed here. */
+bool leg_will_be_granted(const struct decode_core *core, const struct decode_leg *leg, uint32_t missing);
+
 /* Its prompt is computed by this node. */
 void leg_compute_here(struct decode_leg *leg);
 
@@ -277,9 +281,11 @@ struct decode_seq *admit_head(const struct decode_core *core);
 /* Would it be admitted if it were its turn? Changes nothing. */
 bool admit_fits(struct decode_core *core, struct decode_seq *seq);
 
-bool seq_has_block_for_next_row(const struct decode_core *core, const struct decode_seq *seq);
+/* Rows that are left and have blocks to be written in. */
+uint32_t seq_rows_covered(const struct decode_core *core, const struct decode_seq *seq);
 
-/* Gives running sequences the block that their next row needs; may preempt: no step is in flight. */
+/* Gives running sequences the block that their next row needs; may preempt: no step is in flight. And
+ * blocks for a whole chunk, where they can be had and it is windowed: else it has them. */
 void admit_growth(struct decode_core *core);
 
 /* Gives blocks to those that wait for them, in order. */
@@ -290,6 +296,20 @@ void admit_to_slots(struct decode_core *core);
 
 /* A sequence whose loads have ended, or that has none: READY or GRANTED. */
 void admit_with_content(struct decode_core *core, struct decode_seq *seq);
+
+/* --- decode_window.c */
+
+/* The first block that the row at `position` sees. */
+uint32_t window_first(const struct decode_core *core, uint32_t position);
+
+/* Blocks that one sequence needs at once at most; UINT32_MAX: as long as it is. */
+uint32_t window_blocks_max(const struct decode_core *core);
+
+/* Gives back the blocks that no row from seq->computed on sees; none of its rows is in a step. */
+void window_slide(struct decode_core *core, struct decode_seq *seq);
+
+/* The most blocks, up to `most`, that need not be computed: all of them that the next row sees are cached. */
+uint32_t window_find_cached(struct decode_core *core, struct decode_seq *seq, uint32_t most);
 
 /* --- decode_tier.c */
 

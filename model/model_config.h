@@ -102,6 +102,15 @@ static inline uint32_t model_config_window(const struct model_config *config, ui
     return config->layer_is_sliding[layer] ? config->sliding_window : 0;
 }
 
+/* Tokens that a row attends to at most in any layer, itself included; 0: some layer sees all before it. */
+static inline uint32_t model_config_window_of_all(const struct model_config *config)
+{
+    for (uint32_t layer = 0; layer < config->layer_count; layer++) {
+        if (model_config_window(config, layer) == 0) { return 0; }
+    }
+    return config->sliding_window;
+}
+
 /* What scores of this layer are multiplied with before the softmax. */
 float model_config_attention_scale(const struct model_config *config, uint32_t layer);
 

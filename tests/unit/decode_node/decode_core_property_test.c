@@ -25,6 +25,7 @@ static struct decode_core_config random_config(struct rng *rng)
     config.block_tokens = 1 + (uint32_t)rng_below(rng, 6);
     config.itl_stretch_percent = rng_below(rng, 2) == 0 ? 0 : 100 + (uint32_t)rng_below(rng, 200);
     config.prefix_cache = rng_below(rng, 4) != 0;
+    if (rng_below(rng, 3) == 0) { config.window_tokens = 2 + (uint32_t)rng_below(rng, 24); }
     if (config.prefix_cache && rng_below(rng, 2) == 0) {
         config.tier_entries_max = 1 + (uint32_t)rng_below(rng, 200);
         config.tier_queue_max = 1 + (uint32_t)rng_below(rng, rng_below(rng, 2) == 0 ? 4 : 100);

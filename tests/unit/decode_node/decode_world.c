@@ -40,6 +40,7 @@ struct world *world_open(const struct decode_core_config *config)
     struct diag diag;
     CHECK(!failed(decode_core_create(config, &world->core, &diag)));
     world->model = kv_model_create(config->block_count, config->block_tokens, config->batch_max, WORLD_VOCAB);
+    kv_model_set_window(world->model, config->window_tokens);
     world_router_up(world, 0);
     return world;
 }
@@ -85,11 +86,11 @@ struct world_leg *world_leg(struct world *world, uint32_t router, uint32_t promp
 }
 
 /* What must come next for sequence `index` of the leg. */
-static uint32_t next_token(const struct world_leg *leg, uint32_t index, uint8_t *ret_finish)
+static uint32_t next_token(const struct world *world, const struct world_leg *leg, uint32_t index, uint8_t *ret_finish)
 {
     const struct ctl_work *work = &leg->reserve.work;
     uint32_t count = leg->output_count[index];
-    uint32_t token = kv_model_next(WORLD_VOCAB, &work->params, work->sequence_first + index, work->prompt,
+    uint32_t token = kv_model_next_in_window(world->config.window_tokens, WORLD_VOCAB, &work->params, work->sequence_first + index, work->prompt,
                                    work->prompt_count, leg->output[index], count);
     struct eos_tokens eos = {.token = &world_eos, .count = 1};
     enum stop_verdict verdict =
@@ -100,10 +101,9 @@ static uint32_t next_token(const struct world_leg *leg, uint32_t index, uint8_t 
 
 bool world_leg_resume(struct world *world, struct world_leg *leg, uint32_t count)
 {
-    (void)world;
     while (leg->output_count[0] < count) {
         uint8_t finish;
-        uint32_t token = next_token(leg, 0, &finish);
+        uint32_t token = next_token(world, leg, 0, &finish);
         if (finish != FINISH_NONE) { return false; }
         leg->given[leg->output_count[0]] = token;
         leg->output[0][leg->output_count[0]++] = token;
@@ -175,7 +175,7 @@ static void take_tokens(struct world *world, uint32_t router, const struct ctl_t
         CHECK(leg->finish[index] == FINISH_NONE);
         CHECK(token->position == leg->output_count[index]);
         uint8_t finish;
-        CHECK(token->token == next_token(leg, index, &finish));
+        CHECK(token->token == next_token(world, leg, index, &finish));
         CHECK(token->finish == finish);
         leg->output[index][leg->output_count[index]++] = token->token;
         leg->finish[index] = finish;
@@ -261,7 +261,7 @@ static void take_message(struct world *world, const struct decode_action *action
         for (uint32_t i = 0; i < msg->prompt_logprobs.count; i++) {
             CHECK(msg->prompt_logprobs.first + i == leg->logprob_next);
             CHECK(leg->logprob_next < leg->reserve.work.prompt_count);
-            CHECK(msg->prompt_logprobs.entries[i].logprob == kv_model_prompt_logprob(leg->prompt, leg->logprob_next));
+            CHECK(msg->prompt_logprobs.entries[i].logprob == kv_model_prompt_logprob_in_window(world->config.window_tokens, leg->prompt, leg->logprob_next));
             leg->logprob_next++;
         }
         break;
@@ -294,7 +294,12 @@ static void perform(struct world *world, const struct decode_action *action, uin
         uint32_t blocks = (tokens + world->config.block_tokens - 1) / world->config.block_tokens;
         CHECK(action->grant_first < blocks);
         CHECK(action->block_count == blocks - action->grant_first);
-        CHECK(action->cached_tokens == action->grant_first * world->config.block_tokens);
+        uint32_t cached_blocks = action->cached_tokens / world->config.block_tokens;
+        uint32_t unseen = 0; /* blocks before the window of the first token that follows */
+        if (world->config.window_tokens > 0 && tokens >= world->config.window_tokens) {
+            unseen = (tokens + 1 - world->config.window_tokens) / world->config.block_tokens;
+        }
+        CHECK(action->grant_first == (cached_blocks > unseen ? cached_blocks : unseen));
         CHECK(tokens - action->cached_tokens > leg->reserve.local_max_tokens ||
               leg->reserve.work.sequence_count > world->config.batch_max);
         take_cached(world, leg, action->cached_tokens);
@@ -397,7 +402,7 @@ void world_land(struct world *world, struct world_leg *leg)
             .leg = leg->id,
             .sequence = sequence,
             .position = work->output_count,
-            .token = kv_model_next(WORLD_VOCAB, &work->params, sequence, work->prompt, work->prompt_count, leg->given,
+            .token = kv_model_next_in_window(world->config.window_tokens, WORLD_VOCAB, &work->params, sequence, work->prompt, work->prompt_count, leg->given,
                                    work->output_count),
         };
     }
