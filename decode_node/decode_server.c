@@ -31,6 +31,7 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         .batch_max = config->batch_max,
         .step_rows_max = config->step_tokens,
         .chunk_tokens = config->chunk_tokens,
+        .window_tokens = model_config_window_of_all(shape->model),
         .itl_stretch_percent = (uint32_t)(config->itl_stretch * 100 + 0.5f),
         .waiting_max = config->waiting_max,
         .legs_max = config->batch_max * 2 + config->waiting_max,
