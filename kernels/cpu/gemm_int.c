@@ -17,8 +17,6 @@ void gemm_int_scratch_init(struct gemm_int_scratch *scratch, void *memory)
     scratch->sums = (int32_t *)(void *)at;
     at += GEMM_INT_SCALES_BYTES;
     scratch->parked = at;
-    at += GEMM_INT_PARKED_BYTES;
-    scratch->unpacked = at;
 }
 
 uint32_t gemm_int_rows_max(const struct kernels_matrix *weight)

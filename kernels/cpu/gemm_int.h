@@ -32,7 +32,6 @@ struct gemm_int_scratch {
     float *scales;    /* [rows], or int4: [tile][group][row of the tile] */
     int32_t *sums;    /* int4: minus the sum of a group's codes, like scales */
     void *parked;     /* [panel][row][16] unfinished sums between depths */
-    uint8_t *unpacked; /* int4: [panel][GEMM_INT_DEPTH * 16] */
     const float *x;   /* NULL: nothing */
     const uint32_t *x_order;
     uint32_t x_row_first, x_rows, x_in, x_group; /* group 0: int8 */
@@ -40,9 +39,7 @@ struct gemm_int_scratch {
 
 #define GEMM_INT_SCALES_BYTES (GEMM_INT_CODES_BYTES / 32 * 4)
 #define GEMM_INT_PARKED_BYTES ((size_t)GEMM_INT_PANELS_MAX * GEMM_INT_ROWS_MAX * 64)
-#define GEMM_INT_UNPACKED_BYTES ((size_t)GEMM_INT_PANELS_MAX * GEMM_INT_DEPTH * 16)
-#define GEMM_INT_SCRATCH_BYTES \
-    ((size_t)GEMM_INT_CODES_BYTES + 2 * GEMM_INT_SCALES_BYTES + GEMM_INT_PARKED_BYTES + GEMM_INT_UNPACKED_BYTES)
+#define GEMM_INT_SCRATCH_BYTES ((size_t)GEMM_INT_CODES_BYTES + 2 * GEMM_INT_SCALES_BYTES + GEMM_INT_PARKED_BYTES)
 
 /* Cuts `memory` (GEMM_INT_SCRATCH_BYTES, 64-byte aligned) into a scratch that holds nothing. */
 void gemm_int_scratch_init(struct gemm_int_scratch *scratch, void *memory);

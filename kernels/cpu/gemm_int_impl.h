@@ -18,7 +18,11 @@
  * load of 64 bytes a panel and one broadcast a row. x lies packed as [k/4][row][4], so that a tile reads
  * it in one straight run. Few rows take many panels: each is a stream of its own from memory, as it goes
  * straight on. Many rows take several tiles, which share two panels of GEMM_INT_DEPTH inputs out of the
- * first cache; sums are parked between depths. */
+ * first cache; sums are parked between depths.
+ *
+ * int4 takes its nibbles apart in registers, for every tile of rows again: three operations for 2 * rows
+ * products. Taking them apart once into memory for all tiles was no faster at 512 rows and slower at 16
+ * (383 against 550 GOP/s): the loads cost what the operations do. */
 
 #include "kernels/quantize_x.h"
 
@@ -30,7 +34,6 @@
 #define INT4_TILE_ROWS 3u
 #endif
 #define INT_TILE_ROWS_MAX 12u
-#define INT4_PACKED_TILES_MAX 2u /* with more, nibbles are taken apart once for all of them */
 #define INT_AHEAD_BYTES 2048u /* of prefetch along a stream */
 
 /* Up to 24 sums stay in registers only where every loop over them is unrolled whole. */
@@ -51,13 +54,13 @@ static inline uint32_t int_tile_rows(uint32_t rows, uint32_t tiles, uint32_t i) 
 struct int_tile {
     const struct kernels_gemm *g;
     uint32_t row, panel;         /* of the tile's corner */
+    uint32_t panel_step;         /* panels from one of the tile's to the next */
     const uint8_t *x;            /* packed, at the depth's first input */
     const float *x_scales;       /* int8 [row]; int4 [group][row], at the depth's first group */
     const int32_t *x_sums;       /* int4 */
     const unsigned char *weight; /* first panel, whole */
-    size_t panel_bytes;
+    size_t step_bytes;           /* of panel_step panels */
     uint32_t first, count;       /* of the depth: int8 in steps of 4 inputs, int4 in groups */
-    const uint8_t *unpacked;     /* int4: [panel][GEMM_INT_DEPTH / 4][64] codes of this depth; NULL: nibbles from the weight */
     unsigned char *parked;       /* [panel][row][64 bytes] */
     bool begins, ends;           /* sums begin at zero; sums are written to out */
 };
@@ -106,7 +109,7 @@ VEC_FN void int8_tile(const int rows, const int panels, const struct int_tile *t
         ivec weights[4];
         INT_UNROLL
         for (int p = 0; p < panels; p++) {
-            const unsigned char *at = w + (size_t)p * t->panel_bytes;
+            const unsigned char *at = w + (size_t)p * t->step_bytes;
             __builtin_prefetch(at + INT_AHEAD_BYTES, 0, 3);
             weights[p] = iv_bytes(at);
         }
@@ -126,14 +129,14 @@ VEC_FN void int8_tile(const int rows, const int panels, const struct int_tile *t
     }
     INT_UNROLL
     for (int p = 0; p < panels; p++) {
-        const unsigned char *tail = t->weight + (size_t)p * t->panel_bytes + int8_scales_at(t->g->weight->n_in);
+        const unsigned char *tail = t->weight + (size_t)p * t->step_bytes + int8_scales_at(t->g->weight->n_in);
         vec scales = vec_load((const float *)(const void *)tail);
         ivec excess = iv_mul(iv_load(tail + KERNELS_PANEL * 4), iv_set(INT_X8_BIAS));
         INT_UNROLL
         for (int r = 0; r < rows; r++) {
             vec value = iv_to_vec(INT_X8_BIAS != 0 ? iv_sub(sums[p * rows + r], excess) : sums[p * rows + r]);
             value = vec_mul(vec_mul(vec_set(t->x_scales[r]), scales), value);
-            int_write(t->g, t->row + (uint32_t)r, (t->panel + (uint32_t)p) * KERNELS_PANEL, value);
+            int_write(t->g, t->row + (uint32_t)r, (t->panel + (uint32_t)p * t->panel_step) * KERNELS_PANEL, value);
         }
     }
 }
@@ -221,13 +224,32 @@ static const int_tile_fn int8_tiles[GEMM_INT_PANELS_MAX][INT_TILE_ROWS_MAX] = {
 #endif
 };
 
-/* The most panels, of those left, that every tile can take; several tiles share two. */
-static uint32_t int_panels_of(const int_tile_fn fns[GEMM_INT_PANELS_MAX][INT_TILE_ROWS_MAX], uint32_t rows, uint32_t tiles,
-                              uint32_t left)
+/* A piece's panels, dealt to tiles. Memory is read fastest along a few runs that lie far apart and each go
+ * straight on: so a tile that takes `count` panels takes one out of each of so many runs of the piece, not
+ * neighbours. (int4 at one row, 2048 inputs: 28 GB/s with neighbours.) What is left over goes last. */
+struct int_run {
+    uint32_t panels;
+    uint32_t done, runs_end;
+    uint32_t first, count, step;
+};
+
+static bool int_run_next(struct int_run *run, const int_tile_fn fns[GEMM_INT_PANELS_MAX][INT_TILE_ROWS_MAX], uint32_t rows,
+                         uint32_t tiles)
 {
-    uint32_t panels = int_min(left, tiles == 1 ? GEMM_INT_PANELS_MAX : 2);
-    while (panels > 1 && fns[panels - 1][int_tile_rows(rows, tiles, 0) - 1] == NULL) { panels--; }
-    return panels;
+    uint32_t left = run->panels - run->done;
+    if (left == 0) { return false; }
+    if (run->done < run->runs_end) { /* the next of each run */
+        run->first++;
+        run->done += run->count;
+        return true;
+    }
+    run->count = int_min(left, tiles == 1 ? GEMM_INT_PANELS_MAX : 2); /* several tiles share two out of the first cache */
+    while (run->count > 1 && fns[run->count - 1][int_tile_rows(rows, tiles, 0) - 1] == NULL) { run->count--; }
+    run->step = left / run->count;
+    run->first = run->done;
+    run->runs_end = run->done + run->step * run->count;
+    run->done += run->count;
+    return true;
 }
 
 static void int8_piece(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, uint32_t panel_first, uint32_t panels,
@@ -236,11 +258,13 @@ static void int8_piece(const struct kernels_gemm *g, uint32_t row_first, uint32_
     const uint32_t tiles = int_div_up(rows, INT8_TILE_ROWS), steps = int8_k(g->weight->n_in) / 4;
     const uint32_t depth = tiles == 1 ? steps : GEMM_INT_DEPTH / 4;
     int8_pack(g, row_first, rows, tiles, s);
-    struct int_tile t = {.g = g, .panel_bytes = int8_panel_bytes(g->weight->n_in)};
-    for (uint32_t done = 0, count; done < panels; done += count) {
-        count = int_panels_of(int8_tiles, rows, tiles, panels - done);
-        t.panel = panel_first + done;
-        t.weight = (const unsigned char *)g->weight->data + t.panel * t.panel_bytes;
+    const size_t panel_bytes = int8_panel_bytes(g->weight->n_in);
+    struct int_tile t = {.g = g};
+    for (struct int_run run = {.panels = panels}; int_run_next(&run, int8_tiles, rows, tiles);) {
+        t.panel = panel_first + run.first;
+        t.panel_step = run.step;
+        t.step_bytes = run.step * panel_bytes;
+        t.weight = (const unsigned char *)g->weight->data + t.panel * panel_bytes;
         for (t.first = 0; t.first < steps; t.first += depth) {
             t.count = int_min(depth, steps - t.first);
             t.begins = t.first == 0;
@@ -251,8 +275,8 @@ static void int8_piece(const struct kernels_gemm *g, uint32_t row_first, uint32_
                 t.row = row_first + row;
                 t.x = s->codes + (size_t)row * steps * 4 + (size_t)t.first * tile_rows * 4;
                 t.x_scales = s->scales + row;
-                t.parked = (unsigned char *)s->parked + (size_t)row * count * 64;
-                int8_tiles[count - 1][tile_rows - 1](&t);
+                t.parked = (unsigned char *)s->parked + (size_t)row * run.count * 64;
+                int8_tiles[run.count - 1][tile_rows - 1](&t);
                 row += tile_rows;
             }
         }
@@ -261,7 +285,7 @@ static void int8_piece(const struct kernels_gemm *g, uint32_t row_first, uint32_
 
 /* ---- int4 ---------------------------------------------------------------------------------- */
 
-VEC_FN void int4_tile(const int rows, const int panels, const bool is_unpacked, const struct int_tile *t)
+VEC_FN void int4_tile(const int rows, const int panels, const struct int_tile *t)
 {
     const struct kernels_matrix *m = t->g->weight;
     const uint32_t group_steps = m->group / 8;
@@ -273,7 +297,6 @@ VEC_FN void int4_tile(const int rows, const int panels, const bool is_unpacked, 
         for (int i = 0; i < rows * panels; i++) { values[i] = vec_load((const float *)(const void *)(t->parked + 64 * i)); }
     }
     const uint8_t *x = t->x;
-    const unsigned char *codes = is_unpacked ? t->unpacked : NULL;
     for (uint32_t group = t->first; group < t->first + t->count; group++) {
         const int32_t *x_sums = t->x_sums + (size_t)(group - t->first) * (size_t)rows;
         const float *x_scales = t->x_scales + (size_t)(group - t->first) * (size_t)rows;
@@ -282,7 +305,7 @@ VEC_FN void int4_tile(const int rows, const int panels, const bool is_unpacked, 
             const unsigned char *zeros = t->weight + int4_zeros_at(m, group);
             INT_UNROLL
             for (int p = 0; p < panels; p++) {
-                ivec zero = iv_widen(zeros + (size_t)p * t->panel_bytes);
+                ivec zero = iv_widen(zeros + (size_t)p * t->step_bytes);
                 INT_UNROLL
                 for (int r = 0; r < rows; r++) { sums[p * rows + r] = iv_mul(zero, iv_set(x_sums[r])); }
             }
@@ -294,21 +317,16 @@ VEC_FN void int4_tile(const int rows, const int panels, const bool is_unpacked, 
                 for (int p = 0; p < panels; p++) { sums[p * rows + r] = begin; }
             }
         }
-        if (!is_unpacked) { codes = t->weight + int4_codes_at(m, group); }
+        const unsigned char *codes = t->weight + int4_codes_at(m, group);
         for (uint32_t step = 0; step < group_steps; step++) {
             ivec low[4], high[4];
             INT_UNROLL
             for (int p = 0; p < panels; p++) {
-                if (is_unpacked) {
-                    low[p] = iv_bytes(codes + (size_t)p * GEMM_INT_DEPTH * 16);
-                    high[p] = iv_bytes(codes + (size_t)p * GEMM_INT_DEPTH * 16 + 64);
-                } else {
-                    const unsigned char *at = codes + (size_t)p * t->panel_bytes;
-                    __builtin_prefetch(at + INT_AHEAD_BYTES, 0, 3);
-                    ivec both = iv_bytes(at);
-                    low[p] = iv_low(both);
-                    high[p] = iv_high(both);
-                }
+                const unsigned char *at = codes + (size_t)p * t->step_bytes;
+                __builtin_prefetch(at + INT_AHEAD_BYTES, 0, 3);
+                ivec both = iv_bytes(at);
+                low[p] = iv_low(both);
+                high[p] = iv_high(both);
             }
             INT_UNROLL
             for (int r = 0; r < rows; r++) {
@@ -322,13 +340,13 @@ VEC_FN void int4_tile(const int rows, const int panels, const bool is_unpacked, 
                 INT_UNROLL
                 for (int p = 0; p < panels; p++) { sums[p * rows + r] = iv_dot4(sums[p * rows + r], high[p], x_high); }
             }
-            codes += is_unpacked ? 128 : 64;
+            codes += 64;
             x += 8 * rows;
         }
         const unsigned char *scales = t->weight + int4_scales_at(m, group);
         INT_UNROLL
         for (int p = 0; p < panels; p++) {
-            vec scale = vec_load_f16(scales + (size_t)p * t->panel_bytes);
+            vec scale = vec_load_f16(scales + (size_t)p * t->step_bytes);
             INT_UNROLL
             for (int r = 0; r < rows; r++) {
                 values[p * rows + r] = vec_fused(iv_to_vec(sums[p * rows + r]), vec_mul(vec_set(x_scales[r]), scale), values[p * rows + r]);
@@ -344,7 +362,7 @@ VEC_FN void int4_tile(const int rows, const int panels, const bool is_unpacked, 
     for (int p = 0; p < panels; p++) {
         INT_UNROLL
         for (int r = 0; r < rows; r++) {
-            int_write(t->g, t->row + (uint32_t)r, (t->panel + (uint32_t)p) * KERNELS_PANEL, values[p * rows + r]);
+            int_write(t->g, t->row + (uint32_t)r, (t->panel + (uint32_t)p * t->panel_step) * KERNELS_PANEL, values[p * rows + r]);
         }
     }
 }
@@ -399,18 +417,15 @@ static void int4_pack(const struct kernels_gemm *g, uint32_t row_first, uint32_t
     }
 }
 
-#define INT4_DEFINE(rows, panels)                                                                             \
-    static void int4_##rows##x##panels(const struct int_tile *t) { int4_tile(rows, panels, false, t); }       \
-    static void int4_unpacked_##rows##x##panels(const struct int_tile *t) { int4_tile(rows, panels, true, t); }
-#define INT4_DEFINE_PACKED(rows, panels) \
-    static void int4_##rows##x##panels(const struct int_tile *t) { int4_tile(rows, panels, false, t); }
+#define INT4_DEFINE(rows, panels) \
+    static void int4_##rows##x##panels(const struct int_tile *t) { int4_tile(rows, panels, t); }
 INT4_DEFINE(1, 1) INT4_DEFINE(2, 1) INT4_DEFINE(3, 1)
 INT4_DEFINE(1, 2) INT4_DEFINE(2, 2) INT4_DEFINE(3, 2)
-INT4_DEFINE_PACKED(1, 4)
+INT4_DEFINE(1, 4)
 #if INT_WIDE
 INT4_DEFINE(4, 1) INT4_DEFINE(5, 1) INT4_DEFINE(6, 1)
 INT4_DEFINE(4, 2) INT4_DEFINE(5, 2) INT4_DEFINE(6, 2)
-INT4_DEFINE_PACKED(2, 4) INT4_DEFINE_PACKED(3, 4)
+INT4_DEFINE(2, 4) INT4_DEFINE(3, 4)
 #endif
 
 static const int_tile_fn int4_tiles[GEMM_INT_PANELS_MAX][INT_TILE_ROWS_MAX] = {
@@ -426,51 +441,24 @@ static const int_tile_fn int4_tiles[GEMM_INT_PANELS_MAX][INT_TILE_ROWS_MAX] = {
     {int4_1x4},
 #endif
 };
-static const int_tile_fn int4_unpacked_tiles[GEMM_INT_PANELS_MAX][INT_TILE_ROWS_MAX] = {
-#if INT_WIDE
-    {int4_unpacked_1x1, int4_unpacked_2x1, int4_unpacked_3x1, int4_unpacked_4x1, int4_unpacked_5x1, int4_unpacked_6x1},
-    {int4_unpacked_1x2, int4_unpacked_2x2, int4_unpacked_3x2, int4_unpacked_4x2, int4_unpacked_5x2, int4_unpacked_6x2},
-#else
-    {int4_unpacked_1x1, int4_unpacked_2x1, int4_unpacked_3x1},
-    {int4_unpacked_1x2, int4_unpacked_2x2, int4_unpacked_3x2},
-#endif
-};
-
-/* Groups [first, first + count) of a panel as one code a byte. */
-static void int4_unpack(const struct kernels_matrix *m, const unsigned char *panel, uint32_t first, uint32_t count, uint8_t *to)
-{
-    for (uint32_t group = first; group < first + count; group++) {
-        const unsigned char *codes = panel + int4_codes_at(m, group);
-        for (uint32_t i = 0; i < m->group / 8; i++, codes += 64, to += 128) {
-            __builtin_prefetch(codes + INT_AHEAD_BYTES, 0, 3);
-            ivec both = iv_bytes(codes);
-            iv_store(to, iv_low(both));
-            iv_store(to + 64, iv_high(both));
-        }
-    }
-}
-
 static void int4_piece(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, uint32_t panel_first, uint32_t panels,
                        struct gemm_int_scratch *s)
 {
     const struct kernels_matrix *m = g->weight;
     const uint32_t tiles = int_div_up(rows, INT4_TILE_ROWS), groups = int4_groups(m);
     const uint32_t depth = tiles == 1 ? groups : GEMM_INT_DEPTH / m->group;
-    const bool is_unpacked = tiles > INT4_PACKED_TILES_MAX;
-    const int_tile_fn(*const fns)[INT_TILE_ROWS_MAX] = is_unpacked ? int4_unpacked_tiles : int4_tiles;
     int4_pack(g, row_first, rows, tiles, s);
-    struct int_tile t = {.g = g, .panel_bytes = int4_panel_bytes(m), .unpacked = is_unpacked ? s->unpacked : NULL};
-    for (uint32_t done = 0, count; done < panels; done += count) {
-        count = int_panels_of(fns, rows, tiles, panels - done);
-        t.panel = panel_first + done;
-        t.weight = (const unsigned char *)m->data + t.panel * t.panel_bytes;
+    const size_t panel_bytes = int4_panel_bytes(m);
+    struct int_tile t = {.g = g};
+    for (struct int_run run = {.panels = panels}; int_run_next(&run, int4_tiles, rows, tiles);) {
+        t.panel = panel_first + run.first;
+        t.panel_step = run.step;
+        t.step_bytes = run.step * panel_bytes;
+        t.weight = (const unsigned char *)m->data + t.panel * panel_bytes;
         for (t.first = 0; t.first < groups; t.first += depth) {
             t.count = int_min(depth, groups - t.first);
             t.begins = t.first == 0;
             t.ends = t.first + t.count == groups;
-            for (uint32_t p = 0; is_unpacked && p < count; p++) {
-                int4_unpack(m, t.weight + p * t.panel_bytes, t.first, t.count, s->unpacked + (size_t)p * GEMM_INT_DEPTH * 16);
-            }
             uint32_t row = 0;
             for (uint32_t i = 0; i < tiles; i++) {
                 uint32_t tile_rows = int_tile_rows(rows, tiles, i);
@@ -479,8 +467,8 @@ static void int4_piece(const struct kernels_gemm *g, uint32_t row_first, uint32_
                 t.x = s->codes + scale_at * m->group;
                 t.x_scales = s->scales + scale_at;
                 t.x_sums = s->sums + scale_at;
-                t.parked = (unsigned char *)s->parked + (size_t)row * count * 64;
-                fns[count - 1][tile_rows - 1](&t);
+                t.parked = (unsigned char *)s->parked + (size_t)row * run.count * 64;
+                int4_tiles[run.count - 1][tile_rows - 1](&t);
                 row += tile_rows;
             }
         }
