@@ -141,7 +141,7 @@ def strange_messages(chance, message):
 def lies(chance, message, done):
     """A router's words: a true hello, then work with fields at and beyond their bounds."""
     hello = message()
-    hello.hello.protocol_version = 1
+    hello.hello.protocol_version = 2
     hello.hello.router_boot_id = chance.randrange(1, 2**60)
     yield hello
     for number in range(chance.randrange(1, 20)):
@@ -159,6 +159,7 @@ def lies(chance, message, done):
                 work.prompt.append(chance.choice((2048, 2**32 - 1)))
             work.output.extend([7] * odd(0, 1, 30, 5000))
             work.age_ns, work.resumed = odd(0, 2**63, 2**64 - 1), chance.random() < 0.2
+            work.priority, work.cache_salt = odd(0, -2**31, 2**31 - 1), odd(0, 1, 2**64 - 1)
             work.params.temperature = odd(0.0, float("nan"), -1.0, 1e30)
             work.params.top_p, work.params.repetition_penalty = odd(1.0, 0.0, float("inf")), odd(1.0, 0.0, -1.0)
             work.params.n, work.params.max_tokens = odd(n, 0, 1, 2**32 - 1), odd(30, 0, 1, 2028, 2**32 - 1)
@@ -168,8 +169,10 @@ def lies(chance, message, done):
                 work.params.logit_bias.add(token=odd(3, 2**32 - 1), bias=odd(1.0, float("nan"), 1e9))
         if kind == "reserve":
             ask.reserve.local_prefill, ask.reserve.wait_ms = chance.random() < 0.5, odd(0, 100, 2**32 - 1)
+            ask.reserve.local_max_tokens = odd(0, 1, 20, 2**32 - 1)
         elif kind == "prefill":
             ask.prefill.ticket = chance.randbytes(odd(64, 0, 1, 500, 5000))
+            ask.prefill.grant_first = odd(0, 1, 2, 2**32 - 1)
         elif kind == "cancel":
             ask.cancel.one_sequence, ask.cancel.sequence = chance.random() < 0.5, chance.choice((0, 1, 2**32 - 1))
         yield ask
@@ -325,6 +328,37 @@ class ApiTest(unittest.TestCase):
             list(self.api.calls["Chat"][1](chat(), timeout=LONG_WAIT))
         self.assertEqual(raised.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
         self.assertIn("messages", raised.exception.details())
+
+    def test_a_cached_prompt_is_told_and_salts_keep_it_apart(self):
+        """The second asker of a prompt is told how much was there; another salt is another cache."""
+        words = "A prompt of this test alone, long enough for some blocks: " + " ".join(str(n * n) for n in range(40))
+
+        def ask(text, **fields):
+            request, call = self.api.calls["Generate"]
+            return Answer(call(request(text=text, sampling=self.api.sampling(temperature=0, max_tokens=8), **fields),
+                               timeout=LONG_WAIT))
+
+        first, again = ask(words), ask(words)
+        self.assertEqual(first.usage.cached_prompt_tokens, 0)
+        self.assertGreater(again.usage.cached_prompt_tokens, len(first.prompt_ids) - 32)
+        self.assertLess(again.usage.cached_prompt_tokens, len(first.prompt_ids))
+        self.assertLess(again.route.kv_bytes, first.route.kv_bytes)
+        self.assertGreater(again.route.prefill_cached_tokens, 0)
+        salted, salted_again = ask(words, cache_salt="a\0b"), ask(words, cache_salt="a\0b")
+        self.assertEqual(salted.usage.cached_prompt_tokens, 0)
+        self.assertEqual(salted.route.prefill_cached_tokens, 0)
+        self.assertEqual(salted_again.usage.cached_prompt_tokens, again.usage.cached_prompt_tokens)
+        self.assertEqual(ask(words, cache_salt="a").usage.cached_prompt_tokens, 0)
+        urgent = ask(words, priority=2**31 - 1)
+        for answer in (again, salted, salted_again, urgent):
+            self.assertEqual(answer.ids, first.ids)
+        for node in self.api.ask("GetStatus").nodes:
+            self.assertGreater(node.cache_tokens_found, 0, node.name)
+            self.assertGreater(node.cache_tokens_asked, node.cache_tokens_found, node.name)
+        with self.assertRaises(grpc.RpcError) as raised:
+            ask(words, cache_salt="s" * 257)
+        self.assertEqual(raised.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+        self.assertIn("cache_salt", raised.exception.details())
 
     # ---- ranges ----
 
