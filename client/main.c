@@ -16,6 +16,7 @@ static const struct {
     {"generate", command_generate, "continue a prompt"},
     {"chat", command_chat, "talk to the model"},
     {"status", command_status, "the router and its nodes, now"},
+    {"kv", command_kv, "who holds which KV blocks, hit rates, tiers, fragmentation"},
     {"tokenize", command_tokenize, "text to token ids and back"},
     {"bench", command_bench, "load the router and report TTFT, TPOT, ITL and goodput"},
 };

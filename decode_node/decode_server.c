@@ -229,6 +229,22 @@ static void report(void *role, struct ctl_load *ret_load, struct node_totals *re
     };
 }
 
+static void inspect(void *role, struct node_cache_numbers *ret_numbers, inspect_fn visit, void *user)
+{
+    struct decode_server *server = role;
+    struct decode_core_stats stats = decode_core_stats(server->core);
+    struct kv_cache_stats cache = decode_core_cache_stats(server->core);
+    *ret_numbers = (struct node_cache_numbers){
+        .blocks_published = cache.blocks_published,
+        .blocks_taken = cache.blocks_taken,
+        .blocks_evicted = cache.blocks_evicted,
+        .tier_tokens_loaded = stats.tier_tokens_loaded,
+        .loads_chosen = stats.loads_chosen,
+        .loads_declined = stats.loads_declined,
+    };
+    decode_core_inspect(server->core, visit, user);
+}
+
 static bool on_xfer(void *role, const struct kv_event *event)
 {
     (void)role;
@@ -244,5 +260,6 @@ const struct node_role_ops decode_server_role = {
     .on_fact = on_fact,
     .deadline_ns = deadline_ns,
     .report = report,
+    .inspect = inspect,
     .on_xfer = on_xfer,
 };

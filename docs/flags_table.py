@@ -19,7 +19,7 @@ command line wins. Only `--prefill` and `--decode` of the router have no variabl
 repeated flag, or a value out of range, is an error that names it. Sizes are `512MiB`, `2GiB`;
 times are `250ms`, `10s`, `5m`.
 """
-COMMANDS = ("up", "generate", "chat", "status", "tokenize", "bench")
+COMMANDS = ("up", "generate", "chat", "status", "kv", "tokenize", "bench")
 
 
 def help_of(words):

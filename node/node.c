@@ -21,6 +21,7 @@
 #include "engine/engine.h"
 #include "kernels/kernels.h"
 #include "node/attach_server.h"
+#include "node/inspect_server.h"
 #include "node/memory_plan.h"
 #include "node/node_metrics.h"
 #include "node/tier_service.h"
@@ -36,7 +37,7 @@
 #define SERVICE_CONTROL "baton.control.v1.NodeControl"
 #define SERVICE_LINK "baton.transfer.v1.KvLink"
 
-enum post_kind { POST_ATTACH, POST_STEP, POST_XFER, POST_TIER, POST_DRAIN, POST_STOP };
+enum post_kind { POST_ATTACH, POST_STEP, POST_XFER, POST_TIER, POST_INSPECT, POST_DRAIN, POST_STOP };
 
 /* A transfer's final event, copied off the transfer thread. */
 struct xfer_post {
@@ -52,6 +53,7 @@ struct post {
     const struct step_result *result;
     struct xfer_post *xfer;
     struct kv_tier_event tier;
+    struct inspect_post inspect;
 };
 
 struct node {
@@ -74,6 +76,7 @@ struct node {
     struct rpc_health *health;
     struct rpc_reflection *reflection;
     struct attach_server *attach;
+    struct inspect_server *inspect;
     struct rpc_tls tls;
     struct link_grpc *link;
     struct kv_endpoint *endpoint;
@@ -139,6 +142,13 @@ static void on_tier_event(void *user, const struct kv_tier_event *event)
     struct node *node = user;
     struct post post = {.kind = POST_TIER, .tier = *event};
     mailbox_post_wait(node->mailbox, &post);
+}
+
+static bool on_inspect(void *user, const struct inspect_post *inspect)
+{
+    struct node *node = user;
+    struct post post = {.kind = POST_INSPECT, .inspect = *inspect};
+    return !failed(mailbox_post(node->mailbox, &post));
 }
 
 /* ---- the core thread ---- */
@@ -227,6 +237,35 @@ static uint64_t core_deadline_ns(struct node *node)
     return tier_service_refused_count(node->tiers) > 0 ? 0 : node->ops->deadline_ns(node->role);
 }
 
+static const char *last_part(const char *path)
+{
+    size_t len = strlen(path);
+    while (len > 1 && path[len - 1] == '/') { len--; }
+    size_t start = len;
+    while (start > 0 && path[start - 1] != '/') { start--; }
+    static char part[256];
+    snprintf(part, sizeof part, "%.*s", (int)(len - start), path + start);
+    return part;
+}
+
+static void answer_inspect(struct node *node, const struct inspect_post *post)
+{
+    struct kv_tier_stats tiers;
+    struct inspect_about about = {
+        .name = node->name,
+        .role = node->ops->name,
+        .model = last_part(node->config->model),
+        .block_tokens = node->layout.block_tokens,
+        .block_bytes = kv_layout_block_bytes(&node->layout),
+        .boot_epoch = node->boot_epoch,
+        .tiers = tier_service_stats(node->tiers, &tiers) ? &tiers : NULL,
+    };
+    struct ctl_load load = {0};
+    struct node_totals totals = {0};
+    node->ops->report(node->role, &load, &totals);
+    inspect_answer(post, &about, &load, node->ops->inspect, node->role);
+}
+
 static void *core_main(void *user)
 {
     struct node *node = user;
@@ -258,6 +297,9 @@ static void *core_main(void *user)
                 break;
             case POST_TIER:
                 st = tell_tier(node, &post.tier, now_ns);
+                break;
+            case POST_INSPECT:
+                answer_inspect(node, &post.inspect);
                 break;
             case POST_DRAIN:
                 fact.kind = NODE_FACT_DRAIN;
@@ -341,17 +383,6 @@ static uint32_t usable_cores(void)
     if (sched_getaffinity(0, sizeof set, &set) != 0) { return 1; }
     int count = CPU_COUNT(&set);
     return count < 1 ? 1 : (uint32_t)count;
-}
-
-static const char *last_part(const char *path)
-{
-    size_t len = strlen(path);
-    while (len > 1 && path[len - 1] == '/') { len--; }
-    size_t start = len;
-    while (start > 0 && path[start - 1] != '/') { start--; }
-    static char part[256];
-    snprintf(part, sizeof part, "%.*s", (int)(len - start), path + start);
-    return part;
 }
 
 static status_t pick_compute(const char *word, const struct model *model, struct diag *diag, enum kernels_compute *ret_compute)
@@ -496,6 +527,8 @@ static status_t open_wire(struct node *node, struct diag *diag)
     TRY(make_hello(node, &fingerprint, &hello, &hello_bytes));
     TRY(attach_server_create(config->routers_max, hello, hello_bytes, on_attach_post, node, &node->attach));
     TRY(attach_server_register(node->attach, node->server, diag));
+    TRY(inspect_server_create(on_inspect, node, &node->inspect));
+    if (node->ops->inspect) { TRY(inspect_server_register(node->inspect, node->server, diag)); }
     TRY(link_grpc_create(node->runtime, config->tls_cert ? &node->tls : NULL, &node->link));
     /* As many grants or sends as the core has legs, so that its own bounds are what refuses. */
     uint64_t legs = (uint64_t)config->batch_max * 2 + config->waiting_max;
@@ -540,6 +573,7 @@ static void node_close(struct node *node)
     link_grpc_destroy(node->link);
     rpc_runtime_destroy(node->runtime);
     attach_server_destroy(node->attach);
+    inspect_server_destroy(node->inspect);
     if (node->role) { node->ops->destroy(node->role); }
     kv_endpoint_pool_free(&node->pool);
     kernels_destroy(node->kernels);
@@ -550,6 +584,7 @@ static void node_close(struct node *node)
     while (node->mailbox && mailbox_take(node->mailbox, &post)) {
         if (post.kind == POST_ATTACH) { free(post.attach.bytes); }
         if (post.kind == POST_XFER) { free(post.xfer); }
+        if (post.kind == POST_INSPECT) { inspect_drop(&post.inspect); }
     }
     mailbox_destroy(node->mailbox);
     free(node->router_is_up);

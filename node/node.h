@@ -19,6 +19,7 @@
 #include "kv/kv_layout.h"
 #include "kv/kv_tier.h"
 #include "model/model.h"
+#include "node/inspect_server.h"
 #include "node/node_config.h"
 #include "transfer/transfer.h"
 
@@ -71,6 +72,8 @@ struct node_role_ops {
     status_t (*on_fact)(void *role, const struct node_fact *fact);
     uint64_t (*deadline_ns)(void *role);
     void (*report)(void *role, struct ctl_load *ret_load, struct node_totals *ret_totals);
+    /* Core thread: what `baton kv` shows. NULL: the call is not served. */
+    node_inspect_fn inspect;
     /* Engine thread; NULL: nothing to do per layer. */
     void (*on_layer)(void *role, const struct step_plan *plan, uint32_t layer);
     /* Transfer thread, every event; true: it is final, hand it to on_fact as well. */
