@@ -136,23 +136,31 @@ static uint32_t draw_from_all(const struct row *row, const struct sampler_scratc
     }
 }
 
-/* All tokens with logit >= lowest, in order of id, with their masses. */
+/* All tokens with logit >= lowest, in order of id, with their masses. Where a block holds many (a hot
+ * temperature), all of its masses are computed at once and kept without a branch, which would be a coin toss. */
 static uint32_t gather_from(const struct row *row, float lowest, struct candidate *ret)
 {
+    enum { BLOCK = 64, MANY = 4 };
+    uint64_t masses[BLOCK];
     uint32_t count = 0;
-    for (uint32_t first = 0; first < row->count; first += 64) {
-        uint32_t end = row->count - first < 64 ? row->count : first + 64;
-        /* Most blocks hold none; this compare vectorizes. */
-        int hit = 0;
-        for (uint32_t i = first; i < end; i++) { hit |= row->logits[i] >= lowest; }
-        if (!hit) { continue; }
+    for (uint32_t first = 0; first < row->count; first += BLOCK) {
+        uint32_t end = row->count - first < BLOCK ? row->count : first + BLOCK;
+        /* Most blocks hold none; this count vectorizes. */
+        uint32_t hits = 0;
+        for (uint32_t i = first; i < end; i++) { hits += row->logits[i] >= lowest; }
+        if (hits == 0) { continue; }
+        if (hits < MANY) {
+            for (uint32_t i = first; i < end; i++) {
+                if (row->logits[i] < lowest) { continue; }
+                uint64_t mass = token_mass_of(row->logits[i], row->max, row->inverse_temperature);
+                ret[count++] = (struct candidate){.mass = mass, .logit = row->logits[i], .token = i};
+            }
+            continue;
+        }
+        token_mass_many(row->logits + first, end - first, row->max, row->inverse_temperature, masses);
         for (uint32_t i = first; i < end; i++) {
-            if (row->logits[i] < lowest) { continue; }
-            ret[count++] = (struct candidate){
-                .mass = token_mass_of(row->logits[i], row->max, row->inverse_temperature),
-                .logit = row->logits[i],
-                .token = i,
-            };
+            ret[count] = (struct candidate){.mass = masses[i - first], .logit = row->logits[i], .token = i};
+            count += row->logits[i] >= lowest;
         }
     }
     return count;
@@ -169,6 +177,35 @@ static float logit_below_mass(const struct row *row, uint64_t mass)
     return nextafterf((float)bound, -INFINITY);
 }
 
+/* Up to here a heap finds the best soonest. */
+#define HEAP_TOP_K_MAX 128u
+
+/* A logit that at least k tokens reach, and few more in a common row: the k-th best of the maxima of blocks.
+ * candidates  scratch */
+static float logit_below_top_k(const struct row *row, uint32_t k, struct candidate *candidates)
+{
+    enum { BLOCK = 64 };
+    uint32_t blocks = row->count / BLOCK;
+    if (blocks < k) { return -INFINITY; }
+    for (uint32_t block = 0; block < blocks; block++) {
+        float lanes[16], top;
+        memcpy(lanes, row->logits + block * BLOCK, sizeof lanes);
+        for (uint32_t i = 16; i < BLOCK; i += 16) {
+            for (uint32_t lane = 0; lane < 16; lane++) {
+                float logit = row->logits[block * BLOCK + i + lane];
+                lanes[lane] = logit > lanes[lane] ? logit : lanes[lane];
+            }
+        }
+        top = lanes[0];
+        for (uint32_t lane = 1; lane < 16; lane++) { top = lanes[lane] > top ? lanes[lane] : top; }
+        candidates[block] = (struct candidate){.logit = top, .token = block};
+    }
+    uint32_t kept = token_select_keep_count(candidates, blocks, k);
+    float least = candidates[0].logit;
+    for (uint32_t i = 1; i < kept; i++) { least = candidates[i].logit < least ? candidates[i].logit : least; }
+    return least;
+}
+
 /* Steps 7 and 8. The candidates are left in order of token id. */
 static uint32_t gather(const struct row *row, const struct sampling_params *params,
                        const struct sampler_scratch *scratch)
@@ -177,14 +214,14 @@ static uint32_t gather(const struct row *row, const struct sampling_params *para
     float top_p = params->top_p;
     uint32_t count;
     if (params->top_k != 0 && params->top_k < row->count) {
-        if (params->top_k <= TOKEN_SELECT_BEST_MAX) {
+        if (params->top_k <= HEAP_TOP_K_MAX) {
             count = token_select_best(row->logits, row->count, params->top_k, candidates);
             for (uint32_t i = 0; i < count; i++) {
                 candidates[i].mass = token_mass_of(candidates[i].logit, row->max, row->inverse_temperature);
             }
             token_select_sort_by_token(candidates, count);
         } else {
-            count = gather_from(row, -INFINITY, candidates);
+            count = gather_from(row, logit_below_top_k(row, params->top_k, candidates), candidates);
             count = token_select_keep_count(candidates, count, params->top_k);
         }
         return keep_top_p(candidates, count, top_p, mass_sum(candidates, count));

@@ -77,6 +77,13 @@ BODY uint64_t sum_body(const float *logits, uint32_t count, float max, double in
     return sum;
 }
 
+BODY void masses_body(const float *logits, uint32_t count, float max, double inverse_temperature, uint64_t *ret_masses)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        ret_masses[i] = mass_of_difference(((double)logits[i] - (double)max) * inverse_temperature);
+    }
+}
+
 BODY void extremes_body(const float *logits, uint32_t count, int32_t *ret_order, int32_t *ret_magnitude)
 {
     int32_t order = INT32_MIN;
@@ -91,11 +98,16 @@ BODY void extremes_body(const float *logits, uint32_t count, int32_t *ret_order,
     *ret_magnitude = magnitude;
 }
 
-/* Defines the two loops for one instruction set. */
+/* Defines the three loops for one instruction set. */
 #define TWIN(name, attribute)                                                                                       \
     attribute static uint64_t sum_##name(const float *logits, uint32_t count, float max, double inverse_temperature) \
     {                                                                                                               \
         return sum_body(logits, count, max, inverse_temperature);                                                   \
+    }                                                                                                               \
+    attribute static void masses_##name(const float *logits, uint32_t count, float max, double inverse_temperature,  \
+                                        uint64_t *ret_masses)                                                       \
+    {                                                                                                               \
+        masses_body(logits, count, max, inverse_temperature, ret_masses);                                           \
     }                                                                                                               \
     attribute static void extremes_##name(const float *logits, uint32_t count, int32_t *ret_order,                  \
                                           int32_t *ret_magnitude)                                                   \
@@ -105,6 +117,7 @@ BODY void extremes_body(const float *logits, uint32_t count, int32_t *ret_order,
 
 struct twin {
     uint64_t (*sum)(const float *logits, uint32_t count, float max, double inverse_temperature);
+    void (*masses)(const float *logits, uint32_t count, float max, double inverse_temperature, uint64_t *ret_masses);
     void (*extremes)(const float *logits, uint32_t count, int32_t *ret_order, int32_t *ret_magnitude);
 };
 
@@ -118,7 +131,7 @@ TWIN(avx512, __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-widt
 #endif
 #define TWIN_COUNT 3u
 static const struct twin twins[TWIN_COUNT] = {
-    {sum_base, extremes_base}, {sum_avx2, extremes_avx2}, {sum_avx512, extremes_avx512}};
+    {sum_base, masses_base, extremes_base}, {sum_avx2, masses_avx2, extremes_avx2}, {sum_avx512, masses_avx512, extremes_avx512}};
 
 static bool machine_runs(unsigned twin)
 {
@@ -133,7 +146,7 @@ static bool machine_runs(unsigned twin)
 }
 #else
 #define TWIN_COUNT 1u
-static const struct twin twins[TWIN_COUNT] = {{sum_base, extremes_base}};
+static const struct twin twins[TWIN_COUNT] = {{sum_base, masses_base, extremes_base}};
 static bool machine_runs(unsigned twin) { return twin == 0; }
 #endif
 
@@ -178,6 +191,15 @@ uint64_t token_mass_of(float logit, float max, double inverse_temperature)
     /* inf - inf is no number: the infinite ones share everything. */
     if (isinf(max)) { return logit == max ? TOKEN_MASS_ONE : 0; }
     return mass_of_difference(((double)logit - (double)max) * inverse_temperature);
+}
+
+void token_mass_many(const float *logits, uint32_t count, float max, double inverse_temperature, uint64_t *ret_masses)
+{
+    if (!isinf(max)) {
+        best_twin()->masses(logits, count, max, inverse_temperature, ret_masses);
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) { ret_masses[i] = token_mass_of(logits[i], max, inverse_temperature); }
 }
 
 uint64_t token_mass_sum(const float *logits, uint32_t count, float max, double inverse_temperature,

@@ -39,6 +39,10 @@ struct logit_scan token_mass_scan(const float *logits, uint32_t count);
  * and all others 0. -inf weighs 0. Neither may be NaN; logit <= max. inverse_temperature > 0. */
 uint64_t token_mass_of(float logit, float max, double inverse_temperature);
 
+/* token_mass_of() of `count` tokens, vectorized.
+ * ret_masses  [count] */
+void token_mass_many(const float *logits, uint32_t count, float max, double inverse_temperature, uint64_t *ret_masses);
+
 /* The mass of a whole row, 1 <= count <= TOKEN_MASS_VOCAB_MAX.
  * ret_blocks  NULL, or [ceil(count / TOKEN_MASS_BLOCK)], the sums of consecutive tokens
  * Cost        one pass, about 20 vectorized operations a token. */

@@ -120,12 +120,14 @@ static uint32_t keep(struct candidate *candidates, uint32_t count, uint64_t need
     uint32_t kept = 0;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t key = key_of(candidates[i].logit);
-        if (key < boundary) { continue; }
-        if (key == boundary) {
+        if (key == boundary) { /* few; the others go or stay without a branch, which would be a coin toss */
             if (above >= needed) { continue; }
             above += by_mass ? candidates[i].mass : 1;
+            candidates[kept++] = candidates[i];
+            continue;
         }
-        candidates[kept++] = candidates[i];
+        candidates[kept] = candidates[i];
+        kept += key > boundary;
     }
     return kept;
 }

@@ -15,7 +15,7 @@
 #include "base/rng.h"
 #include "model/sampler.h"
 
-enum { VOCAB_MAX = 3000, OUTPUT_MAX = 4096 };
+enum { VOCAB_MAX = 16000, OUTPUT_MAX = 4096 };
 
 static uint64_t scratch_memory[VOCAB_MAX * 3 + 64];
 static uint64_t state_memory[2][16384];
@@ -426,6 +426,38 @@ static uint32_t ref_choose(const struct sampling_params *p, const float *logits,
     return UINT32_MAX;
 }
 
+/* A large top_k over a long row, which is found by the maxima of blocks, keeps what sorting keeps, ties and -inf
+ * included: many draws choose the reference's token. */
+static void large_top_k_equals_the_naive_reference(void **unused)
+{
+    (void)unused;
+    static float logits[VOCAB_MAX];
+    struct rng rng = rng_init(78);
+    uint32_t compared = 0;
+    for (uint32_t round = 0; round < 60; round++) {
+        uint32_t vocab = VOCAB_MAX - (uint32_t)rng_below(&rng, 200);
+        double width = 0.5 + rng_unit(&rng) * 6;
+        for (uint32_t i = 0; i < vocab; i++) {
+            logits[i] = (float)((rng_unit(&rng) - 0.6) * width);
+            if (round % 3 == 0) { logits[i] = roundf(logits[i] * 4) / 4; }
+            if (round % 5 == 0 && i % 64 != 3) { logits[i] = -INFINITY; } /* as many blocks as tokens that may be had */
+        }
+        struct sampling_params params = params_with(1.5f);
+        params.seed = rng_next(&rng);
+        params.top_k = 100 + (uint32_t)rng_below(&rng, vocab / 64 + 40 - 100); /* either side of both limits */
+        struct sampler_state state = state_for(&params, no_eos, vocab, 0, 0, 0);
+        uint32_t output[4];
+        for (uint32_t step = 0; step < 4; step++) {
+            uint32_t want = ref_choose(&params, logits, vocab, NULL, 0, output, step, 0);
+            output[step] = choose(&state, logits);
+            if (want != UINT32_MAX) { assert_int_equal(output[step], want); }
+            compared += want != UINT32_MAX;
+            sampler_state_add_output(&state, output[step]);
+        }
+    }
+    assert_true(compared > 200);
+}
+
 /* Random rows and random parameters: the sampler and the reference choose the same token. */
 static void equals_the_naive_reference(void **unused)
 {
@@ -435,7 +467,7 @@ static void equals_the_naive_reference(void **unused)
     struct rng rng = rng_init(seed);
     uint32_t compared = 0, skipped = 0;
     for (uint32_t round = 0; round < 1500; round++) {
-        uint32_t vocab = 20 + (uint32_t)rng_below(&rng, round % 10 ? 150 : VOCAB_MAX - 20);
+        uint32_t vocab = 20 + (uint32_t)rng_below(&rng, round % 10 ? 150 : 2980);
         double width = 0.5 + rng_unit(&rng) * 12;
         for (uint32_t i = 0; i < vocab; i++) {
             logits[i] = (float)((rng_unit(&rng) - 0.6) * width);
@@ -578,7 +610,7 @@ int main(void)
         cmocka_unit_test(repetition_by_hand), cmocka_unit_test(frequency_and_presence_by_hand),
         cmocka_unit_test(top_k_keeps_k), cmocka_unit_test(top_p_keeps_the_shortest_run),
         cmocka_unit_test(min_p_keeps_a_share_of_the_best), cmocka_unit_test(draws_follow_the_distribution),
-        cmocka_unit_test(sequences_are_independent), cmocka_unit_test(equals_the_naive_reference),
+        cmocka_unit_test(sequences_are_independent), cmocka_unit_test(large_top_k_equals_the_naive_reference), cmocka_unit_test(equals_the_naive_reference),
         cmocka_unit_test(resume_anywhere_goes_on_the_same), cmocka_unit_test(choosing_twice_is_choosing_once),
         cmocka_unit_test(state_is_bounded),
     };

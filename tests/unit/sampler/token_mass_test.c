@@ -44,6 +44,24 @@ static void mass_is_exp(void **state)
     assert_true(token_mass_of(-31.0f, 0.0f, 1.0) == 1); /* 0.61 of a unit */
 }
 
+/* Many at once are the same integers as one by one, infinities included. */
+static void many_are_each(void **state)
+{
+    (void)state;
+    struct rng rng = rng_init(13);
+    static uint64_t masses[COUNT];
+    static const float tops[] = {30.0f, 40.5f, INFINITY};
+    for (int t = 0; t < 3; t++) {
+        fill(&rng, 30);
+        row[7] = -INFINITY;
+        if (isinf(tops[t])) { row[9] = row[4000] = INFINITY; }
+        for (uint32_t count = 1; count <= COUNT; count += 1 + count * 3 / 4) {
+            token_mass_many(row, count, tops[t], 0.37, masses);
+            for (uint32_t i = 0; i < count; i++) { assert_true(masses[i] == token_mass_of(row[i], tops[t], 0.37)); }
+        }
+    }
+}
+
 /* Infinities: -inf weighs nothing; the +inf ones share all. Extreme temperatures stay finite. */
 static void infinities_are_masses(void **state)
 {
@@ -152,7 +170,7 @@ static void log_is_log(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(mass_is_exp), cmocka_unit_test(infinities_are_masses), cmocka_unit_test(sum_is_the_sum),
+        cmocka_unit_test(mass_is_exp), cmocka_unit_test(many_are_each), cmocka_unit_test(infinities_are_masses), cmocka_unit_test(sum_is_the_sum),
         cmocka_unit_test(largest_sum_fits), cmocka_unit_test(scan_finds_best_and_nan), cmocka_unit_test(log_is_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
