@@ -55,29 +55,40 @@ static void a_config_out_of_range_is_named(void **state)
     decode_core_destroy(NULL);
 }
 
-/* Decoding, growing, preempting and computing again take no memory. */
+/* Decoding, growing, preempting, saving, loading, sliding and computing again take no memory. */
 static void steps_do_not_allocate(void **state)
 {
     (void)state;
-    struct decode_core_config config = world_config(70, 4);
-    config.prefix_cache = true;
-    struct world *world = world_open(&config);
-    uint64_t before = heap_allocations();
-    for (uint32_t i = 0; i < 4; i++) {
-        struct world_leg *leg = world_leg(world, 0, 9, 240, 60 + i);
-        leg->reserve.local_prefill = true;
-        leg->reserve.work.params.ignore_eos = true;
-        world_reserve(world, leg);
+    enum { PLAIN, CACHED, TIERED, WINDOWED, VARIANTS };
+    for (uint32_t variant = PLAIN; variant < VARIANTS; variant++) {
+        struct decode_core_config config = world_config(variant == WINDOWED ? 14 : 70, 4);
+        config.prefix_cache = variant != PLAIN;
+        config.tier_entries_max = variant == TIERED ? 300 : 0;
+        config.preempt = DECODE_PREEMPT_SWAP;
+        config.window_tokens = variant == WINDOWED ? 12 : 0;
+        config.itl_stretch_percent = variant == CACHED ? 150 : 0;
+        struct world *world = world_open(&config);
+        uint64_t before = heap_allocations();
+        for (uint32_t i = 0; i < 4; i++) {
+            struct world_leg *leg = world_leg(world, 0, 9, 240, 60 + i);
+            leg->reserve.local_prefill = true;
+            leg->reserve.work.params.ignore_eos = true;
+            world_reserve(world, leg);
+        }
+        assert_true(heap_allocations() > before); /* the counter counts */
+        before = heap_allocations();
+        uint32_t steps = 0;
+        for (; (world->plan != NULL || world->request_count > 0) && steps < 1000; steps++) {
+            if (world->plan != NULL) { world_step_done(world); }
+            if (world->request_count > 0) { world_tier_end(world, 0, true); }
+        }
+        assert_int_equal(heap_allocations(), before);
+        assert_true(steps > 400);
+        assert_true(world_stats(world).preemptions > 0);
+        if (variant == TIERED) { assert_true(world_stats(world).swaps > 0 && world_stats(world).tier_loads > 0); }
+        world_finish(world);
+        world_close(world);
     }
-    assert_true(heap_allocations() > before); /* the counter counts */
-    before = heap_allocations();
-    uint32_t steps = 0;
-    for (; world->plan != NULL && steps < 1000; steps++) { world_step_done(world); }
-    assert_int_equal(heap_allocations(), before);
-    assert_true(steps > 400);
-    assert_true(world_stats(world).preemptions > 0);
-    world_finish(world);
-    world_close(world);
 }
 
 /* Whichever allocation fails: create says so and leaks nothing, and a leg is refused. */
