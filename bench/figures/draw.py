@@ -166,9 +166,9 @@ def quality(about):
 def preempt(about):
     rows = about["rows"]
     return {"preempt": svg.bars(
-        "Twelve sequences, room for about six: what giving way costs", note(about), "how a sequence gives way", "output tokens/s",
-        ["%s\n%d gave way, %s prompt tokens" % (row["policy"], row["preemptions"], svg.number(row["prompt_tokens"])) for row in rows],
-        [("tokens/s", [row["output_tokens_s"] for row in rows])])}
+        "Twelve sequences, room for about six: text tokens computed", note(about), "how a sequence gives way", "prompt tokens computed",
+        ["%s\n%d gave way, %.0f tokens/s out" % (row["policy"], row["preemptions"], row["output_tokens_s"]) for row in rows],
+        [("prompt tokens, and outputs read again", [row["prompt_tokens"] for row in rows])], digits=0)}
 
 
 def itl(about):

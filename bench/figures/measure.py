@@ -271,7 +271,7 @@ def tiers(scratch):
                 cluster.generate(*ask)
                 if name != "pool":
                     for other in range(2):
-                        ours.load(cluster, "--requests=1", "--concurrency=1", "--input-tokens=2000", "--output-tokens=2",
+                        ours.load(cluster, "--requests=1", "--concurrency=1", "--input-tokens=1500", "--output-tokens=2",
                                   "--seed=%d" % (length + other))
                 time.sleep(1)
                 answer = cluster.generate(*ask)
