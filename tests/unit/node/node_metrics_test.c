@@ -96,7 +96,9 @@ static void published_numbers_are_scraped(void **state)
                             .blocks_quarantined = 5, .sequences_running = 7, .sequences_waiting = 2,
                             .tokens_queued = 3000, .tokens_per_s = 1500, .draining = true,
                             .cache_tokens_asked = 900, .cache_tokens_found = 600};
-    struct node_totals totals = {.prompt_tokens = 11, .generation_tokens = UINT64_C(1) << 40, .legs_finished = 3, .legs = 4};
+    struct node_totals totals = {.prompt_tokens = 11, .generation_tokens = UINT64_C(1) << 40, .legs_finished = 3, .legs = 4,
+                                 .preemptions = 9, .swaps = 4, .slot_preemptions = 2, .loads_chosen = 6, .loads_declined = 1,
+                                 .tier_tokens_loaded = 320, .load_predicted_ns = 5000000, .load_actual_ns = 6000000};
     node_metrics_publish(metrics, &load, &totals);
     stats = (struct kv_endpoint_stats){.bytes_landed = 4096, .landed = 2, .links_up = 3, .links_lost = 1, .live = 6};
     get("/metrics");
@@ -106,6 +108,14 @@ static void published_numbers_are_scraped(void **state)
     page_has("baton_prefill_backlog_seconds{model_name=\"tiny\"} 2");
     page_has("baton_kv_headroom_tokens{model_name=\"tiny\"} 560");
     page_has("baton_draining{model_name=\"tiny\"} 1");
+    page_has("baton_preemptions_total{model_name=\"tiny\",how=\"swap\"} 4");
+    page_has("baton_preemptions_total{model_name=\"tiny\",how=\"recompute\"} 5");
+    page_has("baton_preemptions_total{model_name=\"tiny\",how=\"slot\"} 2");
+    page_has("baton_kv_tier_prefixes_total{model_name=\"tiny\",choice=\"load\"} 6");
+    page_has("baton_kv_tier_prefixes_total{model_name=\"tiny\",choice=\"recompute\"} 1");
+    page_has("baton_kv_tier_tokens_loaded_total{model_name=\"tiny\"} 320");
+    page_has("baton_kv_tier_load_microseconds_total{model_name=\"tiny\",kind=\"predicted\"} 5000");
+    page_has("baton_kv_tier_load_microseconds_total{model_name=\"tiny\",kind=\"actual\"} 6000");
     page_has("vllm:prefix_cache_queries_total{model_name=\"tiny\"} 900");
     page_has("vllm:prefix_cache_hits_total{model_name=\"tiny\"} 600");
     page_has("baton_node_generation_tokens_total{model_name=\"tiny\"} 1099511627776");
