@@ -56,7 +56,9 @@ struct node_shape {
 };
 
 struct node_totals {
-    uint64_t prompt_tokens, generation_tokens, preemptions;
+    uint64_t prompt_tokens, generation_tokens;
+    uint64_t preemptions, swaps, slot_preemptions; /* swaps among the preemptions; slots given up alone beside them */
+    uint64_t loads_chosen, loads_declined, tier_tokens_loaded, load_predicted_ns, load_actual_ns; /* of the KV tiers */
     uint64_t legs_finished, legs_failed, legs_cancelled, legs_refused, late_messages, steps;
     uint32_t legs;
     bool idle; /* nothing held, nothing in flight */

@@ -16,7 +16,9 @@ enum { RUNNING, WAITING, KV_USAGE, CACHE_INFO, BLOCKS_FREE, BLOCKS_HELD, BLOCKS_
        GAUGE_COUNT };
 
 /* Counters that only grow: `seen` is what was added so far. */
-enum { PROMPT_TOKENS, GENERATION_TOKENS, PREEMPTIONS, FINISHED, FAILED, CANCELLED, REFUSED, LATE, STEPS, CACHE_ASKED, CACHE_FOUND, BYTES_LANDED,
+enum { PROMPT_TOKENS, GENERATION_TOKENS, PREEMPTIONS, FINISHED, FAILED, CANCELLED, REFUSED, LATE, STEPS, CACHE_ASKED, CACHE_FOUND,
+       GAVE_WAY_SWAP, GAVE_WAY_RECOMPUTE, GAVE_WAY_SLOT, PREFIX_LOADED, PREFIX_COMPUTED, TIER_TOKENS_LOADED,
+       LOAD_PREDICTED_US, LOAD_ACTUAL_US, BYTES_LANDED,
        BYTES_PUSHED, LANDED, XFER_FAILED, ACKED, SEND_FAILED, CRC_ERRORS, SLICES_REFUSED, LINKS_LOST, FENCES_FORCED,
        TIER_STORED_HOST, TIER_STORED_DISK, TIER_LOADED_HOST, TIER_LOADED_DISK, TIER_DROPPED_HOST, TIER_DROPPED_DISK,
        TIER_STORE_FAILED, TIER_LOAD_FAILED, TIER_CHECKSUM_FAILED, COUNTER_COUNT };
@@ -29,7 +31,7 @@ struct node_metrics {
     uint32_t block_tokens;
     struct gauge *gauges[GAUGE_COUNT];
     struct counter *counters[COUNTER_COUNT];
-    uint64_t seen[COUNTER_COUNT]; /* core thread up to CACHE_FOUND; the scrape from BYTES_LANDED on */
+    uint64_t seen[COUNTER_COUNT]; /* core thread up to LOAD_ACTUAL_US; the scrape from BYTES_LANDED on */
     _Atomic bool is_ready;
 };
 
@@ -78,6 +80,14 @@ static const struct row counter_rows[COUNTER_COUNT] = {
     [STEPS] = {"baton_engine_steps_total", "Engine steps.", NULL, NULL},
     [CACHE_ASKED] = {"vllm:prefix_cache_queries_total", "Tokens of prompts looked up in the prefix cache.", NULL, NULL},
     [CACHE_FOUND] = {"vllm:prefix_cache_hits_total", "Tokens of prompts found there or in a tier.", NULL, NULL},
+    [GAVE_WAY_SWAP] = {"baton_preemptions_total", "Sequences that gave way, by how.", "how", "swap"},
+    [GAVE_WAY_RECOMPUTE] = {"baton_preemptions_total", "Sequences that gave way, by how.", "how", "recompute"},
+    [GAVE_WAY_SLOT] = {"baton_preemptions_total", "Sequences that gave way, by how.", "how", "slot"},
+    [PREFIX_LOADED] = {"baton_kv_tier_prefixes_total", "Prefixes that lay in a tier, by what was predicted cheaper.", "choice", "load"},
+    [PREFIX_COMPUTED] = {"baton_kv_tier_prefixes_total", "Prefixes that lay in a tier, by what was predicted cheaper.", "choice", "recompute"},
+    [TIER_TOKENS_LOADED] = {"baton_kv_tier_tokens_loaded_total", "Tokens that were loaded rather than computed.", NULL, NULL},
+    [LOAD_PREDICTED_US] = {"baton_kv_tier_load_microseconds_total", "Time of loads, predicted and as it was.", "kind", "predicted"},
+    [LOAD_ACTUAL_US] = {"baton_kv_tier_load_microseconds_total", "Time of loads, predicted and as it was.", "kind", "actual"},
     [BYTES_LANDED] = {"baton_kv_bytes_total", "KV bytes moved, by direction.", "direction", "in"},
     [BYTES_PUSHED] = {"baton_kv_bytes_total", "KV bytes moved, by direction.", "direction", "out"},
     [LANDED] = {"baton_kv_transfers_total", "Transfers by end.", "outcome", "landed"},
@@ -131,6 +141,14 @@ void node_metrics_publish(struct node_metrics *metrics, const struct ctl_load *l
     take_counter(metrics, STEPS, totals->steps);
     take_counter(metrics, CACHE_ASKED, load->cache_tokens_asked);
     take_counter(metrics, CACHE_FOUND, load->cache_tokens_found);
+    take_counter(metrics, GAVE_WAY_SWAP, totals->swaps);
+    take_counter(metrics, GAVE_WAY_RECOMPUTE, totals->preemptions - totals->swaps);
+    take_counter(metrics, GAVE_WAY_SLOT, totals->slot_preemptions);
+    take_counter(metrics, PREFIX_LOADED, totals->loads_chosen);
+    take_counter(metrics, PREFIX_COMPUTED, totals->loads_declined);
+    take_counter(metrics, TIER_TOKENS_LOADED, totals->tier_tokens_loaded);
+    take_counter(metrics, LOAD_PREDICTED_US, totals->load_predicted_ns / 1000);
+    take_counter(metrics, LOAD_ACTUAL_US, totals->load_actual_ns / 1000);
 }
 
 /* The rows of one kind lie side by side, host before disk, as in enum kv_tier_kind. */
