@@ -147,7 +147,7 @@ static void print_view(const char *address, const view_t *view)
     printf("  %-10s %u of %s (%u tokens): %u free, %u held, %u cached, %u in quarantine\n", "blocks", view->blocks_total,
            bytes_text(view->block_bytes, bytes, sizeof bytes), view->block_tokens, view->blocks_free, view->blocks_held,
            view->blocks_cached, view->blocks_quarantined);
-    printf("  %-10s %" PRIu64 " of %" PRIu64 " prompt tokens found (%.1f %%), %" PRIu64 " of them in a tier; blocks: %" PRIu64
+    printf("  %-10s %" PRIu64 " of %" PRIu64 " prompt tokens found (%.1f %%), %" PRIu64 " tokens loaded from a tier; blocks: %" PRIu64
            " named, %" PRIu64 " found again, %" PRIu64 " evicted\n", "cache", view->cache_tokens_found, view->cache_tokens_asked,
            100 * share(view->cache_tokens_found, view->cache_tokens_asked), view->tier_tokens_loaded, view->blocks_published,
            view->blocks_taken, view->blocks_evicted);
