@@ -230,11 +230,6 @@ static void report(void *role, struct ctl_load *ret_load, struct node_totals *re
         .legs_refused = stats.jobs_refused,
         .late_messages = stats.late_messages,
         .steps = stats.steps,
-        .loads_chosen = stats.loads_chosen,
-        .loads_declined = stats.loads_declined,
-        .tier_tokens_loaded = stats.tier_tokens_loaded,
-        .load_predicted_ns = stats.load_predicted_ns,
-        .load_actual_ns = stats.load_actual_ns,
         .legs = stats.jobs,
         .idle = stats.idle,
     };
