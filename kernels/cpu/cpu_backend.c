@@ -387,7 +387,7 @@ status_t cpu_backend_create(const char *isa, const struct kernels_config *config
         return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
     }
     backend->set = set;
-    backend->integers = gemm_int_pick(set->isa_name);
+    backend->integers = gemm_int_pick(isa);
     backend->base = (struct kernels){.ops = &cpu_ops, .set_name = set->set_name, .isa_name = set->isa_name,
                                      .threads = config->threads, .uses_host_memory = true};
     status_t st = scratch_create(backend, diag);

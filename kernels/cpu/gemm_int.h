@@ -22,24 +22,27 @@
 #include "kernels/kernels.h"
 
 #define GEMM_INT_ROWS_MAX 252u           /* of one piece: whole tiles of 12, 6 and 3 rows */
-#define GEMM_INT_CODES_BYTES (1u << 21)  /* of a piece's rows, and 15 rows of the longest for AMX */
+#define GEMM_INT_CODES_BYTES (1u << 21)  /* of a piece's rows */
+#define GEMM_INT_CODES_ROOM (1u << 22)   /* and of up to 15 more, and a line a row, that fill up tiles of AMX */
 #define GEMM_INT_PANELS_MAX 4u           /* that share a pass over the rows */
 #define GEMM_INT_DEPTH 512u              /* inputs of a pass where there are several tiles of rows; whole blocks of groups */
 
 /* What one worker owns; contents mean nothing between jobs, save that x_* say what `codes` holds. */
 struct gemm_int_scratch {
-    uint8_t *codes;   /* GEMM_INT_CODES_BYTES, 64-byte aligned */
+    uint8_t *codes;   /* GEMM_INT_CODES_ROOM, 64-byte aligned */
     float *scales;    /* [rows], or int4: [tile][group][row of the tile] */
     int32_t *sums;    /* int4: minus the sum of a group's codes, like scales */
     void *parked;     /* [panel][row][16] unfinished sums between depths */
     const float *x;   /* NULL: nothing */
     const uint32_t *x_order;
-    uint32_t x_row_first, x_rows, x_in, x_group; /* group 0: int8 */
+    uint32_t x_row_first, x_rows, x_in, x_group; /* group 0: int8; GEMM_INT_BY_ROW: int8, row after row */
 };
+
+#define GEMM_INT_BY_ROW UINT32_MAX
 
 #define GEMM_INT_SCALES_BYTES (GEMM_INT_CODES_BYTES / 32 * 4)
 #define GEMM_INT_PARKED_BYTES ((size_t)GEMM_INT_PANELS_MAX * GEMM_INT_ROWS_MAX * 64)
-#define GEMM_INT_SCRATCH_BYTES ((size_t)GEMM_INT_CODES_BYTES + 2 * GEMM_INT_SCALES_BYTES + GEMM_INT_PARKED_BYTES)
+#define GEMM_INT_SCRATCH_BYTES ((size_t)GEMM_INT_CODES_ROOM + 2 * GEMM_INT_SCALES_BYTES + GEMM_INT_PARKED_BYTES)
 
 /* Cuts `memory` (GEMM_INT_SCRATCH_BYTES, 64-byte aligned) into a scratch that holds nothing. */
 void gemm_int_scratch_init(struct gemm_int_scratch *scratch, void *memory);
@@ -60,10 +63,15 @@ extern const struct gemm_int_set gemm_int_scalar;
 extern const struct gemm_int_set gemm_int_avx2;
 extern const struct gemm_int_set gemm_int_avxvnni;
 extern const struct gemm_int_set gemm_int_avx512vnni;
+/* int8 with more than a few rows on AMX tiles, the rest as avx512vnni; the tiles in hardware, whose use the
+ * system must have granted, or worked out in C. */
+extern const struct gemm_int_set gemm_int_amx;
+extern const struct gemm_int_set gemm_int_amx_emulated;
 #endif
 
-/* The best of this machine's among those that `isa` (a name of kernels_config) may use: scalar uses
- * scalar; avx2 what needs no AVX-512; the others all. They give equal bits. */
+/* The best of this machine's among those that `isa`, as kernels_config has it, may use: scalar uses scalar;
+ * avx2 what needs no AVX-512; avx512 and avx512bf16 no tiles; amx-emulated its namesake; the others all. They
+ * give equal bits, so this is no part of a set's name. */
 const struct gemm_int_set *gemm_int_pick(const char *isa);
 
 /* This machine's sets, best first; NULL past the last. */

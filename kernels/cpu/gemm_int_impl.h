@@ -24,7 +24,7 @@
  * products. Taking them apart once into memory for all tiles was no faster at 512 rows and slower at 16
  * (383 against 550 GOP/s): the loads cost what the operations do. */
 
-#include "kernels/quantize_x.h"
+#include "kernels/cpu/gemm_int_write.h"
 
 #if INT_WIDE
 #define INT8_TILE_ROWS 12u
@@ -45,12 +45,6 @@
 #define INT_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-static inline uint32_t int_div_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
-static inline uint32_t int_min(uint32_t a, uint32_t b) { return a < b ? a : b; }
-
-/* Rows of tile i when `rows` are dealt out to `tiles` as evenly as can be. */
-static inline uint32_t int_tile_rows(uint32_t rows, uint32_t tiles, uint32_t i) { return rows / tiles + (i < rows % tiles ? 1 : 0); }
-
 struct int_tile {
     const struct kernels_gemm *g;
     uint32_t row, panel;         /* of the tile's corner */
@@ -64,33 +58,6 @@ struct int_tile {
     unsigned char *parked;       /* [panel][row][64 bytes] */
     bool begins, ends;           /* sums begin at zero; sums are written to out */
 };
-
-/* ---- results ------------------------------------------------------------------------------- */
-
-VEC_FN vec int_bias(const struct kernels_gemm *g, uint32_t out, uint32_t count)
-{
-    float values[16] = {0};
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t at = out + i;
-        values[i] = g->bias_dtype == DTYPE_BF16  ? bf16_to_f32(((const uint16_t *)g->bias)[at])
-                    : g->bias_dtype == DTYPE_F16 ? f16_to_f32(((const uint16_t *)g->bias)[at])
-                                                 : ((const float *)g->bias)[at];
-    }
-    return vec_load(values);
-}
-
-/* out = value (+ bias) (+ out) for one row and panel. */
-VEC_FN void int_write(const struct kernels_gemm *g, uint32_t row, uint32_t out, vec value)
-{
-    uint32_t count = int_min(g->weight->n_out - out, KERNELS_PANEL);
-    float *to = g->out + (size_t)row * g->out_stride + out;
-    if (g->bias != NULL) { value = vec_add(value, int_bias(g, out, count)); }
-    if (count == KERNELS_PANEL) {
-        vec_store(to, g->accumulate ? vec_add(value, vec_load(to)) : value);
-        return;
-    }
-    vec_store_part(to, g->accumulate ? vec_add(value, vec_load_part(to, count)) : value, count);
-}
 
 /* ---- int8 ---------------------------------------------------------------------------------- */
 
@@ -159,23 +126,6 @@ static void int8_pack_row(const float *x, uint32_t n_in, uint32_t rows, uint8_t 
         if (is_finite) { quantize_codes(x + k, count, factor, INT_X8_BIAS, codes); }
         int_spread(codes, whole, rows, to + (size_t)k * rows);
     }
-}
-
-/* True where the scratch holds these rows already: q, k and v read the same. Else marks it so. */
-static bool int_is_packed(const struct kernels_gemm *g, const uint32_t *order, uint32_t row_first, uint32_t rows, uint32_t group,
-                          struct gemm_int_scratch *s)
-{
-    if (s->x == g->x && s->x_row_first == row_first && s->x_rows == rows && s->x_in == g->weight->n_in && s->x_group == group
-        && s->x_order == order) {
-        return true;
-    }
-    s->x = g->x;
-    s->x_row_first = row_first;
-    s->x_rows = rows;
-    s->x_in = g->weight->n_in;
-    s->x_group = group;
-    s->x_order = order;
-    return false;
 }
 
 static void int8_pack(const struct kernels_gemm *g, uint32_t row_first, uint32_t rows, uint32_t tiles, struct gemm_int_scratch *s)

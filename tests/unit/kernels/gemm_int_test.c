@@ -135,8 +135,12 @@ static float *run_set(const struct problem *p, const struct gemm_int_set *set, u
 static void compare_all(struct random_state *random, const struct problem *p, struct gemm_int_scratch *scratch)
 {
     float *want = run_ref(p);
-    const struct gemm_int_set *set;
-    for (uint32_t i = 0; (set = gemm_int_available(i)) != NULL; i++) {
+    const struct gemm_int_set *set, *emulated = gemm_int_pick("amx-emulated");
+    for (uint32_t i = 0; (set = gemm_int_available(i)) != NULL || emulated != NULL; i++) {
+        if (set == NULL) { /* the tiles, worked out in C, where there is AVX-512 around them */
+            set = emulated;
+            emulated = NULL;
+        }
         for (int cut = 0; cut < 3; cut++) {
             uint32_t rows = cut == 0 ? UINT32_MAX : random_range(random, 1, p->gemm.rows);
             uint32_t panels = cut == 0 ? UINT32_MAX : random_range(random, 1, kernels_matrix_panels(&p->matrix));
