@@ -118,7 +118,7 @@ void model_settle(struct model *model) { model_weights_settle(model->weights); }
 
 void model_memory(const struct model *model, uint64_t *ret_mapped_bytes, uint64_t *ret_owned_bytes)
 {
-    *ret_mapped_bytes = 0;
+    *ret_mapped_bytes = model->weights->mapped_bytes;
     *ret_owned_bytes = model->weights->owned_bytes;
 }
 

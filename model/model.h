@@ -83,8 +83,8 @@ bool model_suits_bf16(const struct model *model);
  * Returns  [MODEL_FINGERPRINT_BYTES], borrowed until model_destroy(). */
 const uint8_t *model_fingerprint(const struct model *model);
 
-/* Bytes of weights: mapped from files (shared with the page cache), which is 0 today; and held in memory
- * of our own. */
+/* Bytes of weights: mapped from a pack file (shared with the page cache and other processes of the host), and
+ * held in memory of our own. */
 void model_memory(const struct model *model, uint64_t *ret_mapped_bytes, uint64_t *ret_owned_bytes);
 
 /* How --kv-dtype is said: "auto", "f32", "bf16", "f16", "int8", "fp8_e4m3" (or "fp8"). auto is the

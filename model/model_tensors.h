@@ -36,7 +36,8 @@ struct model_weights {
     struct model_tensor final_norm, final_norm_bias;
     struct model_tensor head;       /* [vocab][hidden]; the embedding itself where tied */
     struct model_layer *layers;     /* [layer_count] */
-    uint64_t owned_bytes;           /* of all tensors */
+    uint64_t mapped_bytes;          /* of a pack file, used in place */
+    uint64_t owned_bytes;           /* of all other tensors */
     char note[320];                 /* where the matrices came from, for a log line */
     struct model_weights_storage *storage;
 };

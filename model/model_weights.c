@@ -32,7 +32,8 @@ struct model_weights_storage {
     struct weight_pack_item *items;    /* one for each destination of each matrix, in the plan's order */
     uint32_t *entry_first_item;        /* [plan.count]; of entries that are matrices */
     uint32_t item_count;
-    void *packed;                      /* all matrices */
+    void *packed;                      /* all matrices: mapped from a pack file, or memory of our own */
+    bool packed_is_mapped;
     size_t packed_bytes;
     void *vectors;                     /* all others */
     size_t vectors_bytes;
@@ -421,6 +422,7 @@ static status_t fill_matrices(struct model_weights *weights, const struct model_
         struct diag why = {{0}};
         status_t st = weight_pack_load(path, &plan, threads, &why, &storage->packed);
         if (!failed(st)) {
+            storage->packed_is_mapped = true;
             snprintf(weights->note, sizeof weights->note, "loaded %.200s", path);
             return STATUS_OK;
         }
@@ -448,7 +450,8 @@ status_t model_weights_fill(struct model_weights *weights, const struct model_we
     TRY(fill_vectors(weights, diag));
     TRY(fill_matrices(weights, options, fingerprint, diag));
     place_matrices(weights);
-    weights->owned_bytes = storage->packed_bytes + storage->vectors_bytes;
+    weights->mapped_bytes = storage->packed_is_mapped ? storage->packed_bytes : 0;
+    weights->owned_bytes = storage->vectors_bytes + storage->packed_bytes - weights->mapped_bytes;
     safetensors_close(storage->checkpoint); /* everything is copied: its pages must not count as ours */
     storage->checkpoint = NULL;
     return STATUS_OK;
@@ -463,7 +466,11 @@ void model_weights_destroy(struct model_weights *weights)
     if (storage) {
         weight_pack_saver_join(storage->saver);
         safetensors_close(storage->checkpoint);
-        huge_memory_free(storage->packed, storage->packed_bytes);
+        if (storage->packed_is_mapped) {
+            weight_pack_unload(storage->packed, storage->packed_bytes);
+        } else {
+            huge_memory_free(storage->packed, storage->packed_bytes);
+        }
         huge_memory_free(storage->vectors, storage->vectors_bytes);
         free(storage->sources);
         free(storage->items);

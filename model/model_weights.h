@@ -2,8 +2,8 @@
  * Flow:    tensor_plan -> weight_source (files, or a seed) -> [model_weights] -> forward;
  *          weight_pack keeps what was packed for the next start
  * Thread:  opening, filling and destroying on one thread, with helpers of its own; read-only afterwards.
- * Memory:  matrices in one block on 2 MiB pages, vectors in another; checkpoint files are mapped only
- *          between open and the end of fill, so that nothing is held twice. */
+ * Memory:  matrices in a mapped pack file, or packed into one block on 2 MiB pages; vectors in another; checkpoint
+ *          files are mapped only between open and the end of fill, so that nothing is held twice. */
 #ifndef BATON_MODEL_MODEL_WEIGHTS_H
 #define BATON_MODEL_MODEL_WEIGHTS_H
 
