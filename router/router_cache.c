@@ -25,7 +25,7 @@ void router_cache_node_up(struct router_core *core, struct node_entry *node)
     /* All nodes of a cluster have one block size: attaching compares. Should it change, then with all
      * of them: the requests that were named before are placed without a guess. */
     bool is_first = core->stats.nodes_prefill + core->stats.nodes_decode == 1;
-    if (is_first) { core->name_block_tokens = node->block_tokens; }
+    if (is_first || core->name_block_tokens == 0) { core->name_block_tokens = node->block_tokens; }
     if (node->block_tokens != core->name_block_tokens) { return; }
     uint32_t most = core->config.guess_blocks_max;
     if (failed(prefix_guess_create(node->block_count < most ? node->block_count : most, &node->guess))) { node->guess = NULL; }

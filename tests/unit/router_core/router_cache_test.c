@@ -128,6 +128,37 @@ static void what_cannot_be_used_is_not_looked_for(void **state)
     }
 }
 
+/* A node whose hello has no block size that makes sense is served without a guess, and spoils nobody
+ * else's; so is one whose size is another than the others'. */
+static void a_strange_block_size_spoils_nothing(void **state)
+{
+    (void)state;
+    const uint32_t strange[] = {0, 1u << 20, 8};
+    for (unsigned i = 0; i < 3; i++) {
+        struct fixture fx;
+        struct router_core_config config = config_of();
+        config.guess_blocks_max = 64;
+        open_with(&fx, config);
+        struct ctl_msg hello = {.kind = CTL_NODE_HELLO, .node_hello = {.role = NODE_ROLE_DECODE, .block_tokens = strange[i],
+                                                                       .block_count = 64, .sequences_max = 8, .node_name = "odd"}};
+        if (i < 2) { step(&fx, (struct router_event){.kind = ROUTER_EV_NODE_UP, .node = D1, .msg = &hello}); }
+        up(&fx, P0);
+        up(&fx, D0);
+        if (i == 2) { step(&fx, (struct router_event){.kind = ROUTER_EV_NODE_UP, .node = D1, .msg = &hello}); }
+        load(&fx, D0, 63, 0, false);
+        load(&fx, D1, 30, 0, false);
+        uint32_t text[TEXT_MAX];
+        fill(text, TEXT_MAX, 1);
+        ask(&fx, text, 40);
+        (void)run(&fx, D0, 1);
+        load(&fx, D0, 60, 0, false);
+        load(&fx, D1, 55, 0, false); /* more than D0 would have without what it has cached */
+        ask(&fx, text, 40);
+        assert_int_equal(placed_on(&fx), D0);
+        end(&fx);
+    }
+}
+
 /* A prefix that everybody wants is worth a queue, and not more: the decode node that has it gets the
  * first ones, the other one the next, and then has it too. */
 static void a_hot_prefix_does_not_pile_up(void **state)
@@ -296,6 +327,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_next_turn_goes_back),
         cmocka_unit_test(what_cannot_be_used_is_not_looked_for),
+        cmocka_unit_test(a_strange_block_size_spoils_nothing),
         cmocka_unit_test(a_hot_prefix_does_not_pile_up),
         cmocka_unit_test(a_prefill_node_with_the_prompt_goes_first),
         cmocka_unit_test(a_burst_of_one_prompt_spreads_out),
