@@ -117,13 +117,14 @@ bool admit_fits(struct decode_core *core, struct decode_seq *seq)
     return true;
 }
 
-/* It did not fit, and since then no block came free, none was named, and no cached one that it may
+/* It did not fit, and since then it needs no fewer blocks, no block came free, none was named, and no cached one that it may
  * have counted on was taken by others: it does not fit now. */
 static bool is_hopeless(const struct decode_core *core, const struct decode_seq *seq)
 {
     const struct admit_miss *miss = &core->miss;
     struct kv_cache_stats stats = kv_cache_stats(core->cache);
     return miss->is_set && miss->arrival == seq->leg->arrival && miss->index == seq->index &&
+           miss->live == leg_live_count(seq->leg) &&
            kv_cache_available(core->cache) <= miss->available && stats.blocks_published == miss->published &&
            stats.blocks_taken == miss->taken;
 }
@@ -135,6 +136,7 @@ static void note_miss(struct decode_core *core, const struct decode_seq *seq)
         .is_set = true,
         .arrival = seq->leg->arrival,
         .index = seq->index,
+        .live = leg_live_count(seq->leg),
         .available = kv_cache_available(core->cache),
         .published = stats.blocks_published,
         .taken = stats.blocks_taken,

@@ -126,7 +126,7 @@ struct decode_plan {
 struct admit_miss {
     bool is_set;
     uint64_t arrival;
-    uint32_t index, available;
+    uint32_t index, live, available;
     uint64_t published, taken;
 };
 

@@ -202,6 +202,26 @@ static void a_wait_ends_at_its_deadline(void **state)
     world_close(world);
 }
 
+/* One that needs less since one of its sequences was cancelled is let in at once. */
+static void a_waiting_leg_that_needs_less_is_tried_again(void **state)
+{
+    (void)state;
+    struct decode_core_config config = world_config(8, 4);
+    struct world *world = world_open(&config);
+    struct world_leg *holder = world_leg(world, 0, 19, 4, 1); /* 5 blocks */
+    world_reserve(world, holder);
+    struct world_leg *leg = world_leg(world, 0, 7, 4, 2); /* 2 blocks and one for each further sequence */
+    leg->reserve.work.params.n = 3;
+    leg->reserve.work.sequence_count = 3;
+    world_reserve(world, leg);
+    assert_false(leg->has_grant);
+    world_cancel_seq(world, leg, 2);
+    assert_true(leg->has_grant);
+    world_finish(world);
+    assert_true(world_leg_is_complete(leg));
+    world_close(world);
+}
+
 /* A leg whose client already streams waits as long as it takes, and goes before new ones. */
 static void resumed_legs_go_first_and_are_not_refused_for_load(void **state)
 {
@@ -266,6 +286,7 @@ int main(void)
         cmocka_unit_test(duplicate_reserves_are_counted_and_ignored),
         cmocka_unit_test(a_full_queue_refuses_with_a_hint),
         cmocka_unit_test(a_wait_ends_at_its_deadline),
+        cmocka_unit_test(a_waiting_leg_that_needs_less_is_tried_again),
         cmocka_unit_test(resumed_legs_go_first_and_are_not_refused_for_load),
         cmocka_unit_test(messages_of_strangers_are_ignored),
     };
