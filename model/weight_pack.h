@@ -70,9 +70,9 @@ size_t weight_pack_head_bytes(const struct weight_pack_plan *plan);
 /* Maps the data and has every page of it present, with `threads` threads.
  * ret_data  returns owned, [plan->bytes], read-only, at a page's border: weight_pack_unload()
  * Errors   NOT_FOUND (node): no file; DATA_LOSS as above; INTERNAL (node): it cannot be read.
- * Cost     0.06 to 0.18 s a GB that is in the page cache, one thread of a Zen 5. Reading it into memory of our own
- *          on 2 MiB pages was ruled out: 0.14 to 2.3 s a GB there, no faster afterwards (4 streams read 33 to 35
- *          GB/s from the mapping, 33 to 36 from 2 MiB pages), and two nodes of one host would hold it twice. */
+ * Cost     0.003 to 0.18 s a GB that is in the page cache, one thread of a Zen 5. Reading it into memory of our
+ *          own on 2 MiB pages was ruled out: 0.14 to 2.3 s a GB there, no faster afterwards (4 streams read 33 to
+ *          35 GB/s from the mapping, 33 to 36 from 2 MiB pages), and two nodes of one host would hold it twice. */
 NODISCARD status_t weight_pack_load(const char *path, const struct weight_pack_plan *plan, uint32_t threads,
                                     struct diag *diag, void **ret_data);
 
