@@ -15,6 +15,7 @@ tiers          a chat that comes back: its prefix still there, in a tier, or com
 preempt        a full pool: how the sequences that gave way come back
 quality        perplexity by number format of the cache
 itl            ITL of running streams while the same process reads a long prompt, by --itl-stretch
+interference   the same in a split, and beside llama-server: from bench/figures/data/peer.jsonl, the --out of bench/peer/compare.py
 
 Needs //router //prefill_node //decode_node //client:baton //bench/engine:engine_bench //bench/figures:all
 //bench/traces:all //bench/quality:all, and for the traces BATON_SHARED_DATA or shared/data above this folder.
@@ -328,7 +329,16 @@ def itl(scratch):
     store("itl", rows, "8 streams and one prompt of 1,000 tokens on a decode node alone, 2 threads, Qwen2.5-0.5B shape, by --itl-stretch")
 
 
-PARTS = {name: globals()[name] for name in ("cost", "fragmentation", "batching", "hits", "turns", "trace_turns", "window", "long", "tiers", "preempt", "itl", "quality")}
+def interference(scratch):
+    """Not measured here: the lines that compare.py stored."""
+    with open(os.path.join(DATA, "peer.jsonl")) as file:
+        rows = [line for line in map(json.loads, file) if line["bench"] == "interference"]
+    if not rows:
+        sys.exit("interference: bench/figures/data/peer.jsonl has no such lines: bench/peer/compare.py --rows=interference --out=FILE")
+    store("interference", rows, "bench/peer/compare.py --rows=interference, %s shape, medians of %d" % (rows[0]["shape"], rows[0]["rounds"]))
+
+
+PARTS = {name: globals()[name] for name in ("cost", "fragmentation", "batching", "hits", "turns", "trace_turns", "window", "long", "tiers", "preempt", "itl", "quality", "interference")}
 
 
 def main():

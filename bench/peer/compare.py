@@ -141,7 +141,7 @@ def engine(run):
                 run.ratios("prefill-%d-%s" % (length, name), shape, "tokens/s", [line["tokens_s"] for line in cases],
                            [rates["prefill", length] for rates in theirs], isa=cases[0].get("isa"), peer=theirs_name,
                            threads=run.args.threads, gflop_s=free_of(cases, "gflop_s"), of_fma=free_of(cases, "of_fma"),
-                           of_peak=free_of(cases, "of_peak"), read_gb_s=read, fma_gflop_s=fma,
+                           of_dot=free_of(cases, "of_dot"), read_gb_s=read, fma_gflop_s=fma,
                            probe={key: value for key, value in probes[-1].items() if key != "bench"})
 
 
@@ -162,7 +162,7 @@ def batch(run):
             cases = [ours.case(lines, "decode", batch=size) for lines in mine]
             run.ratios("decode-%d-%s" % (size, weights), shape, "tokens/s", [line["tokens_s"] for line in cases],
                        [rates[size] for rates in theirs], isa=cases[0].get("isa"), peer=theirs_name, threads=run.args.threads,
-                       gb_s=free_of(cases, "gb_s"), of_read=free_of(cases, "of_read"), of_fma=free_of(cases, "of_fma"),
+                       gb_s=free_of(cases, "gb_s"), of_read=free_of(cases, "of_read"), of_fma=free_of(cases, "of_fma"), of_dot=free_of(cases, "of_dot"),
                        step_ms=free_of(cases, "step_ms"), read_gb_s=free_of([ours.case(l, "probe") for l in mine], "read_gb_s"))
 
 
@@ -401,11 +401,11 @@ def table(lines):
 
     rows("Machine", ("", ""), [(key, value) for line in of("peer_machine") for key, value in line.items() if key != "bench"])
     rows("Beside llama.cpp, pairs taken in turn",
-         ("row", "shape", "ratio (min to max)", "floor", "ours", "theirs", "unit", "of read probe", "of FMA probe", "probe: read GB/s", "set"),
+         ("row", "shape", "ratio (min to max)", "floor", "ours", "theirs", "unit", "of the limit", "probe: read GB/s", "set"),
          [(line["row"] + (", " + line["nodes"] if "nodes" in line else ""), line["shape"],
            "**%.2f** (%.2f to %.2f)" % (line["ratio"], line["ratio_min"], line["ratio_max"]) if "ratio" in line else "",
            line.get("floor"), line["ours_median"], line.get("theirs_median"), line["unit"],
-           percent(line.get("of_read")), percent(line.get("of_fma")),
+           of_limit(line),
            line.get("read_gb_s") or line.get("probe", {}).get("read_gb_s"), line.get("isa")) for line in of("peer")])
     rows("A long prompt arrives while 8 streams run",
          ("side", "ITL p99 over undisturbed (min to max)", "undisturbed ITL p50, p99 ms", "ITL p50, p99 ms during", "longest gap ms", "TTFT of the prompt s"),
@@ -423,6 +423,21 @@ def table(lines):
          [("%s (%s)" % (line["kind"], line["trace"]), line["rate"], line["nodes"], line["goodput_per_s"],
            "%.0f, %.0f" % (line["ttft_p50_ms"], line["ttft_p90_ms"]), "%.0f, %.0f" % (line["tpot_p50_ms"], line["tpot_p90_ms"]),
            "%.0f, %.0f" % (line["input_mean"], line["output_mean"])) for line in of("goodput")])
+
+
+def of_limit(line):
+    """Share of the probe that bounds the row: reading for few rows, bf16 products (or f32 where there are none) for many. Theirs is
+    told where both sides move the same bytes or do the same sums, which is in bf16."""
+    if line["unit"] != "tokens/s":
+        return None
+    found = {"read": line.get("of_read"), "bf16 products": line.get("of_dot") or None}
+    if not found["bf16 products"]:
+        found = {"read": line.get("of_read"), "f32 products": line.get("of_fma")}
+    name, share = max(((key, value) for key, value in found.items() if value), key=lambda pair: pair[1], default=(None, None))
+    if not name:
+        return None
+    theirs = ", theirs %s" % percent(share * line["theirs_median"] / line["ours_median"]) if line.get("peer") == "bf16" and "ratio" in line else ""
+    return "%s of %s%s" % (percent(share), name, theirs)
 
 
 def percent(value):
