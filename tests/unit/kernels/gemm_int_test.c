@@ -287,12 +287,50 @@ static void values_are_those_of_the_product(void **state)
     }
 }
 
+/* kernels_gemm has the oracle's bits for every instruction set and any number of threads, also where it does
+ * both formats, and rows of x that they share, in one job. */
+static void every_backend_has_the_same_bits(void **state)
+{
+    (void)state;
+    struct random_state random = random_start("every_backend_has_the_same_bits");
+    struct isa_list isas = isa_list_all();
+    assert_true(isas.count < ISA_MAX);
+    strcpy(isas.names[isas.count++], "ref");
+    for (int round = 0; round < 6; round++) {
+        struct problem p[2];
+        const uint32_t rows = random_range(&random, 1, 30), n_in = random_range(&random, 1, 500);
+        p[0] = problem_make(&random, KERNELS_WEIGHT_INT8, rows, random_range(&random, 1, 400), n_in);
+        p[1] = problem_make(&random, KERNELS_WEIGHT_INT4, rows, random_range(&random, 1, 400), n_in);
+        p[1].gemm.x = p[0].x;
+        p[1].gemm.x_stride = p[0].gemm.x_stride;
+        float *want[2] = {run_ref(&p[0]), run_ref(&p[1])};
+        for (uint32_t i = 0; i < isas.count; i++) {
+            for (uint32_t threads = 1; threads <= 3; threads += 2) {
+                struct kernels *kernels = kernels_for(isas.names[i], strcmp(isas.names[i], "ref") == 0 ? 1 : threads);
+                float *got[2] = {out_before(&p[0]), out_before(&p[1])};
+                const struct kernels_gemm gemms[2] = {problem_gemm(&p[0], got[0]), problem_gemm(&p[1], got[1])};
+                kernels_gemm(kernels, gemms, 2);
+                for (int f = 0; f < 2; f++) {
+                    assert_same_bits(isas.names[i], got[f], want[f], p[f].out_count);
+                    free(got[f]);
+                }
+                kernels_destroy(kernels);
+            }
+        }
+        for (int f = 0; f < 2; f++) {
+            free(want[f]);
+            problem_free(&p[f]);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_bad_row_stays_alone, scratch_make, scratch_drop),
         cmocka_unit_test_setup_teardown(the_longest_sum_is_exact, scratch_make, scratch_drop),
         cmocka_unit_test(values_are_those_of_the_product),
+        cmocka_unit_test(every_backend_has_the_same_bits),
         cmocka_unit_test_setup_teardown(every_count_of_rows, scratch_make, scratch_drop),
         cmocka_unit_test_setup_teardown(many_rows, scratch_make, scratch_drop),
         cmocka_unit_test_setup_teardown(sets_have_the_oracles_bits, scratch_make, scratch_drop),
