@@ -25,6 +25,7 @@
 struct cpu_backend {
     struct kernels base; /* first */
     const struct cpu_set *set;
+    uint32_t row_step; /* rows of a whole tile of the product */
     const struct gemm_int_set *integers;
     struct pool *pool;
     struct attention_plan *attention;
@@ -168,7 +169,7 @@ static status_t pick_set(const char *isa, enum kernels_compute compute, const st
 static void cpu_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, uint32_t count)
 {
     const struct cpu_backend *backend = cpu(kernels);
-    gemm_run(backend->set, backend->integers, backend->pool, backend->scratch, gemms, count);
+    gemm_run(backend->set, backend->row_step, backend->integers, backend->pool, backend->scratch, gemms, count);
 }
 
 static uint32_t div_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
@@ -387,6 +388,7 @@ status_t cpu_backend_create(const char *isa, const struct kernels_config *config
         return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
     }
     backend->set = set;
+    backend->row_step = strncmp(set->isa_name, "amx", 3) == 0 ? 32 : 6; /* 2 x 16, or the register tiles */
     backend->integers = gemm_int_pick(isa);
     backend->base = (struct kernels){.ops = &cpu_ops, .set_name = set->set_name, .isa_name = set->isa_name,
                                      .threads = config->threads, .uses_host_memory = true};

@@ -57,6 +57,8 @@ struct amx_pass {
     const struct kernels_gemm *g;
     uint32_t row, out;
     uint32_t rows[2];            /* real ones of each row tile */
+    const unsigned char *ask;    /* of blocks: weights to fetch into L2 on the way, ask_lines a tile of depth */
+    uint32_t ask_lines;
 };
 
 VEC_FN void amx_finish(const struct amx_pass *p, uint32_t row_tile, uint32_t panel, const float *sums)
@@ -112,7 +114,7 @@ VEC_FN void amx_pass_few(const struct amx_pass *p, const bool four)
 /* Two row tiles (or the first alone) against 2 panels (or 1). */
 VEC_FN void amx_pass_block(const struct amx_pass *p, const bool two_rows, const bool two_panels, const bool streams)
 {
-    const unsigned char *w = p->weight, *x = p->x, *x1 = x + AMX_ROWS * p->x_stride, *w1 = w + p->panel_stride;
+    const unsigned char *w = p->weight, *x = p->x, *x1 = x + AMX_ROWS * p->x_stride, *w1 = w + p->panel_stride, *ask = p->ask;
     if (p->first) {
         amx_zero(0);
         if (two_panels) { amx_zero(1); }
@@ -129,6 +131,9 @@ VEC_FN void amx_pass_block(const struct amx_pass *p, const bool two_rows, const 
         if (streams) {
             amx_ask(w);
             if (two_panels) { amx_ask(w1); }
+        } else {
+            for (uint32_t i = 0; i < p->ask_lines; i++) { __builtin_prefetch(ask + 64 * i, 0, 2); }
+            ask += 64 * p->ask_lines;
         }
         amx_load(6, w, 64);
         amx_dot_bf16(0, 4, 6);
@@ -190,6 +195,16 @@ static void amx_piece_stream(const struct set_gemm_piece *piece, size_t panel_by
     }
 }
 
+/* Pass `pass` of `passes` over a block asks for its share of the next block's two panels: a quarter in each of
+ * the first four passes, or half in each of two. Without it the first pass over a block would wait for memory. */
+static void amx_share(struct amx_pass *p, const unsigned char *next, uint32_t pass, uint32_t passes)
+{
+    const uint32_t shares = passes >= 4 ? 4 : 2;
+    p->ask_lines = next != NULL && pass < shares ? AMX_TILE_BYTES / 64 * 2 / shares : 0;
+    p->ask = p->ask_lines == 0 ? p->weight : next + pass * 2 / shares * p->panel_stride;
+    if (p->ask_lines != 0 && shares == 4) { p->ask += pass % 2 * (AMX_DEPTH / 2) * AMX_TILE_BYTES; }
+}
+
 static void amx_piece_blocks(const struct set_gemm_piece *piece, size_t panel_bytes, uint32_t tiles, struct amx_pass *p)
 {
     const uint32_t row_tiles = (piece->rows + AMX_ROWS - 1) / AMX_ROWS;
@@ -206,12 +221,16 @@ static void amx_piece_blocks(const struct set_gemm_piece *piece, size_t panel_by
             const bool two_panels = i + 1 < piece->panels;
             p->out = (piece->panel_first + i) * KERNELS_PANEL;
             p->weight = gemm_panel(piece->g, piece->panel_first + i, panel_bytes) + (size_t)tile * AMX_TILE_BYTES;
+            const unsigned char *next = i + 2 < piece->panels ? p->weight + 2 * panel_bytes
+                                      : p->last               ? NULL
+                                                              : gemm_panel(piece->g, piece->panel_first, panel_bytes) + (size_t)(tile + AMX_DEPTH) * AMX_TILE_BYTES;
             for (uint32_t r = 0; r < row_tiles; r += 2, p->sums += 1024) {
                 const uint32_t done = r * AMX_ROWS, left = piece->rows - done;
                 p->row = piece->row_first + done;
                 p->rows[0] = left < AMX_ROWS ? left : AMX_ROWS;
                 p->rows[1] = left < AMX_ROWS ? 0 : left - AMX_ROWS < AMX_ROWS ? left - AMX_ROWS : AMX_ROWS;
                 p->x = x + done * p->x_stride + (size_t)tile * 2 * AMX_INPUTS;
+                amx_share(p, next, r / 2, (row_tiles + 1) / 2);
                 amx_block(p, r + 1 < row_tiles, two_panels);
             }
         }

@@ -50,19 +50,22 @@ static void piece_run(const void *arg, uint32_t worker, uint32_t piece)
     }
 }
 
-/* Rows of x that fit the pack at the widest a set may store them, in multiples of a tile's 6. */
-static uint32_t block_rows(const struct kernels_gemm *g)
+/* Rows of x that fit the pack at the widest a set may store them, in whole tiles: multiples of row_step, or of 6
+ * where not even one fits. */
+static uint32_t block_rows(const struct kernels_gemm *g, uint32_t row_step)
 {
     if (is_integer(g)) { return div_up(g->rows, div_up(g->rows, gemm_int_rows_max(g->weight))); }
     size_t row_bytes = ((size_t)g->weight->n_in + 31) / 32 * 32 * sizeof(float) + 64;
-    size_t fit = SET_GEMM_PACK_BYTES / row_bytes / 6 * 6;
+    size_t fit = SET_GEMM_PACK_BYTES / row_bytes;
     uint32_t rows_max = fit < SET_GEMM_ROWS_MAX ? (uint32_t)fit : SET_GEMM_ROWS_MAX;
+    if (rows_max < row_step) { row_step = 6; }
+    rows_max = rows_max / row_step * row_step;
     uint32_t rows = div_up(g->rows, div_up(g->rows, rows_max));
-    return rows <= SET_GEMM_PACK_ROWS_MIN ? rows : min_u32(div_up(rows, 6) * 6, rows_max);
+    return rows <= SET_GEMM_PACK_ROWS_MIN ? rows : min_u32(div_up(rows, row_step) * row_step, rows_max);
 }
 
-void gemm_run(const struct cpu_set *set, const struct gemm_int_set *integers, struct pool *pool, struct set_scratch *scratch,
-              const struct kernels_gemm *gemms, uint32_t count)
+void gemm_run(const struct cpu_set *set, uint32_t row_step, const struct gemm_int_set *integers, struct pool *pool,
+              struct set_scratch *scratch, const struct kernels_gemm *gemms, uint32_t count)
 {
     const uint32_t threads = pool_threads(pool);
     while (count != 0) {
@@ -78,7 +81,7 @@ void gemm_run(const struct cpu_set *set, const struct gemm_int_set *integers, st
             if (g->rows == 0) { continue; }
             CHECK(is_integer(g) || set->gemm[g->weight->format] != NULL);
             struct gemm_plan *plan = &job.plans[job.plan_count++];
-            *plan = (struct gemm_plan){.g = g, .rows = block_rows(g), .panel_total = kernels_matrix_panels(g->weight), .piece_first = pieces};
+            *plan = (struct gemm_plan){.g = g, .rows = block_rows(g, row_step), .panel_total = kernels_matrix_panels(g->weight), .piece_first = pieces};
             plan->panels = plan->rows <= SET_GEMM_PACK_ROWS_MIN ? panels : min_u32(panels, SET_GEMM_PANELS_MAX);
             plan->panel_parts = div_up(plan->panel_total, plan->panels);
             pieces += div_up(g->rows, plan->rows) * plan->panel_parts;
