@@ -13,7 +13,7 @@ mkdir -p "$out"
 
 if [ -z "${BATON_BIN:-}" ]; then
     bazel build //router //prefill_node //decode_node //client:baton //bench/engine:engine_bench \
-        //bench/kernels:kernels_bench //bench/transfer:transfer_bench //bench/rpc:rpc_bench || exit 1
+        //bench/kernels:kernels_bench //bench/transfer:transfer_bench //bench/rpc:rpc_bench //bench/router:router_bench || exit 1
     export BATON_BIN=$PWD/bazel-bin
 fi
 
@@ -46,6 +46,7 @@ for threads in 1 2; do
 done
 part transfer "$BATON_BIN/bench/transfer/transfer_bench" --rounds=$rounds --slices=65536,4096
 part rpc "$BATON_BIN/bench/rpc/rpc_bench"
+part router "$BATON_BIN/bench/router/router_bench"
 for name in push router decode trace ready sizes; do
     part "split-$name" python3 bench/split_bench.py $name $flag
 done

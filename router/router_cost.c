@@ -95,8 +95,7 @@ static double wait_for_tokens(const struct router_core *core, const struct leg *
     uint32_t missing = router_leg_tokens(leg) - cached_tokens;
     uint32_t local_max = router_cost_local_max(core, leg, index, cached_tokens, remote_s);
     if (core->config.local_prefill_tokens > local_max) { local_max = core->config.local_prefill_tokens; }
-    double local_s = (local_queue(node) + missing) / local_rate(core, node);
-    if (remote_s < 0 || missing <= local_max) { return local_s; }
+    if (remote_s < 0 || missing <= local_max) { return (local_queue(node) + missing) / local_rate(core, node); }
     return remote_s + (double)missing * (double)core->handover_token_ns / 1e9;
 }
 
