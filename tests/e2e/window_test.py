@@ -17,7 +17,7 @@ from cluster import Cluster, find_model  # noqa: E402
 
 DUMMY = ["--load=dummy"]
 REMOTE = ["--local-prefill-tokens=0"]
-GREEDY = ["--temperature=0"]
+SAMPLED = ["--temperature=1", "--seed=9"]  # random weights say the same word again and again when greedy
 WINDOW = 64
 HELD = 'state="held"'
 
@@ -41,7 +41,7 @@ def words(count, which):
 
 
 def flags(prompt, tokens):
-    return ["--tokens=" + ",".join(map(str, prompt)), "--max-tokens=%d" % tokens, "--ignore-eos", *GREEDY]
+    return ["--tokens=" + ",".join(map(str, prompt)), "--max-tokens=%d" % tokens, "--ignore-eos", *SAMPLED]
 
 
 class Watch:
