@@ -27,7 +27,9 @@ static void audit_seq(const struct decode_core *core, const struct decode_seq *s
 {
     const struct decode_leg *leg = seq->leg;
     const struct list *lists[SEQ_STATE_COUNT] = {
-        [SEQ_LOADING] = &core->loading, [SEQ_SWAPPING] = &core->swapping, [SEQ_GRANTED] = &core->granted, [SEQ_READY] = &core->ready, [SEQ_RUNNING] = &core->running};
+        [SEQ_LOADING] = &core->loading, [SEQ_SWAPPING] = &core->swapping, [SEQ_GRANTED] = &core->granted,
+        [SEQ_READY] = &core->ready,     [SEQ_RUNNING] = &core->running,
+    };
     if (seq->state == SEQ_WAITING) {
         CHECK(seq->list == &core->preempted || seq->list == &core->resumed || seq->list == &core->fresh);
         CHECK(seq->block_count == 0);

@@ -49,9 +49,9 @@ status_t decode_core_create(const struct decode_core_config *config, struct deco
     step->sample_slots = calloc(batch_max, sizeof *step->sample_slots);
     step->tokens = calloc(config->step_rows_max, sizeof *step->tokens);
     if (core->eos_tokens == NULL || core->slots_free == NULL || core->logprobs == NULL ||
-        core->audit_owners == NULL || core->victim_refs == NULL || core->block_text == NULL || step->opens == NULL || step->copies == NULL || step->spans == NULL ||
-        step->span_seqs == NULL || step->sample_seqs == NULL || step->copy_seqs == NULL ||
-        step->sample_slots == NULL || step->tokens == NULL) {
+        core->audit_owners == NULL || core->victim_refs == NULL || core->block_text == NULL ||
+        step->opens == NULL || step->copies == NULL || step->spans == NULL || step->span_seqs == NULL ||
+        step->sample_seqs == NULL || step->copy_seqs == NULL || step->sample_slots == NULL || step->tokens == NULL) {
         goto fail;
     }
     struct kv_cache_config cache = {.block_count = config->block_count, .is_enabled = config->prefix_cache};

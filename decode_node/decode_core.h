@@ -22,12 +22,11 @@
  * With KV tiers, what eviction would give away next is saved ahead of time, preempted sequences save
  * what they hold, and what lies in a tier is loaded where that is cheaper than to compute it again.
  *
- * Parts: decode_state.h (the tables), decode_reserve.c (what is taken), decode_leg.c (one leg's
- * life), decode_admit.c (blocks and slots), decode_preempt.c (who gives way), decode_prefix.c (the prefix
- * cache), decode_tier.c (the tiers below it), decode_window.c
- * (sliding windows), decode_batch.c (steps),
- * decode_pace.c (how long they may take), decode_stats.c, decode_audit.c,
- * decode_core.c (events).
+ * Parts: decode_state.h (the tables), decode_reserve.c (what is taken), decode_leg.c (one leg's life),
+ * decode_admit.c (blocks and slots), decode_preempt.c (who gives way), decode_prefix.c (the prefix cache),
+ * decode_tier.c (the tiers below it), decode_window.c (sliding windows), decode_batch.c (steps),
+ * decode_pace.c (how long they may take), decode_stats.c, decode_inspect.c and decode_audit.c (what is
+ * seen of it), decode_core.c (events).
  * Source: continuous batching, Orca (OSDI 2022); paged blocks, arXiv 2309.06180. */
 #ifndef BATON_DECODE_NODE_DECODE_CORE_H
 #define BATON_DECODE_NODE_DECODE_CORE_H

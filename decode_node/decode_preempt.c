@@ -68,8 +68,8 @@ void preempt_for_priority(struct decode_core *core, const struct decode_seq *seq
     if (coming >= needed || !weaker_would_do(core, seq, needed - coming)) { return; }
     while (kv_cache_available(core->cache) + tier_blocks_coming(core) < needed) {
         struct decode_seq *victim = weakest_holder(core);
-        CHECK(victim != NULL);
-        CHECK(is_weaker(victim, seq));
+        /* What was coming may stay with a sequence that shares it; then it takes more than was counted. */
+        if (victim == NULL || !is_weaker(victim, seq)) { return; }
         preempt(core, victim);
     }
 }
@@ -91,7 +91,8 @@ static bool weaker_would_do(struct decode_core *core, const struct decode_seq *s
         for (struct list_link *link = list_last(holders[i]); link != NULL; link = list_previous(holders[i], link)) {
             const struct decode_seq *victim = seq_of(link);
             if (!is_weaker(victim, seq)) { break; }
-            for (uint32_t b = victim->block_first; b < victim->block_count; b++) { core->victim_refs[victim->blocks[b]] = 0; }
+            uint32_t *blocks = seq_own_blocks(victim);
+            for (uint32_t b = 0; b < seq_own_count(victim); b++) { core->victim_refs[blocks[b]] = 0; }
         }
     }
     return freed >= missing;

@@ -19,7 +19,8 @@ uint32_t seq_take_cached(struct decode_core *core, struct decode_seq *seq)
 {
     CHECK(seq->block_count == 0);
     CHECK(seq->published == 0);
-    uint32_t most = core->config.prefix_cache && prefix_is_wanted(seq->leg) ? (seq_total(seq) - 1) / core->config.block_tokens : 0;
+    bool is_wanted = core->config.prefix_cache && prefix_is_wanted(seq->leg);
+    uint32_t most = is_wanted ? (seq_total(seq) - 1) / core->config.block_tokens : 0;
     uint32_t found = core->config.window_tokens == 0 ? take_cached(core, seq, most) : take_windowed(core, seq, most);
     seq->published = found;
     seq->block_count = found > seq->block_first ? found : seq->block_first;

@@ -174,7 +174,8 @@ static void any_order_of_events_keeps_blocks_and_tokens(void **state)
     }
     if (count < 100) { return; }
     /* Or it tests no cache and no tiers. */
-    printf("found %llu loaded %llu swapped %llu\n", (unsigned long long)found, (unsigned long long)loaded, (unsigned long long)swapped);
+    printf("found %llu loaded %llu swapped %llu\n", (unsigned long long)found, (unsigned long long)loaded,
+           (unsigned long long)swapped);
     assert_true(found > 20 * count);
     assert_true(loaded > count / 4);
     assert_true(swapped > count / 8);

@@ -90,8 +90,9 @@ static uint32_t next_token(const struct world *world, const struct world_leg *le
 {
     const struct ctl_work *work = &leg->reserve.work;
     uint32_t count = leg->output_count[index];
-    uint32_t token = kv_model_next_in_window(world->config.window_tokens, WORLD_VOCAB, &work->params, work->sequence_first + index, work->prompt,
-                                   work->prompt_count, leg->output[index], count);
+    uint32_t token = kv_model_next_in_window(world->config.window_tokens, WORLD_VOCAB, &work->params,
+                                             work->sequence_first + index, work->prompt, work->prompt_count,
+                                             leg->output[index], count);
     struct eos_tokens eos = {.token = &world_eos, .count = 1};
     enum stop_verdict verdict =
         stop_rules_decide(&work->params, eos, token, count + 1, work->prompt_count + count + 1, 400);
@@ -261,7 +262,8 @@ static void take_message(struct world *world, const struct decode_action *action
         for (uint32_t i = 0; i < msg->prompt_logprobs.count; i++) {
             CHECK(msg->prompt_logprobs.first + i == leg->logprob_next);
             CHECK(leg->logprob_next < leg->reserve.work.prompt_count);
-            CHECK(msg->prompt_logprobs.entries[i].logprob == kv_model_prompt_logprob_in_window(world->config.window_tokens, leg->prompt, leg->logprob_next));
+            CHECK(msg->prompt_logprobs.entries[i].logprob ==
+                  kv_model_prompt_logprob_in_window(world->config.window_tokens, leg->prompt, leg->logprob_next));
             leg->logprob_next++;
         }
         break;
@@ -402,8 +404,8 @@ void world_land(struct world *world, struct world_leg *leg)
             .leg = leg->id,
             .sequence = sequence,
             .position = work->output_count,
-            .token = kv_model_next_in_window(world->config.window_tokens, WORLD_VOCAB, &work->params, sequence, work->prompt, work->prompt_count, leg->given,
-                                   work->output_count),
+            .token = kv_model_next_in_window(world->config.window_tokens, WORLD_VOCAB, &work->params, sequence,
+                                             work->prompt, work->prompt_count, leg->given, work->output_count),
         };
     }
     world_event(world, &(struct decode_event){.kind = DECODE_EV_XFER_LANDED,
