@@ -225,6 +225,7 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
             .slot_count = SLOTS_MAX,
             .transfer_stall_ns = XFER_LEASE_NS,
             .prefix_cache = world->features.prefill_prefix_cache,
+            .window_tokens = world->window_tokens,
             .tier_entries_max = node->tier.is_on ? node->tier.entries_max[KV_TIER_HOST] + node->tier.entries_max[KV_TIER_DISK] : 0,
             .eos_count = 1,
             .eos_tokens = sim_eos_tokens,
@@ -243,6 +244,8 @@ void sim_node_start(struct sim_world *world, struct sim_node *node)
             .eos_tokens = sim_eos_tokens,
             .lease_ns = XFER_LEASE_NS + NS_PER_S,
             .prefix_cache = world->features.prefix_cache,
+            .window_tokens = world->window_tokens,
+            .itl_stretch_percent = world->features.itl_stretch_percent,
             .tier_entries_max = node->tier.is_on ? node->tier.entries_max[KV_TIER_HOST] + node->tier.entries_max[KV_TIER_DISK] : 0,
             .preempt = (enum decode_preempt)world->features.preempt,
         };

@@ -35,6 +35,10 @@ static void plan_features(struct sim_world *world)
     features->predict_local = features->guess_blocks_max > 0 && sim_chance(world, 500);
     features->itl_stretch_percent = sim_chance(world, 400) ? sim_pick(world, 100, 300) : 0;
     features->preempt = sim_pick(world, 0, 2);
+    if (sim_chance(world, 200)) {
+        world->window_tokens = sim_pick(world, 2, 40);
+        features->has_tiers = false; /* a node uses one or the other */
+    }
     for (uint32_t i = 0; i < NODES_MAX && features->has_tiers; i++) {
         struct sim_tier *tier = &world->nodes[i].tier;
         tier->entries_max[KV_TIER_HOST] = sim_chance(world, 800) ? sim_pick(world, 1, 40) : 0;

@@ -3,6 +3,7 @@
 A chat is played by token ids: each turn's prompt is the one before, its whole answer, and some new
 words. The reference is one decode node alone that never saw a turn before.
 """
+import json
 import os
 import sys
 import unittest
@@ -218,6 +219,41 @@ class Cache(unittest.TestCase):
                 for turn in range(3):
                     self.assertEqual(ask(alone, prompt, *GREEDY)["token_ids"], chat["got"][turn], "chat %d turn %d" % (i, turn))
                     prompt = prompt + chat["got"][turn] + words(9, 200 + turn)
+
+
+class Inspection(unittest.TestCase):
+    def kv(self, cluster, *flags):
+        got = cluster.run("kv", "--json", *flags)
+        self.assertEqual(got.returncode, 0, got.stderr)
+        return {node["name"]: node for node in json.loads(got.stdout)["nodes"]}
+
+    def test_baton_kv_says_who_holds_what(self):
+        with Cluster(1, 1, router_flags=REMOTE) as cluster:
+            ask(cluster, words(100, 1), *GREEDY)
+            cluster.wait_idle()
+            for node in self.kv(cluster).values():
+                self.assertEqual(node["holders"], [])
+                self.assertEqual(node["blocks_cached"] + node["blocks_free"], node["blocks_total"])
+            for _ in range(10):  # the model is so small that a stream may be over before we look
+                streams = [cluster.stream("--quiet", "--prompt=A", "--max-tokens=1900", "--ignore-eos", "--priority=%d" % p) for p in (-1, 3)]
+                for stream in streams:
+                    self.assertTrue(stream.stdout.read(20))
+                node = self.kv(cluster, "--blocks")["decode-0"]
+                for stream in streams:
+                    stream.communicate(timeout=60)
+                if len(node["holders"]) == 2:
+                    break
+            self.assertEqual(node["blocks_free"] + node["blocks_held"] + node["blocks_cached"] + node["blocks_quarantined"], node["blocks_total"])
+            self.assertEqual(sorted(holder["priority"] for holder in node["holders"]), [-1, 3])
+            held = [block for holder in node["holders"] for block in holder["blocks"]]
+            self.assertEqual(len(held), len(set(held)))
+            self.assertEqual(len(held), node["blocks_held"])
+            for holder in node["holders"]:
+                self.assertEqual(len(holder["blocks"]), holder["block_count"])
+                self.assertGreaterEqual(holder["block_count"], blocks(holder["tokens"]))
+            got = cluster.run("kv", "--node=127.0.0.1:1")
+            self.assertNotEqual(got.returncode, 0)
+            self.assertIn("127.0.0.1:1", got.stderr + got.stdout)
 
 
 if __name__ == "__main__":
