@@ -5,10 +5,13 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 
 /* More than a core has under way (sched/tier_desk.h), so that a refusal is a rare thing. */
 #define QUEUE_MAX 512u
+
+#define LOG_PAUSE_NS (10 * NS_PER_S)
 
 struct tier_service {
     struct tier_service_config config;
@@ -18,11 +21,26 @@ struct tier_service {
     uint32_t found_count, found_max, found_next;
     struct kv_tier_event refused[QUEUE_MAX]; /* a ring */
     uint32_t refused_first, refused_count;
+    uint64_t failures, failure_logged_ns; /* the tiers' thread */
 };
+
+/* A failure is lived with, by computing again; a disk that goes on failing is one line in ten seconds. */
+static void log_failure(struct tier_service *service, const struct kv_tier_event *event)
+{
+    uint64_t now_ns = clock_now_ns();
+    service->failures++;
+    if (service->failure_logged_ns != 0 && now_ns < service->failure_logged_ns + LOG_PAUSE_NS) { return; }
+    LOGF(LOG_WARN, "kv_tier_failed", "what=%s code=%s cause=%d failures=%" PRIu64, event->kind == KV_TIER_LOAD_FAILED ? "load" : "store",
+         status_code_name(event->status.code), event->status.cause, service->failures);
+    service->failure_logged_ns = now_ns;
+}
 
 static void on_event(void *user, const struct kv_tier_event *event)
 {
     struct tier_service *service = user;
+    bool is_failure = event->kind == KV_TIER_STORE_FAILED || event->kind == KV_TIER_LOAD_FAILED;
+    /* Not found: it was given up on its way to us, which is how a full tier works. */
+    if (is_failure && event->status.code != ST_NOT_FOUND) { log_failure(service, event); }
     if (service->is_open) {
         service->config.post(service->config.user, event);
         return;
@@ -67,7 +85,9 @@ static void log_open(struct tier_service *service)
 {
     struct kv_tier_stats stats;
     kv_tier_stats_get(service->tier, &stats);
-    LOGF(LOG_INFO, "kv_tiers", "host_blocks=%" PRIu64 " disk_blocks=%" PRIu64 " disk_io=%s direct=%s disk_file=\"%s\" found=%" PRIu64,
+    /* Whoever changed a model or a size should not wonder where the cache has gone. */
+    enum log_level level = strncmp(stats.disk_state, "reset", 5) == 0 ? LOG_WARN : LOG_INFO;
+    LOGF(level, "kv_tiers", "host_blocks=%" PRIu64 " disk_blocks=%" PRIu64 " disk_io=%s direct=%s disk_file=\"%s\" found=%" PRIu64,
          stats.entries_max[KV_TIER_HOST], stats.entries_max[KV_TIER_DISK], stats.disk_io[0] ? stats.disk_io : "none",
          stats.is_disk_direct ? "yes" : "no", stats.disk_state, stats.found);
 }
