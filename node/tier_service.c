@@ -86,8 +86,10 @@ static void log_open(struct tier_service *service)
     struct kv_tier_stats stats;
     kv_tier_stats_get(service->tier, &stats);
     /* Whoever changed a model or a size should not wonder where the cache has gone. */
-    enum log_level level = strncmp(stats.disk_state, "reset", 5) == 0 ? LOG_WARN : LOG_INFO;
-    LOGF(level, "kv_tiers", "host_blocks=%" PRIu64 " disk_blocks=%" PRIu64 " disk_io=%s direct=%s disk_file=\"%s\" found=%" PRIu64,
+    if (strncmp(stats.disk_state, "reset", 5) == 0) {
+        LOGF(LOG_WARN, "kv_tier_reset", "file=\"%s\" why=\"%s\"", service->config.flags->kv_disk_path, stats.disk_state);
+    }
+    LOGF(LOG_INFO, "kv_tiers", "host_blocks=%" PRIu64 " disk_blocks=%" PRIu64 " disk_io=%s direct=%s disk_file=\"%s\" found=%" PRIu64,
          stats.entries_max[KV_TIER_HOST], stats.entries_max[KV_TIER_DISK], stats.disk_io[0] ? stats.disk_io : "none",
          stats.is_disk_direct ? "yes" : "no", stats.disk_state, stats.found);
 }
