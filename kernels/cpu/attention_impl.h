@@ -66,12 +66,12 @@ struct att_state {
     uint32_t tile_first, tile_end;
     const unsigned char *k[ATT_TILES]; /* rows of 64 bytes */
     const unsigned char *v[ATT_TILES]; /* rows of 4 * dim_up bytes */
-    const unsigned char *k_ahead[ATT_TILES]; /* the same of the next step as it lies in the pool; where there is none, */
-    const unsigned char *v_ahead[ATT_TILES]; /* anything that may be asked for */
+    const unsigned char *k_ahead[ATT_TILES], *v_ahead[ATT_TILES]; /* of the next step, as it lies in the pool */
     const unsigned char *scales[ATT_TILES];
     uint32_t from[SET_QUERIES_MAX], to[SET_QUERIES_MAX]; /* visible tokens of the step; to == 0: none */
     bool whole;                        /* every query sees all of it */
-    bool asks;                         /* for what lies ahead, while it works */
+    bool wide;                         /* K and V do not lie in one of the two forms in the pool */
+    bool asks, asks_wide;              /* for what lies ahead: while multiplying, or while widening */
 };
 
 /* 2^x for x <= 2^7, 1.5 ulp; below 2^-125 it is about 2^-125. NaN stays NaN, 2^0 is exactly 1. The
@@ -351,24 +351,40 @@ VEC_FN vec att_load(enum dtype dtype, const unsigned char *p, uint32_t count)
     return dtype == DTYPE_INT8 ? vec_load_int8(p) : vec_load_fp8_small(p);
 }
 
+/* Asks for the line at ahead + at, where one begins. 16 values are a line at most, so each is asked for once. */
+VEC_FN void att_ask(const unsigned char *ahead, size_t at)
+{
+    if (ahead != NULL && at % 64 == 0) { __builtin_prefetch(ahead + at, 0, 3); }
+}
+
 /* K of one tile in the state's form. */
-VEC_FN void att_widen_k(const struct att_state *st, const unsigned char *k, unsigned char *to, const enum dtype dtype)
+VEC_FN void att_widen_k(const struct att_state *st, const unsigned char *k, const unsigned char *ahead, unsigned char *to,
+                        const enum dtype dtype)
 {
     const size_t row = (size_t)16 * dtype_bytes(dtype);
-#if ATT_PAIR_IS_DOT
-    if (st->form == ATT_PAIR) {
+    if (dtype != DTYPE_F16) {
         for (uint32_t d = 0; d < st->dim; d += 2, to += 64) {
+            att_ask(ahead, d * row);
             vec_store_pairs(to, att_load(dtype, k + d * row, 16), att_load(dtype, k + (d + 1) * row, 16));
         }
         return;
     }
-#endif
-    for (uint32_t d = 0; d < st->dim; d++) { vec_store((float *)(void *)(to + (size_t)d * 64), att_load(dtype, k + d * row, 16)); }
+    for (uint32_t d = 0; d < st->dim; d++) {
+        att_ask(ahead, d * row);
+        vec_store((float *)(void *)(to + (size_t)d * 64), att_load(dtype, k + d * row, 16));
+    }
+}
+
+/* 16 values of V of one token, of which dim - d or more are there; 0 where it is hidden. */
+VEC_FN vec att_load_v(const struct att_state *st, const unsigned char *row, uint32_t d, const enum dtype dtype, bool is_seen)
+{
+    if (!is_seen) { return vec_zero(); }
+    return att_load(dtype, row + (size_t)d * dtype_bytes(dtype), st->dim - d < 16 ? st->dim - d : 16);
 }
 
 /* V of tokens from .. to-1 of one tile in the state's form; 0 for the others. */
-VEC_FN void att_widen_v(const struct att_state *st, const unsigned char *v, unsigned char *out, const enum dtype dtype,
-                        uint32_t from, uint32_t to)
+VEC_FN void att_widen_v(const struct att_state *st, const unsigned char *v, const unsigned char *ahead, unsigned char *out,
+                        const enum dtype dtype, uint32_t from, uint32_t to)
 {
     const size_t row = (size_t)st->dim * dtype_bytes(dtype);
     if (dtype == DTYPE_BF16) { /* pairs already: bits of the hidden ones go */
@@ -380,46 +396,71 @@ VEC_FN void att_widen_v(const struct att_state *st, const unsigned char *v, unsi
         }
         return;
     }
-#if ATT_PAIR_IS_DOT
-    if (st->form == ATT_PAIR) {
+    const bool whole = from == 0 && to == 16 && st->dim % 16 == 0;
+    if (dtype == DTYPE_INT8 || dtype == DTYPE_FP8_E4M3) {
         for (uint32_t t = 0; t < 16; t += 2) {
+            const unsigned char *even = v + t * row, *odd = even + row;
+            unsigned char *pairs = out + (size_t)t / 2 * st->dim_up * 4;
             for (uint32_t d = 0; d < st->dim; d += 16) {
-                uint32_t count = st->dim - d < 16 ? st->dim - d : 16;
-                vec even = t >= from && t < to ? att_load(dtype, v + t * row + d, count) : vec_zero();
-                vec odd = t + 1 >= from && t + 1 < to ? att_load(dtype, v + (t + 1) * row + d, count) : vec_zero();
-                vec_store_pairs(out + ((size_t)t / 2 * st->dim_up + d) * 4, even, odd);
+                att_ask(ahead, t * row + d);
+                att_ask(ahead, (t + 1) * row + d);
+                if (whole) {
+                    vec_store_pairs(pairs + d * 4u, att_load(dtype, even + d, 16), att_load(dtype, odd + d, 16));
+                } else {
+                    vec_store_pairs(pairs + d * 4u, att_load_v(st, even, d, dtype, t >= from && t < to),
+                                    att_load_v(st, odd, d, dtype, t + 1 >= from && t + 1 < to));
+                }
             }
         }
         return;
     }
-#endif
     for (uint32_t t = 0; t < 16; t++) {
+        float *wide = (float *)(void *)out + (size_t)t * st->dim_up;
         for (uint32_t d = 0; d < st->dim; d += 16) {
-            uint32_t count = st->dim - d < 16 ? st->dim - d : 16;
-            vec value = t >= from && t < to ? att_load(dtype, v + t * row + (size_t)d * dtype_bytes(dtype), count) : vec_zero();
-            vec_store((float *)(void *)out + (size_t)t * st->dim_up + d, value);
+            const size_t at = t * row + (size_t)d * dtype_bytes(dtype);
+            att_ask(ahead, at);
+            vec_store(wide + d, whole ? att_load(dtype, v + at, 16) : att_load_v(st, v + t * row, d, dtype, t >= from && t < to));
         }
     }
 }
 
-static void att_widen(const struct att_state *st, const unsigned char *k, unsigned char *k_out, const unsigned char *v,
-                      unsigned char *v_out, uint32_t from, uint32_t to)
+static void att_widen(const struct att_state *st, uint32_t tile, const unsigned char *k, unsigned char *k_out,
+                      const unsigned char *v, unsigned char *v_out, uint32_t from, uint32_t to)
 {
+    const unsigned char *k_ahead = st->asks_wide ? st->k_ahead[tile] : NULL, *v_ahead = st->asks_wide ? st->v_ahead[tile] : NULL;
     switch (st->dtype) { /* constants, so that the loads are not a switch each */
     case DTYPE_F16:
-        att_widen_k(st, k, k_out, DTYPE_F16);
-        att_widen_v(st, v, v_out, DTYPE_F16, from, to);
+        att_widen_k(st, k, k_ahead, k_out, DTYPE_F16);
+        att_widen_v(st, v, v_ahead, v_out, DTYPE_F16, from, to);
         break;
     case DTYPE_INT8:
-        att_widen_k(st, k, k_out, DTYPE_INT8);
-        att_widen_v(st, v, v_out, DTYPE_INT8, from, to);
+        att_widen_k(st, k, k_ahead, k_out, DTYPE_INT8);
+        att_widen_v(st, v, v_ahead, v_out, DTYPE_INT8, from, to);
         break;
     case DTYPE_FP8_E4M3:
-        att_widen_k(st, k, k_out, DTYPE_FP8_E4M3);
-        att_widen_v(st, v, v_out, DTYPE_FP8_E4M3, from, to);
+        att_widen_k(st, k, k_ahead, k_out, DTYPE_FP8_E4M3);
+        att_widen_v(st, v, v_ahead, v_out, DTYPE_FP8_E4M3, from, to);
         break;
-    case DTYPE_BF16: att_widen_v(st, v, v_out, DTYPE_BF16, from, to); break;
-    default: att_widen_v(st, v, v_out, DTYPE_F32, from, to); break;
+    case DTYPE_BF16: att_widen_v(st, v, NULL, v_out, DTYPE_BF16, from, to); break;
+    default: att_widen_v(st, v, NULL, v_out, DTYPE_F32, from, to); break;
+    }
+}
+
+/* Where the tiles of the step after this one lie. Where there are none, anything may be asked for. */
+static void att_look_ahead(struct att_state *st, const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
+                           uint32_t kv_head, uint32_t token, uint32_t tiles)
+{
+    const struct kv_layout *layout = &a->kv.layout;
+    const size_t head_bytes = kv_layout_head_bytes(layout), tile_bytes = kv_layout_tile_bytes(layout);
+    for (uint32_t j = 0; j < ATT_TILES; j++) {
+        const unsigned char *k = a->kv.pool;
+        if (j < tiles) {
+            uint32_t at = token + 16 * j;
+            k += kv_layout_slice_offset(layout, seq->blocks[at / layout->block_tokens], a->kv.layer) + kv_head * head_bytes
+               + at % layout->block_tokens / 16 * tile_bytes;
+        }
+        st->k_ahead[j] = k;
+        st->v_ahead[j] = j < tiles ? k + layout->kv_heads * head_bytes : k;
     }
 }
 
@@ -429,7 +470,7 @@ static void att_step_load(struct att_state *st, const struct kernels_attention *
 {
     const struct kv_layout *layout = &a->kv.layout;
     const size_t head_bytes = kv_layout_head_bytes(layout), tile_bytes = kv_layout_tile_bytes(layout);
-    const bool wide_k = st->dtype != DTYPE_F32 && st->dtype != DTYPE_BF16, wide_v = wide_k || st->dim % 16 != 0;
+    const bool wide_v = st->wide || st->dim % 16 != 0;
     st->tile_first = from / 16;
     st->tile_end = (to + 15) / 16;
     for (uint32_t j = st->tile_first; j < st->tile_end; j++) {
@@ -441,42 +482,15 @@ static void att_step_load(struct att_state *st, const struct kernels_attention *
         uint32_t lane_from = att_lane(from, (int)j), lane_to = att_lane(to, (int)j);
         unsigned char *k_out = st->k_wide + (size_t)j * 16 * st->dim_up * 4, *v_out = st->v_wide + (size_t)j * 16 * st->dim_up * 4;
         bool clear_v = wide_v || lane_from != 0 || lane_to != 16;
-        st->k[j] = wide_k ? k_out : k;
+        st->k[j] = st->wide ? k_out : k;
         st->v[j] = clear_v ? v_out : v;
         st->scales[j] = slice + 2 * layout->kv_heads * head_bytes;
         if (kv_layout_has_scales(layout)) { st->scales[j] = slice + kv_layout_scale_offset(layout, kv_head, slot); }
-        if (clear_v) { att_widen(st, k, k_out, v, v_out, lane_from, lane_to); }
+        if (clear_v) { att_widen(st, j, k, k_out, v, v_out, lane_from, lane_to); }
     }
     /* Tiles that nobody sees have scores and scales that nobody uses. */
     for (uint32_t j = 0; j < ATT_TILES; j++) {
         if (j < st->tile_first || j >= st->tile_end) { st->scales[j] = st->scales[st->tile_first]; }
-    }
-}
-
-/* Where the tiles of the step after this one lie; codes, whose rows have another length, are asked for here. */
-static void att_look_ahead(struct att_state *st, const struct kernels_attention *a, const struct kernels_attention_sequence *seq,
-                           uint32_t kv_head, uint32_t token, uint32_t tiles)
-{
-    const struct kv_layout *layout = &a->kv.layout;
-    const size_t head_bytes = kv_layout_head_bytes(layout), tile_bytes = kv_layout_tile_bytes(layout);
-    const bool native = st->dtype == DTYPE_F32 || st->dtype == DTYPE_BF16;
-    for (uint32_t j = 0; j < ATT_TILES; j++) {
-        st->k_ahead[j] = st->k[st->tile_first];
-        st->v_ahead[j] = st->v[st->tile_first];
-        if (j >= tiles) { continue; }
-        uint32_t at = token + 16 * j;
-        const unsigned char *k = (const unsigned char *)a->kv.pool
-                               + kv_layout_slice_offset(layout, seq->blocks[at / layout->block_tokens], a->kv.layer)
-                               + kv_head * head_bytes + at % layout->block_tokens / 16 * tile_bytes;
-        if (native) {
-            st->k_ahead[j] = k;
-            st->v_ahead[j] = k + layout->kv_heads * head_bytes;
-            continue;
-        }
-        for (size_t i = 0; i < tile_bytes; i += 64) {
-            __builtin_prefetch(k + i, 0, 3);
-            __builtin_prefetch(k + layout->kv_heads * head_bytes + i, 0, 3);
-        }
     }
 }
 
@@ -570,13 +584,13 @@ static void att_segment(struct att_state *st, const struct kernels_attention *a,
         if (to_most == 0) { continue; }
         st->whole = from_most == 0 && to_least == ATT_STEP;
         for (uint32_t head = 0; head < tile->kv_heads; head++) {
-            att_step_load(st, a, seq, tile->kv_head + head, token, from_least, to_most);
             if (head + 1 < tile->kv_heads) {
-                att_look_ahead(st, a, seq, tile->kv_head + head + 1, token + 16 * st->tile_first, st->tile_end - st->tile_first);
+                att_look_ahead(st, a, seq, tile->kv_head + head + 1, token + from_least / 16 * 16, (to_most + 15) / 16 - from_least / 16);
             } else {
                 uint32_t next = token + ATT_STEP, left = next <= position_last ? (position_last - next) / 16 + 1 : 0;
                 att_look_ahead(st, a, seq, tile->kv_head, next, left < ATT_TILES ? left : ATT_TILES);
             }
+            att_step_load(st, a, seq, tile->kv_head + head, token, from_least, to_most);
             att_step(st, a, seq, tile, head, token, from_most, to_least);
         }
     }
@@ -588,9 +602,10 @@ static void att_init(struct att_state *st, const struct kernels_attention *a, co
 {
     const uint32_t dim = a->kv.layout.head_dim;
     *st = (struct att_state){.queries = tile->kv_heads * tile->rows * tile->heads, .dim = dim, .dim_up = (dim + 15) / 16 * 16, .dtype = a->kv.layout.dtype};
-    bool pairs = st->dtype == DTYPE_BF16 || (ATT_PAIR_IS_DOT && kv_layout_has_scales(&a->kv.layout));
-    st->form = pairs ? ATT_PAIR : ATT_F32;
-    st->asks = tile->rows == 1; /* many rows read K and V from the caches */
+    st->form = st->dtype == DTYPE_F32 || st->dtype == DTYPE_F16 ? ATT_F32 : ATT_PAIR; /* bf16 holds every code */
+    st->wide = st->dtype != DTYPE_F32 && st->dtype != DTYPE_BF16;
+    st->asks = tile->rows == 1 && !st->wide; /* many rows read K and V from the caches */
+    st->asks_wide = tile->rows == 1 && st->wide;
     const size_t rows = (size_t)SET_QUERIES_MAX * st->dim_up, step = (size_t)ATT_STEP * st->dim_up;
     st->q = scratch;
     st->q16 = (uint16_t *)(void *)(st->q + rows);

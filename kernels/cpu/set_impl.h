@@ -18,6 +18,7 @@
  *   vec_even_bf16, vec_odd_bf16                elements 0,2.. or 1,3.. of the 32 whose bytes the argument
  *                                              holds: one shift or one mask, no shuffle
  *   vec_store_bf16, vec_store_f16              to nearest, ties to even
+ *   vec_store_pairs(p, even, odd)              32 elements that bf16 holds exactly: what even and odd take apart
  *   vec_deinterleave(p, even, odd)             32 floats
  *   vec_transpose(r)                           16 x 16
  *   vec_any_above(a, b)                        some lane of a is above b's; false for NaN

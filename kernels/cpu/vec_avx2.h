@@ -146,6 +146,16 @@ VEC_FN void vec_store_f16(void *p, vec a)
     _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+VEC_FN __m256i vec_pairs8(__m256 even, __m256 odd)
+{
+    return _mm256_blend_epi16(_mm256_srli_epi32(_mm256_castps_si256(even), 16), _mm256_castps_si256(odd), 0xaa);
+}
+VEC_FN void vec_store_pairs(void *p, vec even, vec odd)
+{
+    _mm256_storeu_si256((__m256i *)p, vec_pairs8(even.lo, odd.lo));
+    _mm256_storeu_si256((__m256i *)p + 1, vec_pairs8(even.hi, odd.hi));
+}
+
 VEC_FN vec vec_load_int8(const void *p)
 {
     __m128i bytes = _mm_loadu_si128((const __m128i *)p);

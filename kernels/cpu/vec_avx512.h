@@ -86,6 +86,13 @@ VEC_FN void vec_store_f16(void *p, vec a)
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+VEC_FN void vec_store_pairs(void *p, vec even, vec odd)
+{
+    __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+    __m512i high = _mm512_and_si512(_mm512_castps_si512(odd), _mm512_set1_epi32((int)0xffff0000));
+    _mm512_storeu_si512(p, _mm512_or_si512(low, high));
+}
+
 VEC_FN vec vec_load_int8(const void *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));

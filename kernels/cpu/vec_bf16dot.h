@@ -29,12 +29,4 @@ VEC_FN void vec_round_bf16(void *p, vec a)
     memcpy(p, &rounded, 32);
 }
 
-/* 16 pairs of values that bf16 holds exactly. */
-VEC_FN void vec_store_pairs(void *p, vec even, vec odd)
-{
-    __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
-    __m512i high = _mm512_and_si512(_mm512_castps_si512(odd), _mm512_set1_epi32((int)0xffff0000));
-    _mm512_storeu_si512(p, _mm512_or_si512(low, high));
-}
-
 #endif

@@ -97,6 +97,16 @@ VEC_FN void vec_store_f16(void *p, vec a)
     memcpy(p, bits, sizeof(bits));
 }
 
+VEC_FN void vec_store_pairs(void *p, vec even, vec odd)
+{
+    uint16_t pairs[32];
+    for (int i = 0; i < 16; i++) {
+        pairs[2 * i] = f32_to_bf16(even.lane[i]);
+        pairs[2 * i + 1] = f32_to_bf16(odd.lane[i]);
+    }
+    memcpy(p, pairs, sizeof(pairs));
+}
+
 VEC_FN vec vec_load_int8(const void *p) { VEC_EACH((float)((const int8_t *)p)[i]); }
 VEC_FN vec vec_load_fp8_small(const void *p) { VEC_EACH(fp8_e4m3_to_f32(((const uint8_t *)p)[i]) * 0.00390625f); }
 VEC_FN void vec_store_int8(void *p, vec a)

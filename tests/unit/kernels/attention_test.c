@@ -253,11 +253,11 @@ static void shapes(void **state)
 static void long_contexts(void **state)
 {
     (void)state;
-    static const uint32_t cases[][4] = {{16, 1, 2, 0}, {32, 2, 1, 0}, {16, 1, 1, 600}, {64, 1, 8, 100}};
+    static const uint32_t cases[][5] = {{16, 1, 2, 0, TOKENS_MAX}, {16, 1, 1, 600, TOKENS_MAX}, {32, 2, 1, 0, 640}, {64, 1, 3, 100, 560}};
     struct random_state random = random_start("attention long_contexts");
     struct isa_list isas = isa_list_all();
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        check_scene(&random, &isas, cases[i][0], cases[i][1], cases[i][2], cases[i][3], i == 3 ? 600 : TOKENS_MAX);
+        check_scene(&random, &isas, cases[i][0], cases[i][1], cases[i][2], cases[i][3], cases[i][4]);
     }
 }
 
