@@ -184,7 +184,7 @@ void tier_disk_destroy(struct tier_disk *disk)
     if (disk == NULL) { return; }
     disk_io_destroy(disk->io);
     /* No fdatasync: the kernel has every label and writes it in its own time, a shutdown of the machine
-     * waits for that, and a loss of power is met by the checksums. On a busy disk it took a second. */
+     * waits for that, and a loss of power is met by the checksums. */
     if (disk->block_fd >= 0) { close(disk->block_fd); }
     if (disk->fd >= 0) { close(disk->fd); }
     free(disk);

@@ -18,9 +18,10 @@
 
 enum { NAMES = 24 };
 
-/* The child of a fork starts threads; ThreadSanitizer would rather it died. */
+/* The child of a fork starts threads; ThreadSanitizer would rather it died. And it would sleep for a
+ * second in each child that ends. */
 const char *__tsan_default_options(void);
-const char *__tsan_default_options(void) { return "die_after_fork=0"; }
+const char *__tsan_default_options(void) { return "die_after_fork=0:atexit_sleep_ms=0"; }
 
 /* From the events: which names the tier says it has. */
 static uint32_t names_here(const struct harness *harness, bool *ret_is_here)
