@@ -38,7 +38,7 @@ struct tier_disk_config {
  *         UNAVAILABLE (node): it cannot be opened, or another process has it. diag says which. */
 NODISCARD status_t tier_disk_create(const struct tier_disk_config *config, struct tier_disk **ret_disk, struct diag *diag);
 
-/* Closes. Nothing may be under way. Takes NULL. */
+/* Flushes and closes. Nothing may be under way. Takes NULL. */
 void tier_disk_destroy(struct tier_disk *disk);
 
 uint64_t tier_disk_slot_count(const struct tier_disk *disk);
