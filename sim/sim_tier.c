@@ -26,7 +26,7 @@ struct operation {
     struct kv_hash hash;
     uint64_t tag, began_ns;
     bool is_load;
-    uint64_t *kv; /* a store that reads early; NULL: it reads at its end */
+    bool is_early; /* a store that has read its block: the values stand behind this */
 };
 
 static size_t block_values(const struct sim_node *node) { return (size_t)LAYERS * node->block_tokens; }
@@ -120,17 +120,19 @@ static void begin(struct sim_world *world, struct sim_node *node, uint32_t block
     done->a = node->index;
     done->b = block;
     done->generation = node->epoch;
-    done->bytes = malloc(sizeof operation);
+    size_t value_bytes = operation.is_early ? block_values(node) * sizeof(uint64_t) : 0;
+    done->bytes = malloc(sizeof operation + value_bytes);
     CHECK(done->bytes != NULL);
     memcpy(done->bytes, &operation, sizeof operation);
-    done->byte_count = sizeof operation;
+    if (operation.is_early) { memcpy(done->bytes + sizeof operation, sim_kv(node, block, 0), value_bytes); }
+    done->byte_count = sizeof operation + value_bytes;
 }
 
-static uint64_t *copy_of(struct sim_node *node, uint32_t block)
+static uint64_t *copy_of(const struct sim_node *node, const void *values)
 {
     uint64_t *kv = malloc(block_values(node) * sizeof *kv);
     CHECK(kv != NULL);
-    memcpy(kv, sim_kv(node, block, 0), block_values(node) * sizeof *kv);
+    memcpy(kv, values, block_values(node) * sizeof *kv);
     return kv;
 }
 
@@ -138,7 +140,7 @@ void sim_tier_store(struct sim_world *world, struct sim_node *node, struct kv_ha
 {
     if (!node->tier.is_on) { sim_fail(world, "%s stores a block and has no tier", sim_node_name(world, node->index)); }
     world->result.tier_stores++;
-    begin(world, node, block, (struct operation){.hash = hash, .tag = tag, .kv = sim_chance(world, 500) ? copy_of(node, block) : NULL});
+    begin(world, node, block, (struct operation){.hash = hash, .tag = tag, .is_early = sim_chance(world, 500)});
 }
 
 void sim_tier_load(struct sim_world *world, struct sim_node *node, struct kv_hash hash, uint32_t block, uint64_t tag)
@@ -155,12 +157,12 @@ void sim_tier_load(struct sim_world *world, struct sim_node *node, struct kv_has
 
 /* ---- what becomes of it ---- */
 
-static void stored(struct sim_world *world, struct sim_node *node, uint32_t block, struct operation *operation)
+static void stored(struct sim_world *world, struct sim_node *node, uint32_t block, const struct operation *operation, const uint8_t *early)
 {
     struct sim_tier *tier = &node->tier;
     struct kv_tier_event event = {.kind = KV_TIER_STORED, .tag = operation->tag, .hash = operation->hash, .block = block,
                                   .bytes = BYTES_PER_SLOT * node->block_tokens, .elapsed_ns = world->now_ns - operation->began_ns};
-    uint64_t *kv = operation->kv ? operation->kv : copy_of(node, block);
+    uint64_t *kv = copy_of(node, operation->is_early ? (const void *)early : sim_kv(node, block, 0));
     uint32_t at = find(tier, operation->hash);
     if (sim_chance(world, STORE_FAILS_PER_MILLE) && at == UINT32_MAX) {
         free(kv);
@@ -224,9 +226,13 @@ void sim_tier_event(struct sim_world *world, struct sim_node *node, const struct
         return;
     }
     struct operation operation;
-    CHECK(event->byte_count == sizeof operation);
+    CHECK(event->byte_count >= sizeof operation);
     memcpy(&operation, event->bytes, sizeof operation);
-    if (operation.is_load) { loaded(world, node, event->b, &operation); } else { stored(world, node, event->b, &operation); }
+    if (operation.is_load) {
+        loaded(world, node, event->b, &operation);
+    } else {
+        stored(world, node, event->b, &operation, event->bytes + sizeof operation);
+    }
 }
 
 /* ---- lives ---- */
