@@ -79,7 +79,7 @@ def prefix(measured):
         for cache in ("on", "off"):
             for row in run(trace, measured, prefix_cache=cache, requests=requests, prefill=32, decode=8, decode_blocks=1 << 18,
                            prefill_blocks=1 << 18, batch_max=64):
-                if row["bench"] != "trace_running":
+                if row["bench"] != "trace_rows":
                     rows.append(dict(row, trace=trace))
     store("trace_prefix", rows, "trace_sim: router, prefill and decode cores of 32 + 8 nodes, one thread of this machine each, "
           "the whole Mooncake traces; pools of 8 million tokens", measured)
@@ -92,10 +92,10 @@ def batching(measured):
     for policy in ("continuous", "static"):
         for batch in (8, 32):
             rows += [dict(row, trace="conversation") for row in run(
-                "conversation", measured, policy=policy, requests=requests, length_scale=0.05, time_scale=10000, prefill=2, decode=1,
+                "conversation", measured, policy=policy, requests=requests, length_scale=0.05, time_scale=10000, prefill=32, decode=1,
                 batch_max=batch, prefix_cache="off", decode_blocks=1 << 17, prefill_blocks=1 << 17)
                 if row["bench"] != "trace_turn"]
-    store("trace_batching", rows, "trace_sim: 2 prefill nodes and one decode node, the first %d requests of the Mooncake conversation "
+    store("trace_batching", rows, "trace_sim: 32 prefill nodes and one decode node, the first %d requests of the Mooncake conversation "
           "trace as a backlog, lengths x 0.05" % requests, measured)
 
 

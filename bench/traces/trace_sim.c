@@ -32,7 +32,7 @@
 #define MESSAGE_NS (200 * NS_PER_US)
 #define NO_EOS UINT32_MAX
 #define TURNS_MAX 16u
-#define BUCKETS 120u
+#define BUCKETS 256u /* even */
 
 struct config {
     const char *trace, *policy, *prefix_cache;
@@ -84,7 +84,7 @@ struct node {
     struct decode_core *decode; /* one of the two */
     struct prefill_core *prefill;
     const struct step_plan *plan;
-    uint64_t step_ns, next_tick_ns, link_free_ns, busy_ns;
+    uint64_t step_ns, step_rows, next_tick_ns, link_free_ns, busy_ns;
     uint64_t rows, steps;
     struct step_sample *samples;
 };
@@ -122,9 +122,7 @@ struct world {
     uint32_t *waiting;  /* static batching: arrived, not submitted; a ring as long as the trace */
     uint32_t waiting_first, waiting_count, group_open, done_count, refused;
     uint32_t *prompt;
-    double running_sum[BUCKETS];
-    uint64_t running_from_ns;
-    uint32_t running;
+    double rows_sum[BUCKETS];
     uint64_t bucket_ns;
 };
 
@@ -226,6 +224,7 @@ static void start_step(struct world *world, uint32_t index, const struct step_pl
     uint64_t rows;
     node->plan = plan;
     node->step_ns = step_cost_ns(world, plan, &rows);
+    node->step_rows = rows;
     node->rows += rows;
     node->steps++;
     node->busy_ns += node->step_ns;
@@ -330,25 +329,33 @@ static void node_step(struct world *world, uint32_t index, struct decode_event *
     }
 }
 
+/* Mean rows in the steps of all decode nodes, by buckets of time that grow with the run. */
+static void note_rows(struct world *world, uint64_t from_ns, uint64_t rows)
+{
+    while (world->now_ns >= BUCKETS * world->bucket_ns) {
+        for (uint32_t i = 0; i < BUCKETS; i++) {
+            double *sum = world->rows_sum;
+            sum[i] = 2 * i < BUCKETS ? (sum[2 * i] + sum[2 * i + 1]) / 2 : 0;
+        }
+        world->bucket_ns *= 2;
+    }
+    while (from_ns < world->now_ns) {
+        uint64_t bucket = from_ns / world->bucket_ns, end_ns = (bucket + 1) * world->bucket_ns;
+        if (end_ns > world->now_ns) { end_ns = world->now_ns; }
+        world->rows_sum[bucket] += (double)rows * (double)(end_ns - from_ns) / (double)world->bucket_ns;
+        from_ns = end_ns;
+    }
+}
+
 static void step_done(struct world *world, uint32_t index)
 {
     struct node *node = &world->nodes[index];
+    if (node->decode) { note_rows(world, world->now_ns - node->step_ns, node->step_rows); }
     struct step_result result = {.id = node->plan->id, .samples = node->samples, .compute_ns = node->step_ns};
     for (uint32_t i = 0; i < node->plan->span_count; i++) { result.sample_count += node->plan->spans[i].sample_count; }
     node->plan = NULL;
     node_step(world, index, &(struct decode_event){.kind = DECODE_EV_STEP_DONE, .result = &result},
               &(struct prefill_event){.kind = PREFILL_EV_STEP_DONE, .result = &result});
-}
-
-static void note_running(struct world *world, int32_t change)
-{
-    while (world->running_from_ns < world->now_ns) {
-        uint64_t bucket = world->running_from_ns / world->bucket_ns, end_ns = (bucket + 1) * world->bucket_ns;
-        if (end_ns > world->now_ns) { end_ns = world->now_ns; }
-        if (bucket < BUCKETS) { world->running_sum[bucket] += world->running * (double)(end_ns - world->running_from_ns) / (double)world->bucket_ns; }
-        world->running_from_ns = end_ns;
-    }
-    world->running = (uint32_t)((int32_t)world->running + change);
 }
 
 static void router_step(struct world *world, struct router_event *event);
@@ -389,7 +396,6 @@ static void finished(struct world *world, const struct router_action *action)
     outcome->is_ok = action->code == ST_OK;
     outcome->cached = action->route.cached_prompt_tokens;
     outcome->prefill_cached = action->route.prefill_cached_tokens;
-    if (outcome->tokens > 0) { note_running(world, -1); }
     world->done_count++;
     world->refused += !outcome->is_ok;
     if (is_static(world)) { world->group_open--; }
@@ -406,10 +412,7 @@ static void router_step(struct world *world, struct router_event *event)
         if (action->kind == ROUTER_ACT_SEND) { send(world, EV_TO_NODE, action->node, &action->msg); }
         if (action->kind == ROUTER_ACT_EMIT) {
             struct outcome *outcome = &world->outcomes[action->request - 1];
-            if (outcome->tokens++ == 0) {
-                outcome->first_ns = world->now_ns;
-                note_running(world, 1);
-            }
+            if (outcome->tokens++ == 0) { outcome->first_ns = world->now_ns; }
             outcome->last_ns = world->now_ns;
         }
         if (action->kind == ROUTER_ACT_FINISHED) { finished(world, action); }
@@ -593,12 +596,12 @@ static void print_turns(const struct world *world, double *values)
     }
 }
 
-static void print_running(const struct world *world)
+static void print_rows(const struct world *world)
 {
-    uint32_t used = (uint32_t)(world->running_from_ns / world->bucket_ns) + 1;
-    printf("{\"bench\": \"trace_running\", \"policy\": \"%s\", \"batch_max\": %u, \"decode_nodes\": %u, \"bucket_s\": %.3f, \"running\": [",
+    uint32_t used = (uint32_t)(world->now_ns / world->bucket_ns) + 1;
+    printf("{\"bench\": \"trace_rows\", \"policy\": \"%s\", \"batch_max\": %u, \"decode_nodes\": %u, \"bucket_s\": %.3f, \"rows\": [",
            world->config.policy, world->config.batch_max, world->config.decode, (double)world->bucket_ns / 1e9);
-    for (uint32_t i = 0; i < used && i < BUCKETS; i++) { printf("%s%.2f", i > 0 ? ", " : "", world->running_sum[i]); }
+    for (uint32_t i = 0; i < used && i < BUCKETS; i++) { printf("%s%.2f", i > 0 ? ", " : "", world->rows_sum[i]); }
     printf("]}\n");
 }
 
@@ -647,7 +650,7 @@ static void print_all(struct world *world)
            quantile(ttft, ok, 0.5), quantile(ttft, ok, 0.9), quantile(ttft, ok, 0.99), quantile(tpot, many, 0.5), quantile(tpot, many, 0.99),
            (double)good / world->workload.count);
     print_turns(world, ttft);
-    print_running(world);
+    print_rows(world);
     free(ttft);
     free(tpot);
 }
@@ -671,7 +674,7 @@ static void prepare(struct world *world)
     CHECK(world->waiting != NULL);
     CHECK(world->prompt != NULL);
     find_turns(world);
-    world->bucket_ns = world->workload.requests[count - 1].at_ns / (BUCKETS / 2) + NS_PER_MS;
+    world->bucket_ns = 50 * NS_PER_MS;
     st = ctl_codec_create(16u << 20, &world->codec_out);
     CHECK(!failed(st));
     st = ctl_codec_create(16u << 20, &world->codec_in);
@@ -716,7 +719,6 @@ int main(int argc, char **argv)
         open_group(&world);
         free(event.bytes);
     }
-    note_running(&world, 0);
     print_all(&world);
     for (uint32_t i = 0; i < world.node_count; i++) {
         decode_core_destroy(world.nodes[i].decode);
