@@ -19,8 +19,6 @@
  *                                              holds: one shift or one mask, no shuffle
  *   vec_store_bf16, vec_store_f16              to nearest, ties to even
  *   vec_store_pairs(p, even, odd)              32 elements that bf16 holds exactly: what even and odd take apart
- *   vec_deinterleave(p, even, odd)             32 floats
- *   vec_transpose(r)                           16 x 16
  *   vec_any_above(a, b)                        some lane of a is above b's; false for NaN
  *   vec_round(a)                               to a whole number, ties to even, for |a| < 2^22
  *   vec_times_power(a, n)                      a * 2^n for whole -126 <= n <= 127

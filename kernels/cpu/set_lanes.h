@@ -1,4 +1,4 @@
-/* set_lanes: loads and stores of set_impl.h that look at a dtype; after a vec_<isa>.h. */
+/* set_lanes: loads of set_impl.h that look at a dtype; after a vec_<isa>.h. */
 #ifndef BATON_KERNELS_CPU_SET_LANES_H
 #define BATON_KERNELS_CPU_SET_LANES_H
 
@@ -8,15 +8,6 @@ VEC_FN vec vec_load_any(const void *p)
     vec a;
     memcpy(&a, p, sizeof(a));
     return a;
-}
-
-VEC_FN float scalar_load(const void *p, enum dtype dtype, size_t index)
-{
-    switch (dtype) {
-    case DTYPE_BF16: return bf16_to_f32(((const uint16_t *)p)[index]);
-    case DTYPE_F16: return f16_to_f32(((const uint16_t *)p)[index]);
-    default: return ((const float *)p)[index];
-    }
 }
 
 /* The first `count` (1..16) elements at p as f32; other lanes 0. Reads no byte past them. */
@@ -30,21 +21,6 @@ VEC_FN vec load_part(enum dtype dtype, const void *p, uint32_t count)
         p = filled;
     }
     return dtype == DTYPE_BF16 ? vec_load_bf16(p) : vec_load_f16(p);
-}
-
-VEC_FN void store_part(enum dtype dtype, void *p, vec a, uint32_t count)
-{
-    if (dtype == DTYPE_F32) {
-        vec_store_part(p, a, count);
-        return;
-    }
-    uint16_t rounded[16];
-    if (dtype == DTYPE_BF16) {
-        vec_store_bf16(rounded, a);
-    } else {
-        vec_store_f16(rounded, a);
-    }
-    memcpy(p, rounded, count * 2);
 }
 
 #endif

@@ -121,42 +121,4 @@ VEC_FN void vec_store_fp8(void *p, vec a)
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(code));
 }
 
-VEC_FN void vec_deinterleave(const float *p, float *even, float *odd)
-{
-    const __m512i pick = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    vec a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16);
-    _mm512_storeu_ps(even, _mm512_permutex2var_ps(a, pick, b));
-    _mm512_storeu_ps(odd, _mm512_permutex2var_ps(a, _mm512_add_epi32(pick, _mm512_set1_epi32(1)), b));
-}
-
-/* 16 x 16 in place: swaps of 1, 2, 4 and 8 columns, each a shuffle of two rows. */
-VEC_FN void vec_transpose(vec r[16])
-{
-    vec t[16];
-    VEC_UNROLL
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
-    VEC_UNROLL
-    for (int i = 0; i < 16; i += 4) { /* r[i+j]: columns j, j+4, j+8, j+12 of rows i..i+3 */
-        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
-        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
-        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
-        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
-    }
-    VEC_UNROLL
-    for (int j = 0; j < 4; j++) {
-        t[j] = _mm512_shuffle_f32x4(r[j], r[4 + j], 0x88);           /* columns j, j+8 of rows 0..7 */
-        t[4 + j] = _mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd);       /* columns j+4, j+12 */
-        t[8 + j] = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88);  /* the same of rows 8..15 */
-        t[12 + j] = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd);
-    }
-    VEC_UNROLL
-    for (int j = 0; j < 8; j++) {
-        r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
-        r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
-    }
-}
-
 #endif

@@ -118,23 +118,4 @@ VEC_FN void vec_store_fp8(void *p, vec a)
     for (int i = 0; i < 16; i++) { ((uint8_t *)p)[i] = f32_to_fp8_e4m3(a.lane[i]); }
 }
 
-VEC_FN void vec_deinterleave(const float *p, float *even, float *odd)
-{
-    for (int i = 0; i < 16; i++) {
-        even[i] = p[2 * i];
-        odd[i] = p[2 * i + 1];
-    }
-}
-
-VEC_FN void vec_transpose(vec r[16])
-{
-    for (int i = 0; i < 16; i++) {
-        for (int j = 0; j < i; j++) {
-            float a = r[i].lane[j];
-            r[i].lane[j] = r[j].lane[i];
-            r[j].lane[i] = a;
-        }
-    }
-}
-
 #endif
