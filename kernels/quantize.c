@@ -20,16 +20,17 @@ static float element(const struct quantize_rows *rows, uint32_t out, uint32_t k)
     }
 }
 
-/* Elements [k, k + count) of a row as f32. */
+enum { CHUNK = 256 }; /* elements at a time: a multiple of INT8_K_STEP */
+
+/* Elements [k, k + count) of a row as f32; count <= CHUNK. */
 static void elements(const struct quantize_rows *rows, uint32_t out, uint32_t k, uint32_t count, float *ret_values)
 {
     if (rows->dtype == DTYPE_BF16) { /* the common case, in a loop that compiles to vectors */
-        const unsigned char *at = (const unsigned char *)rows->data + ((size_t)out * rows->stride + k) * 2;
-        for (uint32_t i = 0; i < count; i++) {
-            uint16_t half;
-            memcpy(&half, at + 2 * i, 2);
-            ret_values[i] = bf16_to_f32(half);
-        }
+        uint16_t halves[CHUNK];
+        uint32_t wide[CHUNK];
+        memcpy(halves, (const unsigned char *)rows->data + ((size_t)out * rows->stride + k) * 2, count * sizeof *halves);
+        for (uint32_t i = 0; i < count; i++) { wide[i] = (uint32_t)halves[i] << 16; }
+        memcpy(ret_values, wide, count * sizeof *wide);
         return;
     }
     for (uint32_t i = 0; i < count; i++) { ret_values[i] = element(rows, out, k + i); }
@@ -53,8 +54,6 @@ void quantize_x(const float *x, uint32_t count, int8_t *ret_codes, float *ret_sc
 }
 
 /* ---- int8 ---------------------------------------------------------------------------------- */
-
-enum { CHUNK = 256 }; /* elements at a time: a multiple of INT8_K_STEP */
 
 static void int8_output(const struct quantize_rows *rows, uint32_t out, unsigned char *panel)
 {
@@ -99,42 +98,74 @@ void quantize_int8(const struct quantize_rows *rows, uint32_t panel_first, uint3
 
 /* ---- int4 ---------------------------------------------------------------------------------- */
 
-static float group_error(const float *w, uint32_t count, float scale)
+/* Four at a time: every machine has registers of that, and gcc makes no vectors of the plain loops (twice slower). */
+typedef float floats4 __attribute__((vector_size(16)));
+typedef int32_t ints4 __attribute__((vector_size(16)));
+
+static inline floats4 four(float value) { return (floats4){value, value, value, value}; }
+
+static inline floats4 load4(const float *from)
 {
-    float factor = 1.0f / scale, lanes[16] = {0}; /* lanes, so that the sum may be vectors */
-    for (uint32_t i = 0; i < count; i++) {
-        float code = w[i] * factor;
-        code = code < -8.0f ? -8.0f : code > 7.0f ? 7.0f : code;
-        float error = w[i] - scale * (float)quantize_nearest(code);
-        lanes[i % 16] += error * error;
-    }
-    float sum = 0;
-    for (int i = 0; i < 16; i++) { sum += lanes[i]; }
-    return sum;
+    floats4 v;
+    memcpy(&v, from, sizeof v);
+    return v;
 }
 
-/* A code's 16 steps are one more on the negative side: the scale's sign puts the largest weight there.
- * Shrinking the step by up to a sixth cuts that weight and serves the others better; -7.. lets it be. */
-static uint16_t group_scale(const float *w, uint32_t count)
+/* To nearest whole step within -8 .. 7; w * factor may be anything finite. */
+static inline floats4 steps_of(floats4 w, floats4 factor)
 {
-    static const float divisors[] = {-8.0f, -7.0f, -7.5f, -8.4f, -8.8f, -9.3f, -9.8f, 8.0f, 8.6f, 9.3f};
-    uint32_t bits = quantize_largest_bits(w, count);
-    if (bits >= 0x7f800000u) { return 0x7e00u; }
-    float largest = 0.0f;
-    for (uint32_t i = 0; i < count; i++) { largest = fabsf(w[i]) > fabsf(largest) ? w[i] : largest; }
+    floats4 steps = w * factor;
+    ints4 low = steps < four(-8.0f), high = steps > four(7.0f);
+    ints4 held = ((ints4)steps & ~low & ~high) | ((ints4)four(-8.0f) & low) | ((ints4)four(7.0f) & high);
+    return ((floats4)held + four(12582912.0f)) - four(12582912.0f); /* see quantize_nearest() */
+}
+
+/* Sum of squared errors over whole eights, in 8 running sums. */
+static float group_error(const float *w, uint32_t group, float scale)
+{
+    const floats4 factor = four(1.0f / scale), step = four(scale);
+    floats4 sums[2] = {four(0.0f), four(0.0f)};
+    for (uint32_t i = 0; i < group; i += 8) {
+        floats4 a = load4(w + i), b = load4(w + i + 4);
+        a -= step * steps_of(a, factor);
+        b -= step * steps_of(b, factor);
+        sums[0] += a * a;
+        sums[1] += b * b;
+    }
+    sums[0] += sums[1];
+    return (sums[0][0] + sums[0][2]) + (sums[0][1] + sums[0][3]);
+}
+
+/* Codes of a group (w filled up with zeros) and the f16 of its scale; 0 where all are zero, NaN where one is no
+ * number or past every scale.
+ * A code's 16 steps are one more on the negative side: the scale's sign puts the largest weight there.
+ * Shrinking the step by up to a sixth cuts that weight and serves the others better. On normal weights the five take
+ * 6 % off the squared error of -8 alone, ten candidates 9 %, at twice the time. */
+static uint16_t group_quantize(const float *w, uint32_t group, uint8_t *ret_codes)
+{
+    static const float divisors[] = {-8.0f, -7.5f, -8.6f, -9.4f, 8.5f};
+    uint32_t bits = quantize_largest_bits(w, group);
+    float largest = from_bits(bits < 0x7f800000u ? bits : 0);
+    for (uint32_t i = group; i-- > 0;) { largest = fabsf(w[i]) == fabsf(largest) ? w[i] : largest; } /* the first of equals, with its sign */
     uint16_t best = 0;
     float best_error = HUGE_VALF;
-    for (size_t i = 0; i < sizeof divisors / sizeof divisors[0]; i++) {
+    for (size_t i = 0; largest != 0.0f && i < sizeof divisors / sizeof divisors[0]; i++) {
         uint16_t half = f32_to_f16(largest / divisors[i]);
         if ((half & 0x7fffu) == 0 || (half & 0x7fffu) >= 0x7c00u) { continue; } /* 0: all codes 8, exact for zeros */
-        float error = group_error(w, count, f16_to_f32(half));
+        float error = group_error(w, group, f16_to_f32(half));
         if (error < best_error) {
             best_error = error;
             best = half;
         }
     }
-    /* Weights beyond f16's range even after the division are treated as not finite. */
-    return best == 0 && fabsf(largest) > 1.0f ? 0x7e00u : best;
+    memset(ret_codes, INT4_ZERO_SYMMETRIC, group);
+    if (best == 0) { return bits >= 0x7f800000u || fabsf(largest) > 1.0f ? 0x7e00u : 0; }
+    const floats4 factor = four(1.0f / f16_to_f32(best));
+    for (uint32_t i = 0; i < group; i += 4) {
+        ints4 steps = __builtin_convertvector(steps_of(load4(w + i), factor), ints4);
+        for (uint32_t l = 0; l < 4; l++) { ret_codes[i + l] = (uint8_t)(INT4_ZERO_SYMMETRIC + steps[l]); }
+    }
+    return best;
 }
 
 static void write_code(const struct kernels_matrix *matrix, unsigned char *panel, uint32_t index, uint32_t k, uint8_t code)
@@ -166,19 +197,10 @@ void quantize_int4(const struct quantize_rows *rows, const struct kernels_matrix
         for (uint32_t i = 0; i < KERNELS_PANEL && panel * KERNELS_PANEL + i < rows->n_out; i++) {
             for (uint32_t g = 0; g < int4_groups(matrix); g++) {
                 uint32_t k = g * matrix->group, count = rows->n_in - k < matrix->group ? rows->n_in - k : matrix->group;
-                elements(rows, panel * KERNELS_PANEL + i, k, count, w);
-                uint16_t half = group_scale(w, count);
-                float scale = f16_to_f32(half);
-                write_u16(to + int4_scales_at(matrix, g) + i * 2, half);
-                bool is_number = (half & 0x7fffu) != 0 && (half & 0x7fffu) < 0x7c00u;
-                float factor = is_number ? 1.0f / scale : 0.0f;
                 uint8_t codes[GROUP_MAX];
-                memset(codes, INT4_ZERO_SYMMETRIC, sizeof codes);
-                for (uint32_t j = 0; is_number && j < count; j++) {
-                    float code = w[j] * factor;
-                    code = code < -8.0f ? -8.0f : code > 7.0f ? 7.0f : code;
-                    codes[j] = (uint8_t)(INT4_ZERO_SYMMETRIC + quantize_nearest(code));
-                }
+                elements(rows, panel * KERNELS_PANEL + i, k, count, w);
+                for (uint32_t j = count; j < matrix->group; j++) { w[j] = 0.0f; }
+                write_u16(to + int4_scales_at(matrix, g) + i * 2, group_quantize(w, matrix->group, codes));
                 unsigned char *at = to + int4_codes_at(matrix, g) + i * 4;
                 for (uint32_t j = 0; j < matrix->group; j += 8) {
                     for (uint32_t b = 0; b < 4; b++) { at[j * 8 + b] = (unsigned char)(codes[j + b] | codes[j + 4 + b] << 4); }

@@ -184,8 +184,8 @@ static status_t resolve_all(struct model_weights *weights, const struct model_we
         if (!entry_is_matrix(entry, weights)) { continue; }
         const struct kernels_matrix *matrix = &storage->items[storage->entry_first_item[i]].matrix;
         if ((int)matrix->format == (int)storage->sources[i].file_dtype) { continue; }
-        const uint64_t shape[3] = {matrix->n_out, matrix->n_in, matrix->group};
-        model_fingerprint_add(fingerprint, entry->name, kernels_weight_name(matrix->format), shape, 3, NULL, 0);
+        const uint64_t shape[4] = {matrix->n_out, matrix->n_in, matrix->group, QUANTIZE_VERSION};
+        model_fingerprint_add(fingerprint, entry->name, kernels_weight_name(matrix->format), shape, 4, NULL, 0);
     }
     return STATUS_OK;
 }
