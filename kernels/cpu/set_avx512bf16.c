@@ -1,12 +1,11 @@
 /* set_avx512bf16: AVX-512 with BF16: bf16 weights meet activations rounded to bf16 in vdpbf16ps,
- * two products a lane; everything else is set_avx512's.
+ * two products a lane, and so do q and the weights of attention.
  *
- * Why a set of its own, that "auto" does not pick: it rounds each activation of a product to 8
- * significant bits, so an element errs by up to 2^-8 of its sum of |x w| where the f32 sets err by
- * some 1e-6 of it. Served models were trained under just this rounding, and most servers do it; who
- * wants prefill speed may. What it bought on one core of a Zen 5 (bench/kernels, best of interleaved
- * runs, Llama-3.2-1B qkv 3072 x 2048): 297 against 182 GFLOP/s at 512 rows, 262 against 181 at 32
- * rows, 166 against 160 at 8 rows, and 31.7 against 28.0 GB/s at one row.
+ * Why a set of its own, that "auto" picks only under KERNELS_COMPUTE_BF16: it rounds each activation of
+ * a product to 8 significant bits, so an element errs by up to 2^-8 of its sum of |x w| where the f32
+ * sets err by some 1e-6 of it as a rule. Served models were trained under just this rounding, and most
+ * servers do it. What it bought on one core of a Zen 5 (bench/kernels, Llama-3.2-1B qkv 3072 x 2048):
+ * 403 against 209 GFLOP/s at 512 rows, 270 against 186 at 8 rows; at one row both read at memory speed.
  *
  * What was ruled out: writing an f32 activation exactly as three bf16 takes three vdpbf16ps per 32
  * products where f32 takes two fused multiply-adds, and two bf16 (16 bits) take as many. vcvtneps2bf16
