@@ -134,8 +134,9 @@ static status_t set_value(const struct flag *flag, void *config, const char *tex
         return STATUS_OK;
     case FLAG_I32: {
         errno = 0;
+        if (!isdigit((unsigned char)text[text[0] == '-'])) { break; } /* strtol() takes spaces and a plus sign */
         long value = strtol(text, &end, 10);
-        if (errno != 0 || end == text || *end != '\0' || value < INT32_MIN || value > INT32_MAX) { break; }
+        if (errno != 0 || *end != '\0' || value < INT32_MIN || value > INT32_MAX) { break; }
         if ((flag->min != 0 || flag->max != 0) && (value < (int32_t)flag->min || value > (int32_t)flag->max)) { break; }
         *(int32_t *)target = (int32_t)value;
         return STATUS_OK;

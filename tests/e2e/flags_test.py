@@ -92,7 +92,7 @@ class Flags(unittest.TestCase):
 
     def test_client(self):
         needs = {"up": ["--model=" + find_model(), "--listen=127.0.0.1:0"], "generate": ["--prompt=x"], "chat": ["--message=x"],
-                 "status": [], "tokenize": ["--text=x"], "bench": []}
+                 "status": [], "kv": [], "tokenize": ["--text=x"], "bench": []}
         for command in needs:
             for name, value in flags_of("client/baton", command):
                 bad = ()

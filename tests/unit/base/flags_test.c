@@ -102,7 +102,9 @@ static void numbers_are_strict(void **state)
     BAD("--seed", "--seed=18446744073709551616");
     BAD("from -10 to 10", "--offset=-11");
     BAD("from -10 to 10", "--offset=4294967290"); /* -6 if it wrapped */
-    BAD("from -10 to 10", "--offset=");
+    static const char *const wrong_signed[] = {"--offset=", "--offset= 1", "--offset=\t-1", "--offset=+1", "--offset=1 ", "--offset=- 1",
+                                               "--offset=--1", "--offset=-", "--offset=0x1", "--offset=1.5"};
+    for (size_t i = 0; i < sizeof wrong_signed / sizeof wrong_signed[0]; i++) { BAD("from -10 to 10", wrong_signed[i]); }
     GOOD("--offset=-10");
     assert_int_equal(config.offset, -10);
     GOOD("--offset", "-7"); /* a negative number is a value, not a flag */
