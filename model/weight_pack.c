@@ -19,13 +19,15 @@
 #define MADV_POPULATE_READ 22 /* of Linux 5.14; in newer headers than some have */
 #endif
 
-#define FILE_VERSION 1u
+#define FILE_VERSION 2u
 #define HEAD_FIXED_BYTES 80u
 #define ITEM_BYTES 40u
 #define DATA_ALIGNMENT 4096u
-/* One read or write: small enough that a stop is heard soon, large enough that the call does not show. */
+/* Of one checksum, and of one write: small enough that a stop is heard soon and that threads share the
+ * work evenly, large enough that the call does not show. Part of the format. */
 #define PART_BYTES ((size_t)8 << 20)
 #define LOAD_THREADS_MAX 16u
+#define NO_PART UINT64_MAX
 
 static const char magic[8] = {'B', 'A', 'T', 'O', 'N', 'P', 'A', 'K'};
 
@@ -49,9 +51,18 @@ static uint64_t get_u64(const uint8_t *at)
 
 static uint32_t version(void) { return FILE_VERSION * 1000 + KERNELS_MATRIX_VERSION; }
 
+static size_t items_bytes(const struct weight_pack_plan *plan) { return (size_t)plan->item_count * ITEM_BYTES; }
+
+static size_t sums_bytes(const struct weight_pack_plan *plan)
+{
+    return (size_t)((plan->bytes + PART_BYTES - 1) / PART_BYTES) * sizeof(uint32_t);
+}
+
+static size_t part_bytes(uint64_t bytes, uint64_t at) { return bytes - at < PART_BYTES ? (size_t)(bytes - at) : PART_BYTES; }
+
 size_t weight_pack_head_bytes(const struct weight_pack_plan *plan)
 {
-    return HEAD_FIXED_BYTES + (size_t)plan->item_count * ITEM_BYTES;
+    return HEAD_FIXED_BYTES + items_bytes(plan) + sums_bytes(plan);
 }
 
 static uint64_t data_offset(const struct weight_pack_plan *plan)
@@ -69,11 +80,9 @@ static void item_write(const struct weight_pack_item *item, uint8_t *at)
     put(at + 32, &bytes, 8);
 }
 
-/* The head of a file for this plan. Returns owned: free(). */
-static uint8_t *head_make(const struct weight_pack_plan *plan)
+/* Completes a head, [data_offset()], in which the data's checksums stand already. */
+static void head_fill(const struct weight_pack_plan *plan, uint8_t *head)
 {
-    uint8_t *head = calloc(1, (size_t)data_offset(plan));
-    if (!head) { return NULL; }
     for (uint32_t i = 0; i < plan->item_count; i++) { item_write(&plan->items[i], head + HEAD_FIXED_BYTES + (size_t)i * ITEM_BYTES); }
     const uint32_t numbers[2] = {version(), plan->item_count};
     const uint64_t sizes[2] = {data_offset(plan), plan->bytes};
@@ -82,11 +91,10 @@ static uint8_t *head_make(const struct weight_pack_plan *plan)
     put(head + 16, sizes, 16);
     put(head + 32, plan->fingerprint, WEIGHT_PACK_FINGERPRINT_BYTES);
     put(head + 64, &plan->stamp, 8);
-    uint32_t crc = crc32c(0, head + HEAD_FIXED_BYTES, (size_t)plan->item_count * ITEM_BYTES);
+    uint32_t crc = crc32c(0, head + HEAD_FIXED_BYTES, items_bytes(plan) + sums_bytes(plan));
     put(head + 72, &crc, 4);
     crc = crc32c(0, head, 76);
     put(head + 76, &crc, 4);
-    return head;
 }
 
 static status_t refuse(struct diag *diag, const char *why)
@@ -107,9 +115,10 @@ status_t weight_pack_check(const uint8_t *head, size_t head_bytes, uint64_t file
     if (memcmp(head + 32, plan->fingerprint, WEIGHT_PACK_FINGERPRINT_BYTES) != 0) { return refuse(diag, "it is of another model"); }
     if (get_u64(head + 64) != plan->stamp) { return refuse(diag, "the model's files have changed since it was made"); }
     if (get_u32(head + 12) != plan->item_count) { return refuse(diag, "it holds another number of matrices"); }
-    const size_t items_bytes = (size_t)plan->item_count * ITEM_BYTES;
-    if (head_bytes - HEAD_FIXED_BYTES < items_bytes) { return refuse(diag, "it is cut short in its list of matrices"); }
-    if (get_u32(head + 72) != crc32c(0, head + HEAD_FIXED_BYTES, items_bytes)) {
+    const size_t lists_bytes = weight_pack_head_bytes(plan) - HEAD_FIXED_BYTES;
+    if (get_u64(head + 24) != plan->bytes) { return refuse(diag, "its data has another size"); }
+    if (head_bytes - HEAD_FIXED_BYTES < lists_bytes) { return refuse(diag, "it is cut short in its list of matrices"); }
+    if (get_u32(head + 72) != crc32c(0, head + HEAD_FIXED_BYTES, lists_bytes)) {
         return refuse(diag, "its list of matrices is damaged: the checksum does not hold");
     }
     for (uint32_t i = 0; i < plan->item_count; i++) {
@@ -121,7 +130,7 @@ status_t weight_pack_check(const uint8_t *head, size_t head_bytes, uint64_t file
         }
     }
     const uint64_t offset = get_u64(head + 16);
-    if (offset != data_offset(plan) || get_u64(head + 24) != plan->bytes) { return refuse(diag, "its data has another size"); }
+    if (offset != data_offset(plan)) { return refuse(diag, "its data begins elsewhere"); }
     if (file_bytes < offset || file_bytes - offset != plan->bytes) {
         diag_set(diag, "it has %llu bytes; its header speaks of %llu", (unsigned long long)file_bytes,
                  (unsigned long long)(offset + plan->bytes));
@@ -186,27 +195,32 @@ static ssize_t read_at(int fd, uint8_t *to, size_t bytes, uint64_t at)
 }
 
 struct load_job {
-    uint8_t *data;
+    const uint8_t *data;
     size_t bytes;
-    _Atomic size_t next;
-    _Atomic uint32_t sum; /* so that the touch below is not left out */
+    const uint8_t *sums; /* u32 for each part */
+    _Atomic uint64_t next;
+    _Atomic uint64_t damaged; /* a part whose checksum does not hold, else NO_PART */
 };
 
-/* Page faults one by one would fall into the first requests. Kernels before 5.14 cannot be asked. */
+/* The checksum touches every page anyway; asking for a part's pages at once spares a fault for each, which
+ * kernels before 5.14 cannot be asked. */
 static void *load_parts(void *arg)
 {
     struct load_job *job = arg;
-    for (size_t at; (at = atomic_fetch_add(&job->next, PART_BYTES)) < job->bytes;) {
-        size_t bytes = job->bytes - at < PART_BYTES ? job->bytes - at : PART_BYTES;
-        if (madvise(job->data + at, bytes, MADV_POPULATE_READ) == 0) { continue; }
-        uint32_t sum = 0;
-        for (size_t i = 0; i < bytes; i += 4096) { sum += job->data[at + i]; }
-        atomic_fetch_add(&job->sum, sum);
+    for (uint64_t part; (part = atomic_fetch_add(&job->next, 1)) * PART_BYTES < job->bytes;) {
+        const uint8_t *at = job->data + part * PART_BYTES;
+        const size_t bytes = part_bytes(job->bytes, part * PART_BYTES);
+        (void)madvise((void *)(uintptr_t)at, bytes, MADV_POPULATE_READ);
+        if (crc32c(0, at, bytes) != get_u32(job->sums + 4 * part)) {
+            atomic_store(&job->damaged, part);
+            atomic_store(&job->next, job->bytes / PART_BYTES + 1); /* the others need not go on */
+            break;
+        }
     }
     return NULL;
 }
 
-static status_t load_data(int fd, uint64_t from, size_t bytes, uint32_t threads, struct diag *diag, void **ret_data)
+static status_t load_data(int fd, uint64_t from, size_t bytes, const uint8_t *sums, uint32_t threads, struct diag *diag, void **ret_data)
 {
     void *data = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, (off_t)from);
     if (data == MAP_FAILED) {
@@ -214,7 +228,7 @@ static status_t load_data(int fd, uint64_t from, size_t bytes, uint32_t threads,
         diag_set(diag, "cannot be mapped: %s", strerror(cause));
         return STATUS_CAUSE(ST_INTERNAL, SCOPE_NODE, cause);
     }
-    struct load_job job = {.data = data, .bytes = bytes};
+    struct load_job job = {.data = data, .bytes = bytes, .sums = sums, .damaged = NO_PART};
     pthread_t ids[LOAD_THREADS_MAX];
     uint32_t started = 0;
     sigset_t all, before;
@@ -224,6 +238,13 @@ static status_t load_data(int fd, uint64_t from, size_t bytes, uint32_t threads,
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     load_parts(&job);
     for (uint32_t i = 0; i < started; i++) { pthread_join(ids[i], NULL); }
+    const uint64_t damaged = atomic_load(&job.damaged);
+    if (damaged != NO_PART) {
+        munmap(data, bytes);
+        diag_set(diag, "its data is damaged: the checksum of the %zu bytes from %llu on does not hold",
+                 part_bytes(bytes, damaged * PART_BYTES), (unsigned long long)(from + damaged * PART_BYTES));
+        return STATUS(ST_DATA_LOSS, SCOPE_NODE);
+    }
     *ret_data = data;
     return STATUS_OK;
 }
@@ -255,8 +276,9 @@ static status_t load_open_file(int fd, const struct weight_pack_plan *plan, uint
     } else {
         st = weight_pack_check(head, (size_t)got, (uint64_t)info.st_size, plan, diag, &offset);
     }
+    if (!failed(st)) { st = load_data(fd, offset, (size_t)plan->bytes, head + HEAD_FIXED_BYTES + items_bytes(plan), threads, diag, ret_data); }
     free(head);
-    return failed(st) ? st : load_data(fd, offset, (size_t)plan->bytes, threads, diag, ret_data);
+    return st;
 }
 
 status_t weight_pack_load(const char *path, const struct weight_pack_plan *plan, uint32_t threads, struct diag *diag,
@@ -276,17 +298,35 @@ status_t weight_pack_load(const char *path, const struct weight_pack_plan *plan,
 
 /* ---- save ----------------------------------------------------------------------------------- */
 
-static int write_all(int fd, const uint8_t *from, size_t bytes, const _Atomic bool *stop)
+static int write_all(int fd, const uint8_t *from, size_t bytes, uint64_t at)
 {
     while (bytes != 0) {
-        if (stop && atomic_load(stop)) { return ECANCELED; }
-        ssize_t put_bytes = write(fd, from, bytes < PART_BYTES ? bytes : PART_BYTES);
+        ssize_t put_bytes = pwrite(fd, from, bytes, (off_t)at);
         if (put_bytes < 0 && errno == EINTR) { continue; }
         if (put_bytes < 0) { return errno; }
         from += put_bytes;
+        at += (uint64_t)put_bytes;
         bytes -= (size_t)put_bytes;
     }
     return 0;
+}
+
+/* The data goes first, since the head carries its checksums; both are synced before the file has a name. */
+static int write_file(int fd, const struct weight_pack_plan *plan, const uint8_t *data, uint8_t *head, const _Atomic bool *stop)
+{
+    uint8_t *sums = head + HEAD_FIXED_BYTES + items_bytes(plan);
+    for (uint64_t at = 0; at < plan->bytes; at += PART_BYTES, sums += 4) {
+        if (stop && atomic_load(stop)) { return ECANCELED; }
+        const size_t bytes = part_bytes(plan->bytes, at);
+        const uint32_t crc = crc32c(0, data + at, bytes);
+        put(sums, &crc, 4);
+        const int error = write_all(fd, data + at, bytes, data_offset(plan) + at);
+        if (error != 0) { return error; }
+    }
+    head_fill(plan, head);
+    const int error = write_all(fd, head, (size_t)data_offset(plan), 0);
+    if (error != 0) { return error; }
+    return fsync(fd) != 0 ? errno : 0;
 }
 
 /* A file without a name where the file system has such, so that a process that is killed leaves
@@ -307,16 +347,14 @@ status_t weight_pack_save(const char *path, const struct weight_pack_plan *plan,
 {
     char temporary[WEIGHT_PACK_PATH_BYTES + 32], link_from[64];
     snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid());
-    uint8_t *head = head_make(plan);
+    uint8_t *head = calloc(1, (size_t)data_offset(plan));
     if (!head) {
         diag_set(diag, "%s: no memory for its header", path);
         return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
     }
     bool is_unnamed = false;
     int fd = open_unnamed(path, temporary, &is_unnamed);
-    int error = fd < 0 ? errno : write_all(fd, head, (size_t)data_offset(plan), stop);
-    if (error == 0) { error = write_all(fd, data, (size_t)plan->bytes, stop); }
-    if (error == 0 && fsync(fd) != 0) { error = errno; }
+    int error = fd < 0 ? errno : write_file(fd, plan, data, head, stop);
     if (error == 0 && is_unnamed) {
         snprintf(link_from, sizeof link_from, "/proc/self/fd/%d", fd);
         (void)unlink(temporary);
