@@ -188,6 +188,7 @@ static void note_admitted(struct decode_core *core, struct decode_seq *seq)
     leg->cached_tokens = seq->computed;
     core->cache_tokens_asked += total;
     core->cache_tokens_found += seq->computed;
+    core->cache_blocks_taken += seq->load_first - seq->block_first; /* what was loaded begins there */
     if (leg_will_be_granted(core, leg, total - seq->computed)) { return; } /* the grant says it */
     if (!leg->is_remote && !core->config.prefix_cache) { return; }          /* there is nothing to say */
     if (leg->is_remote) { leg_compute_here(leg); }

@@ -135,7 +135,8 @@ struct decode_actions {
 /* Numbers for LOAD, metrics and the audit. free + held + cached + quarantined == total. */
 struct decode_core_stats {
     uint32_t blocks_total, blocks_free, blocks_held, blocks_cached, blocks_quarantined;
-    uint64_t cache_tokens_asked, cache_tokens_found; /* of the texts of legs that were admitted */
+    uint64_t cache_tokens_asked, cache_tokens_found; /* of the texts of legs that were admitted, at the first time */
+    uint64_t cache_blocks_taken; /* by them then, of the pool: not those loaded from a tier */
     uint64_t tier_stores, tier_loads, tier_store_failures, tier_load_failures; /* blocks */
     uint64_t tier_tokens_loaded;
     uint64_t loads_chosen, loads_declined; /* sequences: loaded, or computed again because that was cheaper */

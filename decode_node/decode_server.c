@@ -243,7 +243,7 @@ static void inspect(void *role, struct node_cache_numbers *ret_numbers, inspect_
     struct kv_cache_stats cache = decode_core_cache_stats(server->core);
     *ret_numbers = (struct node_cache_numbers){
         .blocks_published = cache.blocks_published,
-        .blocks_taken = cache.blocks_taken,
+        .blocks_taken = stats.cache_blocks_taken,
         .blocks_evicted = cache.blocks_evicted,
         .tier_tokens_loaded = stats.tier_tokens_loaded,
         .loads_chosen = stats.loads_chosen,

@@ -164,7 +164,7 @@ struct decode_core {
     uint64_t arrivals, steps, tokens_generated, prompt_tokens_computed, preemptions, slot_preemptions;
     uint64_t swaps, loads_chosen, loads_declined, tier_tokens_loaded, load_predicted_ns, load_actual_ns;
     uint64_t legs_finished, legs_failed, legs_cancelled, legs_refused, late_messages;
-    uint64_t cache_tokens_asked, cache_tokens_found; /* of legs that were admitted */
+    uint64_t cache_tokens_asked, cache_tokens_found, cache_blocks_taken; /* of legs that were admitted */
     uint64_t hold_mean_ns;         /* how long a leg holds blocks */
     struct token_rate prefill_rate;
     struct decode_pace pace;

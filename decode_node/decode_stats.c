@@ -13,6 +13,7 @@ struct decode_core_stats decode_core_stats(const struct decode_core *core)
         .blocks_quarantined = blocks.quarantined,
         .cache_tokens_asked = core->cache_tokens_asked,
         .cache_tokens_found = core->cache_tokens_found,
+        .cache_blocks_taken = core->cache_blocks_taken,
         .tier_stores = tiers.stores,
         .tier_loads = tiers.loads,
         .tier_store_failures = tiers.store_failures,

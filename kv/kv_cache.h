@@ -30,7 +30,7 @@ struct kv_cache_config {
 /* Since create; never go down. */
 struct kv_cache_stats {
     uint64_t blocks_published; /* new names */
-    uint64_t blocks_taken;     /* found and referenced by kv_cache_take */
+    uint64_t blocks_taken;     /* by kv_cache_take, also where the taker gives them back as the rest does not fit */
     uint64_t blocks_missed;    /* kv_cache_take found nothing */
     uint64_t blocks_evicted;   /* cached blocks given away */
 };

@@ -40,7 +40,7 @@ struct inspect_about {
 
 /* What only the role's core knows; since boot. */
 struct node_cache_numbers {
-    uint64_t blocks_published, blocks_taken, blocks_evicted; /* of the prefix cache */
+    uint64_t blocks_published, blocks_taken, blocks_evicted; /* of the prefix cache; taken: by whom was admitted */
     uint64_t tier_tokens_loaded;
     uint64_t loads_chosen, loads_declined; /* prefixes in a tier: loaded; computed again, because that was cheaper */
 };

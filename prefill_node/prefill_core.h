@@ -125,7 +125,8 @@ struct prefill_core_stats {
     uint32_t blocks_total, blocks_free, blocks_held, blocks_cached, blocks_quarantined;
     uint32_t jobs, jobs_computing, jobs_waiting;
     uint64_t tokens_queued;
-    uint64_t cache_tokens_asked, cache_tokens_found; /* of the texts of jobs that looked into the cache */
+    uint64_t cache_tokens_asked, cache_tokens_found; /* of the texts of jobs that looked into the cache and were admitted */
+    uint64_t cache_blocks_taken; /* by them, of the pool: not those loaded from a tier */
     uint64_t tier_stores, tier_loads, tier_load_failures, tier_tokens_loaded;
     uint64_t loads_chosen, loads_declined;        /* prefixes in a tier: loaded, or predicted cheaper to compute */
     uint64_t load_predicted_ns, load_actual_ns;   /* of the whole loads for which something was predicted */

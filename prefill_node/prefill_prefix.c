@@ -52,6 +52,7 @@ void prefill_prefix_use(struct prefill_core *core, struct prefill_job *job, uint
     job->published = taken;
     core->cache_tokens_asked += job->total;
     core->cache_tokens_found += job->cached;
+    core->cache_blocks_taken += job->load_first; /* what was loaded begins there */
     if (taken <= job->grant_first) { return; }
     struct prefill_action *action = prefill_action_add(core, PREFILL_ACT_PUSH_CACHED);
     action->router = job->router;

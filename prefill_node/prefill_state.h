@@ -118,7 +118,7 @@ struct prefill_core {
     char cable[32];                    /* of the event's PREFILL_DONE */
     uint32_t *audit_owners;            /* [block_count] */
     uint64_t steps, prompt_tokens_computed, jobs_done, jobs_failed, jobs_cancelled, jobs_refused, late_messages;
-    uint64_t cache_tokens_asked, cache_tokens_found;
+    uint64_t cache_tokens_asked, cache_tokens_found, cache_blocks_taken;
     uint64_t tier_tokens_loaded, loads_chosen, loads_declined, load_predicted_ns, load_actual_ns;
     uint64_t hold_mean_ns;             /* how long a job stays here */
     struct token_rate rate;

@@ -17,6 +17,7 @@ struct prefill_core_stats prefill_core_stats(const struct prefill_core *core)
         .tokens_queued = prefill_tokens_queued(core),
         .cache_tokens_asked = core->cache_tokens_asked,
         .cache_tokens_found = core->cache_tokens_found,
+        .cache_blocks_taken = core->cache_blocks_taken,
         .tier_stores = tiers.stores,
         .tier_loads = tiers.loads,
         .tier_load_failures = tiers.load_failures,

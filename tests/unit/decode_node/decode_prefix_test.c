@@ -345,6 +345,32 @@ static void sequences_of_a_leg_share_cached_blocks(void **state)
     world_close(world);
 }
 
+/* What a waiting leg takes and gives back at each try, because the rest does not fit, is not found: it is
+ * counted once, when the leg is admitted. */
+static void blocks_are_found_at_admission_not_at_each_try(void **state)
+{
+    (void)state;
+    struct world *world = open_cached(20, 4);
+    run_leg(world, 12, 2, true);
+    struct world_leg *runner = world_leg(world, 0, 20, 30, 6);
+    runner->reserve.work.params.ignore_eos = true;
+    runner->reserve.local_prefill = true;
+    world_reserve(world, runner);
+    struct world_leg *waiter = leg_of(world, 60, 2, true); /* needs 16 blocks, of which it finds 3 */
+    waiter->reserve.wait_ms = 60000;
+    world_reserve(world, waiter);
+    for (uint32_t step = 0; step < 20; step++) { world_step_done(world); }
+    uint64_t tries = decode_core_cache_stats(world->core).blocks_taken / 3;
+    assert_true(tries > 4); /* the runner names blocks, which may be those that the waiter wants */
+    assert_int_equal(world_stats(world).sequences_waiting, 1);
+    assert_int_equal(world_stats(world).cache_blocks_taken, 0);
+    world_finish(world);
+    assert_true(world_leg_is_complete(waiter));
+    assert_int_equal(world_stats(world).cache_tokens_found, 12);
+    assert_int_equal(world_stats(world).cache_blocks_taken, 3);
+    world_close(world);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -362,6 +388,7 @@ int main(void)
         cmocka_unit_test(cached_blocks_give_way),
         cmocka_unit_test(a_preempted_sequence_finds_itself_again),
         cmocka_unit_test(sequences_of_a_leg_share_cached_blocks),
+        cmocka_unit_test(blocks_are_found_at_admission_not_at_each_try),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -682,8 +682,31 @@ static void every_job_is_shown(void **state)
     assert_string_equal(seen.entries[2].state, "waiting");
     assert_int_equal(seen.entries[2].block_count, 0);
     assert_int_equal(seen.blocks - 2, pworld_stats(world).blocks_held); /* two are shared */
-    assert_int_equal(prefill_core_cache_stats(world->core).blocks_taken, 4);
+    assert_int_equal(pworld_stats(world).cache_blocks_taken, 4);
     pworld_finish(world);
+    pworld_close(world);
+}
+
+/* What a waiting job takes and gives back at each try, because the rest does not fit, is not found: it is
+ * counted once, when the job is admitted. */
+static void blocks_are_found_at_admission_not_at_each_try(void **state)
+{
+    (void)state;
+    struct pworld *world = open_cached(16);
+    struct pworld_job *first = pworld_job(world, 0, 18, 0, 1);
+    (void)computed_by(world, first);
+    struct pworld_job *runner = pworld_job(world, 0, 40, 0, 9);
+    struct pworld_job *waiter = next_turn(world, first, 18, 40, 0); /* needs 10 blocks, of which it finds 4 */
+    pworld_send(world, runner);
+    pworld_send(world, waiter);
+    for (uint32_t step = 0; step < 3; step++) { pworld_step_done(world); }
+    assert_true(prefill_core_cache_stats(world->core).blocks_taken > 2 * 4); /* the runner names blocks */
+    assert_int_equal(pworld_stats(world).jobs_waiting, 1);
+    assert_int_equal(pworld_stats(world).cache_blocks_taken, 0);
+    pworld_finish(world);
+    assert_int_equal(waiter->end, PWORLD_DONE);
+    assert_int_equal(pworld_stats(world).cache_tokens_found, 16);
+    assert_int_equal(pworld_stats(world).cache_blocks_taken, 4);
     pworld_close(world);
 }
 
@@ -903,6 +926,7 @@ int main(void)
         cmocka_unit_test(cancel_waits_for_loads),
         cmocka_unit_test(a_slow_tier_is_not_used),
         cmocka_unit_test(every_job_is_shown),
+        cmocka_unit_test(blocks_are_found_at_admission_not_at_each_try),
         cmocka_unit_test(a_long_prompt_holds_a_ring),
         cmocka_unit_test(a_grant_longer_than_the_ring_needs_all_blocks),
         cmocka_unit_test(short_prompts_share_a_step),
