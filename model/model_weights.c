@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "kernels/quantize.h"
 #include "model/huge_memory.h"
 #include "model/model_fingerprint.h"
@@ -437,6 +438,11 @@ static status_t fill_matrices(struct model_weights *weights, const struct model_
         }
     } else {
         snprintf(weights->note, sizeof weights->note, "packed; not kept");
+        const bool is_folder = options->pack_cache && strcmp(options->pack_cache, "off") != 0 && strcmp(options->pack_cache, "auto") != 0;
+        const bool is_large = options->pack_cache && strcmp(options->pack_cache, "auto") == 0 && plan.bytes >= WEIGHT_PACK_AUTO_BYTES_MIN;
+        if (is_folder || is_large) {
+            LOGF(LOG_WARN, "pack_not_saved", "why=\"--pack-cache=%s: no folder that can be written\"", options->pack_cache);
+        }
     }
     TRY(pack_all(weights, threads, diag));
     if (has_path) { weight_pack_save_later(path, &plan, storage->packed, &storage->saver); }

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/crc32c.h"
+#include "base/log.h"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 /* of Linux 5.14; in newer headers than some have */
@@ -387,7 +388,7 @@ static void *saver_main(void *arg)
     /* Linux gives each thread its own nice value: the write must not slow the first requests. */
     if (nice(10) == -1) { errno = 0; }
     status_t st = weight_pack_save(saver->path, &saver->plan, saver->data, &saver->stop, &diag);
-    (void)st;
+    if (failed(st) && st.code != ST_CANCELLED) { LOGF(LOG_WARN, "pack_not_saved", "why=\"%s\"", diag.text); }
     return NULL;
 }
 
@@ -413,6 +414,7 @@ void weight_pack_save_later(const char *path, const struct weight_pack_plan *pla
             return;
         }
     }
+    LOGF(LOG_WARN, "pack_not_saved", "why=\"%s: no memory or no thread to write it\"", path);
     free(items);
     free(saver);
 }

@@ -72,9 +72,10 @@ size_t weight_pack_head_bytes(const struct weight_pack_plan *plan);
 /* Maps the data, has every page of it present and checks every checksum, with `threads` threads.
  * ret_data  returns owned, [plan->bytes], read-only, at a page's border: weight_pack_unload()
  * Errors   NOT_FOUND (node): no file; DATA_LOSS as above; INTERNAL (node): it cannot be read.
- * Cost     0.08 to 0.21 s a GB that is in the page cache, one thread of a Zen 5; 0.003 to 0.18 without the sums. Reading it into memory of our
- *          own on 2 MiB pages was ruled out: 0.14 to 2.3 s a GB there, no faster afterwards (4 streams read 33 to
- *          35 GB/s from the mapping, 33 to 36 from 2 MiB pages), and two nodes of one host would hold it twice. */
+ * Cost     0.08 to 0.21 s a GB that is in the page cache, one thread of a Zen 5; 0.003 to 0.18 without the sums.
+ *          Reading it into memory of our own on 2 MiB pages was ruled out: 0.14 to 2.3 s a GB there, no faster
+ *          afterwards (4 streams read 33 to 35 GB/s from the mapping, 33 to 36 from 2 MiB pages), and two nodes of
+ *          one host would hold it twice. */
 NODISCARD status_t weight_pack_load(const char *path, const struct weight_pack_plan *plan, uint32_t threads,
                                     struct diag *diag, void **ret_data);
 
@@ -86,7 +87,8 @@ void weight_pack_unload(void *data, uint64_t bytes);
 NODISCARD status_t weight_pack_save(const char *path, const struct weight_pack_plan *plan, const void *data,
                                     const _Atomic bool *stop, struct diag *diag);
 
-/* The same on a thread of its own, at idle priority; failure is kept quiet, since nothing depends on it.
+/* The same on a thread of its own, at idle priority. Nobody waits for it and nothing but the next start's speed
+ * depends on it, so that a failure is told here: event=pack_not_saved, once; a write that is stopped tells nothing.
  * Holds data until weight_pack_saver_join(), copies plan.
  * ret_saver  returns owned; NULL where no thread could be had. */
 struct weight_pack_saver;

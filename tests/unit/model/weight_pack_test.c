@@ -220,6 +220,43 @@ static void nothing_is_left_of_a_stopped_write(void **state)
     assert_int_equal(files_in(folder), 1);
 }
 
+/* Standard error while a pack is written in the background. */
+static const char *log_of_saver(const char *path, const struct weight_pack_plan *plan)
+{
+    static char text[2048];
+    char file[600];
+    snprintf(file, sizeof file, "%s/log", new_folder());
+    int fd = open(file, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), before = dup(2);
+    assert_true(fd >= 0 && before >= 0);
+    assert_int_equal(dup2(fd, 2), 2);
+    struct weight_pack_saver *saver;
+    weight_pack_save_later(path, plan, data, &saver);
+    weight_pack_saver_wait(saver);
+    weight_pack_saver_join(saver);
+    assert_int_equal(dup2(before, 2), 2);
+    close(before);
+    ssize_t got = pread(fd, text, sizeof text - 1, 0);
+    assert_true(got >= 0);
+    text[got] = '\0';
+    close(fd);
+    return text;
+}
+
+/* A pack that cannot be written is told of once, with the file and the reason; one that is written is not. */
+static void what_is_not_saved_is_told(void **state)
+{
+    (void)state;
+    struct weight_pack_plan plan = small_plan();
+    const char *text = log_of_saver("/no/such/folder/x.batonpack", &plan);
+    const char *line = strstr(text, "event=pack_not_saved");
+    if (!line || !strstr(text, "level=warn") || !strstr(text, "/no/such/folder/x.batonpack") || !strstr(text, "No such file")) { fail_msg("%s", text); }
+    assert_null(strstr(line + 1, "event="));
+    char path[WEIGHT_PACK_PATH_BYTES];
+    assert_true(weight_pack_path(new_folder(), "unused", &plan, path));
+    assert_string_equal(log_of_saver(path, &plan), "");
+    assert_int_equal(access(path, R_OK), 0);
+}
+
 struct writer {
     const char *path;
     const struct weight_pack_plan *plan;
@@ -398,6 +435,7 @@ int main(void)
         cmocka_unit_test(a_flipped_bit_of_the_data_is_noticed),
         cmocka_unit_test(foreign_files_are_refused),
         cmocka_unit_test(nothing_is_left_of_a_stopped_write),
+        cmocka_unit_test(what_is_not_saved_is_told),
         cmocka_unit_test(a_round_trip),
         cmocka_unit_test(starts_may_meet),
         cmocka_unit_test(where_files_lie),
