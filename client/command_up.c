@@ -21,14 +21,14 @@
 #include "proto/baton/v1/inference.pb-c.h"
 
 #define NODES_MAX 64u
-#define ARGS_MAX 24u
+#define ARGS_MAX 40u
 #define ARG_CHARS_MAX 4096u
 
 struct up_config {
     const char *model, *load, *listen, *bin_dir, *log_level, *isa, *cables, *chat_template;
     uint32_t prefill, decode, threads;
     uint64_t kv_memory, ready_timeout_ns, drain_timeout_ns;
-    const char *prefill_flags, *decode_flags, *router_flags;
+    const char *node_flags, *prefill_flags, *decode_flags, *router_flags;
 };
 
 static const struct flag up_flags[] = {
@@ -43,6 +43,7 @@ static const struct flag up_flags[] = {
     {"cables", FLAG_STRING, offsetof(struct up_config, cables), "auto", "auto|shm|tcp", "How KV blocks travel.", 0, 0},
     {"chat-template", FLAG_STRING, offsetof(struct up_config, chat_template), NULL, "NAME|FILE", "Instead of the model's own.", 0, 0},
     {"router-flags", FLAG_STRING, offsetof(struct up_config, router_flags), NULL, "FLAGS", "More flags for the router, between spaces.", 0, 0},
+    {"node-flags", FLAG_STRING, offsetof(struct up_config, node_flags), NULL, "FLAGS", "More flags for prefill and decode nodes.", 0, 0},
     {"prefill-flags", FLAG_STRING, offsetof(struct up_config, prefill_flags), NULL, "FLAGS", "More flags for prefill nodes.", 0, 0},
     {"decode-flags", FLAG_STRING, offsetof(struct up_config, decode_flags), NULL, "FLAGS", "More flags for decode nodes.", 0, 0},
     {"bin-dir", FLAG_STRING, offsetof(struct up_config, bin_dir), NULL, "DIR", "Folder of the three binaries; default: beside this one.", 0, 0},
@@ -66,6 +67,12 @@ struct child {
 static struct child children[NODES_MAX + 1];
 static uint32_t child_count;
 
+static status_t too_long(struct diag *diag)
+{
+    diag_set(diag, "a flag is too long, or there are too many");
+    return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
+}
+
 __attribute__((format(printf, 2, 3))) static bool add_arg(struct child *child, const char *format, ...)
 {
     if (child->arg_count == ARGS_MAX) { return false; }
@@ -78,16 +85,48 @@ __attribute__((format(printf, 2, 3))) static bool add_arg(struct child *child, c
     return true;
 }
 
-/* "--a=1 --b=2" to arguments. */
-static bool add_more(struct child *child, const char *flags)
+static bool is_up_flag(const char *name, size_t len)
+{
+    for (size_t i = 0; i < sizeof up_flags / sizeof up_flags[0]; i++) {
+        if (strlen(up_flags[i].name) == len && memcmp(up_flags[i].name, name, len) == 0) { return true; }
+    }
+    return false;
+}
+
+/* What is set here already would be "given twice" to the process, which knows nothing of --isa of `baton up`.
+ * own_count  the arguments that `child` had before any that were passed on */
+static status_t check_is_free(const struct child *child, uint32_t own_count, const char *given_in, const char *flag,
+                              size_t len, struct diag *diag)
+{
+    if (len < 3 || memcmp(flag, "--", 2) != 0) { return STATUS_OK; }
+    const char *equals = memchr(flag, '=', len);
+    size_t name_len = equals ? (size_t)(equals - flag) : len;
+    for (uint32_t i = 1; i < own_count; i++) {
+        const char *own = child->args[i];
+        if (strcspn(own, "=") != name_len || memcmp(own, flag, name_len) != 0) { continue; }
+        bool is_router = strcmp(child->role, "router") == 0;
+        /* More nodes for the router are welcome. Where a node listens is nobody's choice: --listen is the router's. */
+        if (is_router && (strncmp(own, "--prefill=", 10) == 0 || strncmp(own, "--decode=", 9) == 0)) { continue; }
+        bool is_settable = is_up_flag(flag + 2, name_len - 2) && (is_router || strncmp(own, "--listen=", 9) != 0);
+        diag_set(diag, is_settable ? "--%s: %.*s is set by `baton up`: give %.*s to `baton up` itself"
+                                   : "--%s: %.*s is chosen by `baton up` for each process; leave it out",
+                 given_in, (int)name_len, flag, (int)name_len, flag);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
+    }
+    return STATUS_OK;
+}
+
+/* "--a=1 --b=2", the value of up's flag `given_in`, to arguments behind the `own_count` ones set here. */
+static status_t add_more(struct child *child, uint32_t own_count, const char *given_in, const char *flags, struct diag *diag)
 {
     while (flags && *flags) {
         while (*flags == ' ') { flags++; }
         size_t len = strcspn(flags, " ");
-        if (len > 0 && !add_arg(child, "%.*s", (int)len, flags)) { return false; }
+        TRY(check_is_free(child, own_count, given_in, flags, len, diag));
+        if (len > 0 && !add_arg(child, "%.*s", (int)len, flags)) { return too_long(diag); }
         flags += len;
     }
-    return true;
+    return STATUS_OK;
 }
 
 static bool is_program(const char *path)
@@ -136,12 +175,6 @@ static status_t add_child(const struct up_config *config, const char *binary, co
     return STATUS_OK;
 }
 
-static status_t too_long(struct diag *diag)
-{
-    diag_set(diag, "a flag is too long, or there are too many");
-    return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
-}
-
 static uint32_t threads_of(const struct up_config *config)
 {
     if (config->threads > 0) { return config->threads; }
@@ -155,16 +188,20 @@ static uint32_t threads_of(const struct up_config *config)
 static status_t add_node(const struct up_config *config, const char *role, uint32_t index, const char *more,
                          struct diag *diag)
 {
-    char binary[32];
+    char binary[32], more_flag[32];
     snprintf(binary, sizeof binary, "%s_node", role);
+    snprintf(more_flag, sizeof more_flag, "%s-flags", role);
     struct child *child;
     TRY(add_child(config, binary, role, index, "127.0.0.1:0", &child, diag));
     bool ok = add_arg(child, "--name=%s", child->name) && add_arg(child, "--threads=%u", threads_of(config)) &&
               add_arg(child, "--kv-memory=%llu", (unsigned long long)config->kv_memory) && add_arg(child, "--load=%s", config->load) &&
               add_arg(child, "--isa=%s", config->isa) && add_arg(child, "--cables=%s", config->cables) &&
               add_arg(child, "--tcp-listen=127.0.0.1:0") &&
-              add_arg(child, "--drain-timeout=%lluns", (unsigned long long)config->drain_timeout_ns) && add_more(child, more);
-    return ok ? STATUS_OK : too_long(diag);
+              add_arg(child, "--drain-timeout=%lluns", (unsigned long long)config->drain_timeout_ns);
+    if (!ok) { return too_long(diag); }
+    uint32_t own_count = child->arg_count;
+    TRY(add_more(child, own_count, "node-flags", config->node_flags, diag));
+    return add_more(child, own_count, more_flag, more, diag);
 }
 
 /* "--prefill=a,b" of the nodes that were added with that role. */
@@ -189,9 +226,8 @@ static status_t plan(const struct up_config *config, struct diag *diag)
     TRY(add_child(config, "router", "router", 0, config->listen, &router, diag));
     bool ok = add_node_list(router, "prefill") && add_node_list(router, "decode") &&
               (!config->chat_template || add_arg(router, "--chat-template=%s", config->chat_template)) &&
-              add_arg(router, "--drain-timeout=%lluns", (unsigned long long)config->drain_timeout_ns) &&
-              add_more(router, config->router_flags);
-    return ok ? STATUS_OK : too_long(diag);
+              add_arg(router, "--drain-timeout=%lluns", (unsigned long long)config->drain_timeout_ns);
+    return ok ? add_more(router, router->arg_count, "router-flags", config->router_flags, diag) : too_long(diag);
 }
 
 static bool start(struct child *child)

@@ -2,6 +2,7 @@
  * Runs the binary; no router is needed. */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 
 #include <cmocka.h>
 #include <jansson.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 static char output[1 << 16];
@@ -70,7 +72,7 @@ static void mistakes_end_with_2(void **state)
 static void help_succeeds(void **state)
 {
     (void)state;
-    static const char *const words[] = {"up", "generate", "chat", "status", "tokenize", "bench"};
+    static const char *const words[] = {"up", "generate", "chat", "status", "kv", "tokenize", "bench"};
     assert_int_equal(baton("--help", STDOUT), 0);
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) { says(words[i]); }
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
@@ -123,6 +125,84 @@ static void tokenize_round_trips(void **state)
     says("/no/such/model");
 }
 
+/* Programs in place of the real ones, which note their arguments; the router's ends when all have. */
+static void make_programs(char folder[64])
+{
+    static const char *const names[] = {"router", "prefill_node", "decode_node"};
+    strcpy(folder, "/tmp/baton-cli-XXXXXX");
+    assert_non_null(mkdtemp(folder));
+    for (size_t i = 0; i < 3; i++) {
+        char path[96];
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        FILE *file = fopen(path, "w");
+        assert_non_null(file);
+        fprintf(file, "#!/bin/sh\necho \"%s $* .\" >> %s/seen\n", names[i], folder);
+        fprintf(file, i == 0 ? "until [ $(wc -l < %s/seen) -ge 3 ]; do sleep 0.02; done\nexit 3\n" : "exec sleep 60 # %s\n", folder);
+        assert_int_equal(fclose(file), 0);
+        assert_int_equal(chmod(path, 0755), 0);
+    }
+}
+
+static void remove_programs(const char *folder)
+{
+    char command[96];
+    snprintf(command, sizeof command, "rm -r %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
+/* Flags for both kinds of nodes come before those for one kind; the router gets its own. */
+static void up_hands_flags_on(void **state)
+{
+    (void)state;
+    char folder[64], arguments[512], path[96];
+    make_programs(folder);
+    snprintf(arguments, sizeof arguments,
+             "up --model=m --listen=127.0.0.1:0 --bin-dir=%s --node-flags='--weights=int8  --kv-dtype bf16' "
+             "--decode-flags=--preempt=swap --router-flags='--decode=127.0.0.1:1'", folder);
+    assert_int_equal(baton(arguments, STDERR), 1); /* the router ended */
+    says("router could not start");
+    snprintf(path, sizeof path, "%s/seen", folder);
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    char line[4096];
+    uint32_t lines = 0;
+    while (fgets(line, sizeof line, file)) {
+        bool is_decode = strncmp(line, "decode_node ", 12) == 0, is_router = strncmp(line, "router ", 7) == 0;
+        const char *end = is_router ? " --decode=127.0.0.1:1 .\n"
+                          : is_decode ? " --weights=int8 --kv-dtype bf16 --preempt=swap .\n" : " --weights=int8 --kv-dtype bf16 .\n";
+        size_t len = strlen(line), end_len = strlen(end);
+        if (len < end_len || strcmp(line + len - end_len, end) != 0) { fail_msg("not at its end %s: %s", end, line); }
+        lines++;
+    }
+    fclose(file);
+    assert_int_equal(lines, 3);
+    remove_programs(folder);
+}
+
+/* A flag that `baton up` sets itself cannot be handed on: said at once, with the flag that sets it. */
+static void up_names_its_own_flag(void **state)
+{
+    (void)state;
+    static const struct { const char *arguments, *reason; } cases[] = {
+        {"--node-flags=--isa=avx2", "--node-flags: --isa is set by `baton up`: give --isa to `baton up` itself"},
+        {"--prefill-flags='--weights=int8 --kv-memory 1GiB'", "--prefill-flags: --kv-memory is set by `baton up`"},
+        {"--decode-flags=--threads=1", "--decode-flags: --threads is set by"},
+        {"--decode-flags=--name=x", "--decode-flags: --name is chosen by `baton up` for each process; leave it out"},
+        {"--decode-flags=--listen=127.0.0.1:1", "--decode-flags: --listen is chosen by"},
+        {"--router-flags=--listen=127.0.0.1:1", "--router-flags: --listen is set by"},
+        {"--chat-template=chatml --router-flags=--chat-template=llama3", "--router-flags: --chat-template is set by"},
+    };
+    char folder[64];
+    make_programs(folder);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char arguments[512];
+        snprintf(arguments, sizeof arguments, "up --model=m --listen=127.0.0.1:0 --bin-dir=%s %s", folder, cases[i].arguments);
+        assert_int_equal(baton(arguments, STDERR), 2);
+        says(cases[i].reason);
+    }
+    remove_programs(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -130,6 +210,8 @@ int main(void)
         cmocka_unit_test(help_succeeds),
         cmocka_unit_test(without_a_router_it_says_so),
         cmocka_unit_test(tokenize_round_trips),
+        cmocka_unit_test(up_hands_flags_on),
+        cmocka_unit_test(up_names_its_own_flag),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
