@@ -5,6 +5,7 @@ Needs nothing but Python's standard library: requests go through the `baton` com
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -40,10 +41,25 @@ def shared_data():
     return None
 
 
+_ports_given = set()
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody has. A server listens on it only a moment later, and again after a kill: one that
+    the kernel would hand out could be an outgoing connection's by then, so it lies below those (32768 on)."""
+    for _ in range(1000):
+        port = random.SystemRandom().randrange(10240, 32000)
+        if port in _ports_given:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _ports_given.add(port)
+        return port
+    raise AssertionError("no free port between 10240 and 32000")
 
 
 class Process:
