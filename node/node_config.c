@@ -15,7 +15,7 @@ const struct flag node_flags[] = {
     {"model", FLAG_STRING, AT(model), NULL, "DIR", "Hugging Face model directory.", 0, 0},
     {"load", FLAG_STRING, AT(load), "auto", "auto|dummy", "dummy: random weights at the config's shape.", 0, 0},
     {"threads", FLAG_U32, AT(threads), "0", "N", "Compute threads; 0: one per core this process may use.", 0, 256},
-    {"isa", FLAG_STRING, AT(isa), "auto", "NAME", "Instruction set of the kernels; both pools must agree.", 0, 0},
+    {"isa", FLAG_STRING, AT(isa), "auto", "auto|amx|avx512bf16|avx512|avx2|scalar|ref", "Instruction set of the kernels; auto: the best that this machine has; ref: a slow one to compare with. Both pools must agree.", 0, 0},
     {"compute", FLAG_STRING, AT(compute), "auto", "auto|f32|bf16", "What products round activations to: bf16 is faster where the machine multiplies it. auto: bf16 where it does, the files' weights are bf16 and take 256 MiB or more; else f32. Both pools must agree.", 0, 0},
     {"weights", FLAG_STRING, AT(weights), "auto", "auto|bf16|int8|int4", "Format of the weight matrices, quantized at load: int8 has a scale for each output, int4 one for 32 inputs (embedding and head int8). auto: as the files have them.", 0, 0},
     {"pack-cache", FLAG_STRING, AT(pack_cache), "auto", "auto|off|DIR", "Where packed weights are kept for the next start. auto: beside the model if that is writable, else in ~/.cache/baton, for models of 64 MiB or more.", 0, 0},
@@ -77,6 +77,28 @@ static bool is_one_of(const char *value, const char *const *words, size_t word_c
     return false;
 }
 
+/* Words that the model and the kernels understand. A model takes seconds to minutes to open: what is misspelt
+ * is told before. Whether this machine has an instruction set, the kernels say. */
+static status_t check_words(const struct node_config *config, struct diag *diag)
+{
+    static const char *const isas[] = {"auto", "amx", "avx512bf16", "avx512", "avx2", "scalar", "ref", "amx-emulated"}; /* the last for tests */
+    static const char *const computes[] = {"auto", "f32", "bf16"};
+    static const char *const weights[] = {"auto", "bf16", "int8", "int4"};
+    static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "f16", "int8", "fp8", "fp8_e4m3"}; /* the last as the log says it */
+    const struct { const char *flag, *value, *takes; const char *const *words; size_t count; } flags[] = {
+        {"isa", config->isa, "auto, amx, avx512bf16, avx512, avx2, scalar or ref", isas, sizeof isas / sizeof isas[0]},
+        {"compute", config->compute, "auto, f32 or bf16", computes, sizeof computes / sizeof computes[0]},
+        {"weights", config->weights, "auto, bf16, int8 or int4", weights, sizeof weights / sizeof weights[0]},
+        {"kv-dtype", config->kv_dtype, "auto, f32, bf16, f16, int8 or fp8", kv_dtypes, sizeof kv_dtypes / sizeof kv_dtypes[0]},
+    };
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
+        if (is_one_of(flags[i].value, flags[i].words, flags[i].count)) { continue; }
+        diag_set(diag, "--%s=%.64s: takes %s", flags[i].flag, flags[i].value ? flags[i].value : "", flags[i].takes);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    return STATUS_OK;
+}
+
 static status_t check_tiers(const struct node_config *config, struct diag *diag)
 {
     bool has_path = config->kv_disk_path != NULL && config->kv_disk_path[0] != '\0';
@@ -84,6 +106,9 @@ static status_t check_tiers(const struct node_config *config, struct diag *diag)
     if (config->kv_disk == 0 && has_path) { return bad(diag, "--kv-disk-path needs --kv-disk: how much of the disk to take"); }
     if ((config->kv_disk > 0 || config->kv_host_memory > 0) && strcmp(config->prefix_cache, "on") != 0) {
         return bad(diag, "--kv-host-memory and --kv-disk need --prefix-cache=on: what lies in a tier is found by its prefix");
+    }
+    if (strcmp(config->preempt, "swap") == 0 && config->kv_disk == 0 && config->kv_host_memory == 0) {
+        return bad(diag, "--preempt=swap needs --kv-host-memory or --kv-disk: a tier to save the blocks in");
     }
     return STATUS_OK;
 }
@@ -113,6 +138,7 @@ status_t node_config_check(const struct node_config *config, struct diag *diag)
     TRY(net_address_check("tcp-listen", config->tcp_listen, diag));
     TRY(net_address_check("metrics-listen", config->metrics_listen, diag));
     TRY(check_cables(config->cables, diag));
+    TRY(check_words(config, diag));
     TRY(check_cache(config, diag));
     TRY(check_tiers(config, diag));
     int tls = (config->tls_cert != NULL) + (config->tls_key != NULL) + (config->tls_ca != NULL);

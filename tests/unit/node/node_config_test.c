@@ -77,6 +77,12 @@ static void what_does_not_fit_together_is_refused(void **state)
         {{"--model=d", "--kv-disk=1GiB", NULL}, "--kv-disk-path"},
         {{"--model=d", "--kv-disk-path=/tmp/kv", NULL}, "--kv-disk"},
         {{"--model=d", "--kv-host-memory=1GiB", "--prefix-cache=off", NULL}, "--prefix-cache=on"},
+        {{"--model=d", "--preempt=swap", NULL}, "--preempt=swap needs --kv-host-memory or --kv-disk"},
+        {{"--model=d", "--isa=quantum", NULL}, "--isa=quantum: takes auto, amx, avx512bf16, avx512, avx2, scalar or ref"},
+        {{"--model=d", "--isa=", NULL}, "--isa"},
+        {{"--model=d", "--compute=int8", NULL}, "--compute=int8: takes auto, f32 or bf16"},
+        {{"--model=d", "--weights=f16", NULL}, "--weights=f16: takes auto, bf16, int8 or int4"},
+        {{"--model=d", "--kv-dtype=fp4", NULL}, "--kv-dtype=fp4: takes auto, f32, bf16, f16, int8 or fp8"},
         {{"--model=d", "--itl-stretch=0.5", NULL}, "1 to 1000"},
         {{"--model=d", "--itl-stretch=nan", NULL}, "--itl-stretch"},
         {{"--model=d", "--lease=0s", NULL}, "from 1ms to 3600s"},
@@ -86,6 +92,9 @@ static void what_does_not_fit_together_is_refused(void **state)
         assert_int_equal(st.code, ST_INVALID_ARGUMENT);
         if (!strstr(diag.text, cases[i].reason)) { fail_msg("case %zu: %s", i, diag.text); }
     }
+    assert_false(failed(PARSE("--model=d", "--preempt=swap", "--kv-host-memory=1MiB")));
+    assert_false(failed(PARSE("--model=d", "--preempt=swap", "--kv-disk=1MiB", "--kv-disk-path=f")));
+    assert_false(failed(PARSE("--model=d", "--isa=avx512bf16", "--compute=bf16", "--weights=int4", "--kv-dtype=fp8")));
     assert_false(failed(PARSE("--model=d", "--kv-block-tokens=32", "--tls-cert=a", "--tls-key=b", "--tls-ca=c")));
 }
 
