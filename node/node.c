@@ -590,12 +590,19 @@ static void node_close(struct node *node)
     free(node->router_is_up);
 }
 
+static bool has_unused_tiers(const struct node *node)
+{
+    return node->ops->role == NODE_ROLE_DECODE && model_config_window_of_all(model_get_config(node->model)) > 0 &&
+           (node->config->kv_host_memory > 0 || node->config->kv_disk > 0);
+}
+
 static struct tier_service_config tiers_shape(struct node *node)
 {
     struct tier_service_config tiers = {
         .flags = node->config,
         .block_bytes = kv_layout_block_bytes(&node->layout),
         .block_count = node->block_count,
+        .is_unused = has_unused_tiers(node),
         .post = on_tier_event,
         .user = node,
     };
@@ -620,6 +627,10 @@ static status_t node_open(struct node *node, struct diag *diag)
         .engine_bytes = engine_memory_bytes(&engine),
     };
     struct tier_service_config tiers = tiers_shape(node);
+    TRY(tier_service_check(&tiers, diag));
+    if (tiers.is_unused) {
+        LOGF(LOG_WARN, "kv_tiers_not_used", "why=\"every layer of this model has a sliding window: what is evicted is computed again\"");
+    }
     plan.tier_bytes = tier_service_memory_bytes(&tiers);
     TRY(memory_plan_check(&plan, diag));
     LOGF(LOG_INFO, "memory_plan", "weights_mapped=%" PRIu64 " weights_owned=%" PRIu64 " kv=%" PRIu64 " engine=%" PRIu64

@@ -67,7 +67,28 @@ static struct kv_tier_config tier_config(const struct tier_service_config *confi
     return tier;
 }
 
-static bool wants_tiers(const struct tier_service_config *config) { return config->flags->kv_host_memory > 0 || config->flags->kv_disk > 0; }
+static bool wants_tiers(const struct tier_service_config *config)
+{
+    return !config->is_unused && (config->flags->kv_host_memory > 0 || config->flags->kv_disk > 0);
+}
+
+static status_t check_one(const char *flag, uint64_t budget, const struct kv_tier_config *tier, struct diag *diag)
+{
+    if (budget == 0 || kv_tier_entries_max(tier) > 0) { return STATUS_OK; }
+    diag_set(diag, "--%s=%" PRIu64 ": does not hold one block of %zu bytes; give it more", flag, budget, tier->block_bytes);
+    return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+}
+
+status_t tier_service_check(const struct tier_service_config *config, struct diag *diag)
+{
+    struct kv_tier_config host = tier_config(config), disk = host;
+    if (!wants_tiers(config)) { return STATUS_OK; }
+    host.disk_path = NULL;
+    host.disk_bytes = 0;
+    disk.host_bytes = 0;
+    TRY(check_one("kv-host-memory", host.host_bytes, &host, diag));
+    return check_one("kv-disk", disk.disk_bytes, &disk, diag);
+}
 
 uint64_t tier_service_memory_bytes(const struct tier_service_config *config)
 {

@@ -21,6 +21,7 @@ struct tier_service_config {
     void *pool; /* holds until destroy */
     size_t block_bytes;
     uint32_t block_count;
+    bool is_unused; /* the role would find nothing in them: as if the flags asked for none */
     uint8_t fingerprint_hash[32];
     void (*post)(void *user, const struct kv_tier_event *event);
     void *user;
@@ -29,6 +30,10 @@ struct tier_service_config {
 /* Of the tiers that the flags ask for; 0 without any. pool, post and user are not looked at. */
 uint64_t tier_service_memory_bytes(const struct tier_service_config *config);
 uint32_t tier_service_entries_max(const struct tier_service_config *config);
+
+/* Whether each tier that the flags ask for holds a block.
+ * Errors  INVALID_ARGUMENT (node): names the flag. */
+NODISCARD status_t tier_service_check(const struct tier_service_config *config, struct diag *diag);
 
 /* *ret_service is NULL where the flags ask for no tier; every call below takes that.
  * Errors  as kv_tier_create. */

@@ -54,12 +54,13 @@ class Flags(unittest.TestCase):
                     bad = NUMBERS
                 elif not value and name not in ("help",):
                     bad = ("maybe", "2")
-                elif value in ("auto|dummy", "auto|f32|bf16", "auto|bf16|int8|int4", "auto|f32|bf16|f16", "auto|shm|tcp", "LEVEL"):
+                elif value in ("auto|dummy", "auto|f32|bf16", "auto|bf16|int8|int4", "auto|f32|bf16|f16|int8|fp8", "auto|shm|tcp", "on|off",
+                               "auto|swap|recompute", "LEVEL"):
                     bad = ("", "bogus")
                 elif value and value.startswith("H:P"):
                     bad = ("nonsense", "127.0.0.1:99999999", ":", "127.0.0.1:x")
                 elif name in ("isa",):
-                    bad = ("quantum",)
+                    bad = ("", "quantum")
                 for text in bad:
                     with self.subTest(binary=server, flag=name, value=text):
                         rest = [flag for flag in base if not flag.startswith("--%s=" % name)]
@@ -89,6 +90,50 @@ class Flags(unittest.TestCase):
                     code, text = run(node, "--model=" + find_model(), "--check", "--kv-memory=" + size)
                     self.assertNotEqual(code, 0)
                     self.assertIn("--kv-memory", text)
+
+    def test_words_are_refused_before_the_model_is_opened(self):
+        """A model takes minutes to read: a misspelt word is told before that."""
+        for node in ("prefill_node/prefill_node", "decode_node/decode_node"):
+            for flag, value in (("kv-dtype", "fp4"), ("compute", "int8"), ("isa", "nonsense"), ("weights", "f16"), ("preempt", "swap")):
+                with self.subTest(node=node, flag=flag, value=value):
+                    text = self.refused(node, flag, "--model=/no/such/model", "--check", "--%s=%s" % (flag, value))
+                    self.assertNotIn("/no/such/model", text)
+
+    def test_a_tier_that_holds_no_block(self):
+        """--check refuses what the start would refuse, and makes no file."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "kv")
+            for node in ("prefill_node/prefill_node", "decode_node/decode_node"):
+                for flag, more in (("kv-host-memory", ()), ("kv-disk", ("--kv-disk-path=" + file,)),
+                                   ("kv-disk", ("--kv-disk-path=" + file, "--kv-host-memory=64MiB"))):
+                    for way in ((), ("--check",)):
+                        with self.subTest(node=node, flag=flag, way=way):
+                            text = self.refused(node, flag, "--model=" + find_model(), "--%s=1" % flag, *more, *way)
+                            self.assertIn("does not hold one block", text)
+            self.assertEqual(os.listdir(folder), [])
+
+    def test_a_window_in_all_layers_makes_no_tiers(self):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(find_model(), folder, dirs_exist_ok=True)
+            path = os.path.join(folder, "config.json")
+            os.chmod(path, 0o644)
+            with open(path) as file:
+                config = json.load(file)
+            tiers = r"event=memory_plan .*\btiers=(\d+)"
+            for window, is_warned in ((64, True), (None, False)):
+                config.update(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=window)
+                with open(path, "w") as file:
+                    json.dump(config, file)
+                code, text = run("decode_node/decode_node", "--check", "--load=dummy", "--kv-host-memory=64MiB", "--model=" + folder)
+                self.assertEqual(code, 0, text)
+                self.assertEqual(text.count("event=kv_tiers_not_used"), 1 if is_warned else 0, text)
+                self.assertEqual(int(re.search(tiers, text).group(1)) == 0, is_warned, text)
+
+    def test_a_pack_folder_that_cannot_be_made(self):
+        code, text = run("decode_node/decode_node", "--check", "--model=" + find_model(), "--pack-cache=/proc/no/such")
+        self.assertEqual(code, 0, text)
+        self.assertEqual(text.count("event=pack_not_saved"), 1, text)
+        self.assertIn("/proc/no/such", text)
 
     def test_client(self):
         needs = {"up": ["--model=" + find_model(), "--listen=127.0.0.1:0"], "generate": ["--prompt=x"], "chat": ["--message=x"],

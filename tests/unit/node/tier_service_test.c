@@ -80,6 +80,45 @@ static void no_flags_no_tiers(void **state)
     tier_service_destroy(NULL);
 }
 
+/* What the role has no use for is not there, whatever the flags ask for. */
+static void unused_tiers_are_none(void **state)
+{
+    (void)state;
+    struct node_config flags = {.kv_host_memory = 1 << 20};
+    struct tier_service_config config = shape(&flags);
+    struct tier_service *service = (struct tier_service *)&config;
+    struct diag diag = {{0}};
+    assert_true(tier_service_entries_max(&config) > 0);
+    config.is_unused = true;
+    assert_false(failed(tier_service_create(&config, &service, &diag)));
+    assert_null(service);
+    assert_int_equal(tier_service_memory_bytes(&config), 0);
+    assert_int_equal(tier_service_entries_max(&config), 0);
+}
+
+/* Each budget is checked by itself, before anything is made; the flag and the size of a block are in the text. */
+static void budgets_are_checked_before_the_start(void **state)
+{
+    (void)state;
+    struct node_config flags = {0};
+    struct tier_service_config config = shape(&flags);
+    struct diag diag = {{0}};
+    assert_false(failed(tier_service_check(&config, &diag)));
+    flags.kv_host_memory = BLOCK_BYTES - 1;
+    assert_int_equal(tier_service_check(&config, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "--kv-host-memory=4095"));
+    assert_non_null(strstr(diag.text, "4096"));
+    flags.kv_host_memory = 1 << 20;
+    assert_false(failed(tier_service_check(&config, &diag)));
+    flags.kv_disk = 1;
+    flags.kv_disk_path = path;
+    assert_int_equal(tier_service_check(&config, &diag).code, ST_INVALID_ARGUMENT); /* the other tier does not make it good */
+    assert_non_null(strstr(diag.text, "--kv-disk=1:"));
+    flags.kv_disk = 1 << 20;
+    assert_false(failed(tier_service_check(&config, &diag)));
+    assert_int_not_equal(access(path, F_OK), 0);
+}
+
 /* A budget that holds no block names the flags. */
 static void a_useless_budget_names_the_flag(void **state)
 {
@@ -184,6 +223,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_flags_no_tiers),
+        cmocka_unit_test(unused_tiers_are_none),
+        cmocka_unit_test(budgets_are_checked_before_the_start),
         cmocka_unit_test(a_useless_budget_names_the_flag),
         cmocka_unit_test(memory_counts_the_host_tier),
         cmocka_unit_test(what_was_found_is_told_first),
