@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "client/message_depth.h"
 #include "rpc/rpc.h"
 
 #define MESSAGE_BYTES_MAX (64u << 20)
@@ -190,13 +191,9 @@ status_t api_call_next(struct api_call *call, const ProtobufCMessageDescriptor *
         return STATUS(call->code, SCOPE_REQUEST);
     }
     if (ret_at_ns) { *ret_at_ns = entry->at_ns; }
-    *ret_message = protobuf_c_message_unpack(descriptor, NULL, entry->len, entry->bytes);
+    status_t st = message_unpack_shallow(descriptor, entry->bytes, entry->len, ret_message, diag);
     free(entry);
-    if (!*ret_message) {
-        diag_set(diag, "the router sent a message that cannot be read; is it another version?");
-        return STATUS(ST_DATA_LOSS, SCOPE_PEER);
-    }
-    return STATUS_OK;
+    return st;
 }
 
 void api_call_end(struct api_call *call)

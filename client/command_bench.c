@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "client/bench_stats.h"
 #include "client/connect_flags.h"
+#include "client/message_depth.h"
 #include "client/workload.h"
 #include "proto/baton/v1/inference.pb-c.h"
 #include "rpc/rpc.h"
@@ -76,10 +77,12 @@ static void on_message(void *user, struct rpc_call *call, const uint8_t *bytes, 
     (void)call;
     struct flight *flight = user;
     uint64_t now_ns = clock_now_ns();
-    Baton__V1__GenerateResponse *part = baton__v1__generate_response__unpack(NULL, len, bytes);
-    if (!part) { return; }
-    uint32_t count = (uint32_t)part->n_token_ids;
-    baton__v1__generate_response__free_unpacked(part, NULL);
+    struct diag diag = {{0}};
+    ProtobufCMessage *message;
+    status_t st = message_unpack_shallow(&baton__v1__generate_response__descriptor, bytes, len, &message, &diag);
+    if (failed(st)) { return; }
+    uint32_t count = (uint32_t)((const Baton__V1__GenerateResponse *)message)->n_token_ids;
+    protobuf_c_message_free_unpacked(message, NULL);
     if (count == 0) { return; }
     if (flight->tokens > 0) {
         pthread_mutex_lock(&flight->bench->mutex);

@@ -122,6 +122,9 @@ static void on_message(void *user, struct rpc_call *call, const uint8_t *bytes, 
     } else if (strcmp(what, "garbage") == 0) {
         assert_false(failed(rpc_call_send(call, "\xff\xff\xff\xff", 4)));
         rpc_call_finish_status(call, STATUS_OK, "", 0);
+    } else if (strcmp(what, "nested") == 0) { /* 9 messages in each other */
+        assert_false(failed(rpc_call_send(call, "\x22\x0e\x2a\x0c\x2a\x0a\x2a\x08\x2a\x06\x2a\x04\x2a\x02\x2a", 16)));
+        rpc_call_finish_status(call, STATUS_OK, "", 0);
     } else if (strcmp(what, "nothing") == 0) {
         rpc_call_finish_status(call, STATUS_OK, "", 0);
     } /* "hang": no answer */
@@ -249,7 +252,7 @@ static void failures_say_what_to_do(void **state)
     api_call_end(call);
 }
 
-/* A part with an absurd index, and bytes that are no message, are refused. */
+/* A part with an absurd index, bytes that are no message, and messages without end in each other are refused. */
 static void nonsense_is_refused(void **state)
 {
     (void)state;
@@ -260,6 +263,10 @@ static void nonsense_is_refused(void **state)
     st = read_answer("garbage");
     assert_int_equal(st.code, ST_DATA_LOSS);
     assert_non_null(strstr(diag.text, "another version"));
+    answer_fini(&answer);
+    st = read_answer("nested");
+    assert_int_equal(st.code, ST_DATA_LOSS);
+    assert_non_null(strstr(diag.text, "in each other"));
     answer_fini(&answer);
 }
 
