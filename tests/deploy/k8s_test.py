@@ -42,7 +42,10 @@ def merge(target, patch, key=None):
     """A strategic merge: maps by key, the lists of KEYS by their element's key."""
     if isinstance(target, dict) and isinstance(patch, dict):
         for name, value in patch.items():
-            target[name] = merge(target[name], value, name) if name in target else copy.deepcopy(value)
+            if value is None:  # takes the field away
+                target.pop(name, None)
+            else:
+                target[name] = merge(target[name], value, name) if name in target else copy.deepcopy(value)
         return target
     if isinstance(target, list) and isinstance(patch, list) and key in KEYS:
         for element in patch:
@@ -137,6 +140,12 @@ def seconds(text):
     return int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
 
 
+def size_bytes(text):
+    """16GiB as our flags write it, 16Gi as Kubernetes does."""
+    number, unit = re.fullmatch(r"(\d+)([KMGT])iB?", text).groups()
+    return int(number) << 10 * ("KMGT".index(unit) + 1)
+
+
 def help_flags(role):
     text = subprocess.run([os.path.join(ROOT, BINARIES[role]), "--help"], check=True, capture_output=True, text=True).stdout
     return set(re.findall(r"^  --([a-z0-9-]+)", text, re.M))
@@ -150,6 +159,11 @@ class Manifests(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.overlays = {name: render(os.path.join(K8S, "overlays", name)) for name in OVERLAYS}
+        for added in (("node-cache",), ("node-cache", "packs-on-host")):  # no overlay has them; every test below sees them
+            docs = render(os.path.join(K8S, "overlays", "cpu"))
+            for component in added:
+                render(os.path.join(K8S, "components", component), docs)
+            cls.overlays[" + ".join(("cpu", *added))] = docs
 
     def each(self, kind):
         for docs in self.overlays.values():
@@ -326,6 +340,31 @@ class Manifests(unittest.TestCase):
         self.assertEqual({scaler["spec"]["metrics"][0]["resource"]["name"] for scaler in scalers}, {"cpu"})
         for scaler in scalers:
             kubernetes_validate.validate(scaler, VERSIONS[0], strict=True)
+
+    def test_node_cache(self):
+        """Packs and the disk tier lie on volumes of their own that are large enough; a router has none."""
+        for name, kind in (("cpu + node-cache", "emptyDir"), ("cpu + node-cache + packs-on-host", "hostPath")):
+            docs = self.overlays[name]
+            for role in ("prefill", "decode"):
+                deployment = named(docs, "Deployment", f"baton-{role}")
+                (container,) = containers(deployment)
+                flags = flags_of(container)
+                mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+                volumes = {volume["name"]: volume for volume in deployment["spec"]["template"]["spec"]["volumes"]}
+                self.assertFalse([mount for mount in container["volumeMounts"] if mount.get("readOnly")])
+                packs = volumes[mounted[flags["pack-cache"]]]
+                self.assertEqual(set(packs), {"name", kind})
+                tier = volumes[mounted[os.path.dirname(flags["kv-disk-path"])]]["emptyDir"]
+                self.assertNotEqual(tier.get("medium"), "Memory")
+                self.assertLess(size_bytes(flags["kv-disk"]), size_bytes(tier["sizeLimit"]))
+                on_disk = [volume["emptyDir"] for volume in volumes.values() if "emptyDir" in volume
+                           and volume["emptyDir"].get("medium") != "Memory"]
+                for limit in ("requests", "limits"):
+                    self.assertLess(sum(size_bytes(volume["sizeLimit"]) for volume in on_disk),
+                                    size_bytes(container["resources"][limit]["ephemeral-storage"]))
+                    self.assertIn("memory", container["resources"][limit])
+            router = named(docs, "Deployment", "baton-router")
+            self.assertEqual(router, named(self.overlays["cpu"], "Deployment", "baton-router"))
 
     def test_scalers_read_metrics_that_exist(self):
         """A scaler's metric is one that the adapter's rules make of one that the nodes export."""
