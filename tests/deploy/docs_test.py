@@ -59,6 +59,21 @@ class Documents(unittest.TestCase):
                     count += 1
         self.assertGreater(count, 80)
 
+    def test_tables_are_whole(self):
+        """All rows of a table have as many cells as its head: a torn row is shown as another one's end."""
+        rows = 0
+        for doc, text in self.texts.items():
+            cells = None
+            for number, line in enumerate(text.splitlines(), 1):
+                if not line.startswith("|"):
+                    cells = None
+                    continue
+                found = len(re.findall(r"(?<!\\)\|", line))
+                self.assertEqual(found, cells or found, f"{doc}:{number}: {line}")
+                cells = found
+                rows += 1
+        self.assertGreater(rows, 100)
+
     def test_functions_exist(self):
         """Every `name()` is a function; one that stands behind its file is in that file."""
         count = 0
@@ -80,7 +95,7 @@ class Documents(unittest.TestCase):
                          "run: python3 docs/flags_table.py bazel-bin > docs/FLAGS.md")
 
     def test_flags_in_texts_exist(self):
-        known = set(re.findall(r"`--([a-z0-9-]+)", self.texts["docs/FLAGS.md"])) | {"help", "model", "keep", "config"}
+        known = set(re.findall(r"`--([a-z0-9-]+)", self.texts["docs/FLAGS.md"])) | {"help", "model", "keep", "config", "pure"}  # the last: a peer's
         for doc, text in self.texts.items():
             for flag in set(re.findall(r"`--([a-z][a-z0-9-]*)[=`]", text)):
                 self.assertIn(flag, known, f"{doc} names --{flag}")
