@@ -222,15 +222,21 @@ static double probe_read(const struct bench *b)
     return best;
 }
 
+/* What bounds products of bf16: the tiles where the set uses them, else vdpbf16ps; 0: the machine has neither. */
+static double probe_dot(const struct bench *b)
+{
+    bool has_tiles = strcmp(kernels_isa_name(b->kernels), "amx") == 0;
+    return has_tiles ? probe_amx_bf16_flops(b->config.threads) : probe_dot_flops(b->config.threads);
+}
+
 static void measure(struct bench *b, uint32_t round, double *read_rates, double *fma_rates)
 {
-    double read_before = probe_read(b), fma_before = probe_fma_flops(b->config.threads);
-    double dot_before = probe_dot_flops(b->config.threads);
+    double read_before = probe_read(b), fma_before = probe_fma_flops(b->config.threads), dot_before = probe_dot(b);
     for (uint32_t i = 0; i < case_count; i++) {
         struct bench_case *c = &cases[i];
         c->seconds[round] = run_case(b, c);
         double read_after = probe_read(b), fma_after = probe_fma_flops(b->config.threads);
-        double dot_after = probe_dot_flops(b->config.threads);
+        double dot_after = probe_dot(b);
         c->of_read[round] = c->bytes / c->seconds[round] / ((read_before + read_after) / 2);
         c->of_fma[round] = c->flops / c->seconds[round] / ((fma_before + fma_after) / 2);
         c->of_dot[round] = dot_after == 0 ? 0 : c->flops / c->seconds[round] / ((dot_before + dot_after) / 2);
@@ -240,6 +246,19 @@ static void measure(struct bench *b, uint32_t round, double *read_rates, double 
     }
     read_rates[round] = read_before;
     fma_rates[round] = fma_before;
+}
+
+/* null: the machine has no such instruction. */
+static void report_rate(const struct bench *b, const char *name, double (*probe)(uint32_t threads))
+{
+    double rates[ROUNDS_MAX];
+    for (uint32_t r = 0; r < b->config.rounds; r++) { rates[r] = probe(b->config.threads); }
+    double rate = quantile(rates, b->config.rounds, 0.5);
+    if (rate > 0) {
+        printf("\"%s\":%.1f,", name, rate / 1e9);
+    } else {
+        printf("\"%s\":null,", name);
+    }
 }
 
 static void report(const struct bench *b, const struct bench_case *c)
@@ -341,9 +360,13 @@ int main(int argc, char **argv)
         if (cases[i].steps > STEPS_MAX) { cases[i].steps = STEPS_MAX; }
     }
     for (uint32_t r = 0; r < b.config.rounds; r++) { measure(&b, r, read_rates, fma_rates); }
-    printf("{\"bench\":\"probe\",\"threads\":%u,\"read_gb_s\":%.2f,\"read_p10\":%.2f,\"read_p90\":%.2f,\"fma_gflop_s\":%.1f,\"rounds\":%u}\n",
+    printf("{\"bench\":\"probe\",\"threads\":%u,\"read_gb_s\":%.2f,\"read_p10\":%.2f,\"read_p90\":%.2f,\"fma_gflop_s\":%.1f,",
            b.config.threads, quantile(read_rates, b.config.rounds, 0.5) / 1e9, quantile(read_rates, b.config.rounds, 0.1) / 1e9,
-           quantile(read_rates, b.config.rounds, 0.9) / 1e9, quantile(fma_rates, b.config.rounds, 0.5) / 1e9, b.config.rounds);
+           quantile(read_rates, b.config.rounds, 0.9) / 1e9, quantile(fma_rates, b.config.rounds, 0.5) / 1e9);
+    report_rate(&b, "dot_gflop_s", probe_dot_flops);
+    report_rate(&b, "amx_bf16_gflop_s", probe_amx_bf16_flops);
+    report_rate(&b, "amx_int8_gop_s", probe_amx_int8_ops);
+    printf("\"rounds\":%u}\n", b.config.rounds);
     for (uint32_t i = 0; i < case_count; i++) { report(&b, &cases[i]); }
     engine_destroy(b.engine);
     kernels_buffer_free(b.kernels, b.pool, b.pool_bytes);

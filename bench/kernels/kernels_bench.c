@@ -10,6 +10,7 @@
  * The machine's neighbours come and go within seconds, so each round measures the probes and then
  * every case, and the fractions are of medians over rounds taken side by side. */
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +31,7 @@ struct bench {
     float *x, *out;     /* large enough for every case */
 };
 
-enum kind { READ_1, READ_6, FMA, DOT, GEMM, DECODE, PREFILL };
+enum kind { READ_1, READ_6, FMA, DOT, AMX_BF16, AMX_INT8, GEMM, DECODE, PREFILL };
 
 struct bench_case {
     enum kind kind;
@@ -113,7 +114,9 @@ static double run_case(struct bench *b, struct bench_case *c)
         return c->bytes / probe_read_bytes_per_s(b->set, SET_BYTES, b->threads, c->kind == READ_1 ? 1 : 6);
     }
     if (c->kind == FMA) { return c->flops / probe_fma_flops(b->threads); }
-    if (c->kind == DOT) { return c->flops / (probe_dot_flops(b->threads) + 1); } /* + 1: machines without */
+    if (c->kind == DOT) { return c->flops / (probe_dot_flops(b->threads) + 1); } /* + 1: machines without, see is_there() */
+    if (c->kind == AMX_BF16) { return c->flops / (probe_amx_bf16_flops(b->threads) + 1); }
+    if (c->kind == AMX_INT8) { return c->flops / (probe_amx_int8_ops(b->threads) + 1); }
     void (*run)(struct bench *, struct bench_case *) = c->kind == GEMM ? run_gemm : run_attention;
     run(b, c);
     uint32_t calls = 0;
@@ -149,8 +152,16 @@ static double fraction(const struct bench *b, const struct bench_case *c, const 
     return median(ratios, b->rounds);
 }
 
+/* Whether the machine has the instruction that a probe runs. */
+static bool is_there(const struct bench_case *probe) { return probe->seconds[0] < 1; }
+
 static void report(const struct bench *b, const struct bench_case *c)
 {
+    if (c->kind < GEMM && !is_there(c)) {
+        printf("{\"bench\":\"%s\",\"threads\":%u,\"gflop_s\":null}\n", c->name, b->threads);
+        return;
+    }
+    const struct bench_case *dot = &cases[strcmp(kernels_isa_name(b->kernels), "amx") == 0 ? AMX_BF16 : DOT]; /* the set's limit */
     double seconds = median(c->seconds, b->rounds);
     printf("{\"bench\":\"%s\",\"isa\":\"%s\",\"threads\":%u,\"rows\":%u", c->name, kernels_isa_name(b->kernels), b->threads, c->rows);
     if (c->kind == GEMM) { printf(",\"n_out\":%u,\"n_in\":%u", c->n_out, c->n_in); }
@@ -160,7 +171,7 @@ static void report(const struct bench *b, const struct bench_case *c)
     if (c->flops != 0) { printf(",\"gflop_s\":%.1f", c->flops / seconds / 1e9); }
     if (c->kind >= GEMM && c->bytes != 0) { printf(",\"of_read\":%.3f", fraction(b, c, &cases[1], c->bytes, cases[1].bytes)); }
     if (c->kind >= GEMM) { printf(",\"of_fma\":%.3f", fraction(b, c, &cases[2], c->flops, cases[2].flops)); }
-    if (c->kind >= GEMM && cases[3].seconds[0] < 1) { printf(",\"of_dot\":%.3f", fraction(b, c, &cases[3], c->flops, cases[3].flops)); }
+    if (c->kind >= GEMM && is_there(dot)) { printf(",\"of_dot\":%.3f", fraction(b, c, dot, c->flops, dot->flops)); }
     printf("}\n");
 }
 
@@ -215,6 +226,8 @@ int main(int argc, char **argv)
     cases[case_count++] = (struct bench_case){.kind = READ_6, .name = "read probe, 6 streams a thread", .bytes = SET_BYTES};
     cases[case_count++] = (struct bench_case){.kind = FMA, .name = "fma probe", .flops = 1e9};
     cases[case_count++] = (struct bench_case){.kind = DOT, .name = "bf16 dot product probe", .flops = 1e9};
+    cases[case_count++] = (struct bench_case){.kind = AMX_BF16, .name = "AMX bf16 probe", .flops = 1e9};
+    cases[case_count++] = (struct bench_case){.kind = AMX_INT8, .name = "AMX int8 probe", .flops = 1e9};
     if (strcmp(only, "gemm-1b") == 0) {
         gemm_add("Llama-3.2-1B", "gate_up", 16384, 2048);
         gemm_add("Llama-3.2-1B", "down", 2048, 8192);

@@ -23,4 +23,10 @@ double probe_fma_flops(uint32_t threads);
 /* The same of bf16 dot products (vdpbf16ps); 0 where the machine has none. */
 double probe_dot_flops(uint32_t threads);
 
+/* The same of AMX tiles: bf16 products (tdpbf16ps), and multiplications and additions of bytes (tdpbssd). 0
+ * where the machine has none or the system does not grant them. Some 10 ms.
+ * Written without a machine that has AMX: nobody has seen its figures yet. */
+double probe_amx_bf16_flops(uint32_t threads);
+double probe_amx_int8_ops(uint32_t threads);
+
 #endif

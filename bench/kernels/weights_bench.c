@@ -78,7 +78,7 @@ struct bench_case {
     struct kernels_matrix matrix;
     const char *name;
     uint32_t rows;
-    double seconds[ROUNDS_MAX], of_read[ROUNDS_MAX], of_vnni[ROUNDS_MAX];
+    double seconds[ROUNDS_MAX], of_read[ROUNDS_MAX], of_vnni[ROUNDS_MAX], of_amx[ROUNDS_MAX];
 };
 
 struct bench {
@@ -122,21 +122,36 @@ static double median(const double *values, uint32_t count)
     return sorted[count / 2];
 }
 
+/* Of the tiles that many rows of a format are multiplied on; 0: it uses none (int4 does not), or there are none. */
+static double probe_amx_ops(const struct bench *b, enum kernels_weight format)
+{
+    if (format == KERNELS_WEIGHT_BF16) { return probe_amx_bf16_flops(b->threads); }
+    return format == KERNELS_WEIGHT_INT8 ? probe_amx_int8_ops(b->threads) : 0;
+}
+
 static void measure(struct bench *b, struct bench_case *c)
 {
     const double bytes = (double)kernels_matrix_bytes(&c->matrix), ops = 2.0 * c->rows * c->matrix.n_out * c->matrix.n_in;
     for (uint32_t r = 0; r < b->rounds; r++) {
         double read = probe_read_bytes_per_s(b->set, SET_BYTES / 2, b->threads, 6), vnni = probe_vnni_ops(b->threads);
+        double amx = probe_amx_ops(b, c->matrix.format);
         c->seconds[r] = run_case(b, c);
         c->of_read[r] = bytes / c->seconds[r] / read;
         c->of_vnni[r] = vnni > 0 ? ops / c->seconds[r] / vnni : 0;
+        c->of_amx[r] = amx > 0 ? ops / c->seconds[r] / amx : 0;
     }
     double seconds = median(c->seconds, b->rounds);
     printf("{\"bench\":\"%s\",\"weights\":\"%s\",\"isa\":\"%s\",\"threads\":%u,\"rows\":%u,\"n_out\":%u,\"n_in\":%u,\"us\":%.1f,"
-           "\"gb_s\":%.2f,\"gop_s\":%.1f,\"of_read\":%.3f,\"of_vnni\":%.3f}\n",
+           "\"gb_s\":%.2f,\"gop_s\":%.1f,\"of_read\":%.3f,\"of_vnni\":%.3f,",
            c->name, kernels_weight_name(c->matrix.format), kernels_isa_name(b->kernels), b->threads, c->rows, c->matrix.n_out,
            c->matrix.n_in, seconds * 1e6, bytes / seconds / 1e9, ops / seconds / 1e9, median(c->of_read, b->rounds),
            median(c->of_vnni, b->rounds));
+    double of_amx = median(c->of_amx, b->rounds);
+    if (of_amx > 0) {
+        printf("\"of_amx\":%.3f}\n", of_amx);
+    } else {
+        printf("\"of_amx\":null}\n");
+    }
     fflush(stdout);
 }
 
