@@ -99,6 +99,16 @@ static status_t check_words(const struct node_config *config, struct diag *diag)
     return STATUS_OK;
 }
 
+/* A named set is taken whatever --compute says: one without a product for bf16 would silently stay f32. */
+static status_t check_compute(const struct node_config *config, struct diag *diag)
+{
+    static const char *const with_bf16[] = {"auto", "amx", "avx512bf16", "amx-emulated"};
+    if (strcmp(config->compute, "bf16") != 0) { return STATUS_OK; }
+    if (is_one_of(config->isa, with_bf16, sizeof with_bf16 / sizeof with_bf16[0])) { return STATUS_OK; }
+    diag_set(diag, "--compute=bf16 needs --isa=auto, avx512bf16 or amx: the kernels of --isa=%.64s keep activations f32", config->isa);
+    return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+}
+
 static status_t check_tiers(const struct node_config *config, struct diag *diag)
 {
     bool has_path = config->kv_disk_path != NULL && config->kv_disk_path[0] != '\0';
@@ -139,6 +149,7 @@ status_t node_config_check(const struct node_config *config, struct diag *diag)
     TRY(net_address_check("metrics-listen", config->metrics_listen, diag));
     TRY(check_cables(config->cables, diag));
     TRY(check_words(config, diag));
+    TRY(check_compute(config, diag));
     TRY(check_cache(config, diag));
     TRY(check_tiers(config, diag));
     int tls = (config->tls_cert != NULL) + (config->tls_key != NULL) + (config->tls_ca != NULL);

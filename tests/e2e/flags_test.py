@@ -83,6 +83,32 @@ class Flags(unittest.TestCase):
                     text = self.refused(node, flag, "--model=" + find_model(), "--check", "--%s=%s" % (flag, value))
                     self.assertRegex(text, r"\d")
 
+    def test_what_does_not_go_together(self):
+        """Refused with the names of all flags that take part, before a model is read or a file made."""
+        folder = tempfile.TemporaryDirectory(prefix="baton-flags-")
+        self.addCleanup(folder.cleanup)
+        file = os.path.join(folder.name, "kv")
+        cases = [(["--itl-stretch=" + value], ["--itl-stretch"]) for value in ("", "x", "0.5", "-1", "nan", "inf", "1001")]
+        cases += [
+            (["--kv-disk=1MiB"], ["--kv-disk needs --kv-disk-path"]),
+            (["--kv-disk=1MiB", "--kv-disk-path="], ["--kv-disk needs --kv-disk-path"]),
+            (["--kv-disk-path=" + file], ["--kv-disk-path needs --kv-disk:"]),
+            (["--kv-host-memory=1MiB", "--prefix-cache=off"], ["--kv-host-memory", "--prefix-cache=on"]),
+            (["--kv-disk=1MiB", "--kv-disk-path=" + file, "--prefix-cache=off"], ["--kv-disk", "--prefix-cache=on"]),
+            (["--preempt=swap"], ["--preempt=swap", "--kv-host-memory", "--kv-disk"]),
+        ]
+        cases += [(["--compute=bf16", "--isa=" + isa], ["--compute=bf16", "--isa=" + isa])
+                  for isa in ("avx512", "avx2", "scalar", "ref")]
+        for node in ("prefill_node/prefill_node", "decode_node/decode_node"):
+            for flags, names in cases:
+                with self.subTest(node=node, flags=flags):
+                    code, text = run(node, "--model=/no/such/model", "--check", *flags)
+                    self.assertEqual(code, 2, text)
+                    self.assertNotIn("/no/such/model", text)
+                    for name in names:
+                        self.assertIn(name, text)
+        self.assertEqual(os.listdir(folder.name), [])
+
     def test_memory_that_is_not_there(self):
         for node in ("prefill_node/prefill_node", "decode_node/decode_node"):
             for size in ("1", "0", "1KiB", "1000TiB"):
