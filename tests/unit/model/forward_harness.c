@@ -6,19 +6,43 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
+
+const char *harness_dummy_model(const struct harness_dummy *shape)
+{
+    static char directory[512];
+    const char *where = getenv("TEST_TMPDIR");
+    snprintf(directory, sizeof directory, "%s/dummy", where ? where : "/tmp");
+    (void)mkdir(directory, 0700);
+    char path[600], window[64] = "";
+    snprintf(path, sizeof path, "%s/config.json", directory);
+    if (shape->window) { snprintf(window, sizeof window, " \"sliding_window\": %u,", shape->window); }
+    const bool is_mistral = shape->window != 0; /* the Llama with a window goes by that name */
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fprintf(file, "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_act\": \"silu\","
+            " \"hidden_size\": 64, \"intermediate_size\": 128, \"num_hidden_layers\": %u, \"num_attention_heads\": %u,"
+            " \"num_key_value_heads\": %u, \"head_dim\": 16, \"vocab_size\": %u, \"max_position_embeddings\": 131072,%s"
+            " \"rms_norm_eps\": 1e-5, \"rope_theta\": 500000.0, \"tie_word_embeddings\": true, \"torch_dtype\": \"bfloat16\"}\n",
+            is_mistral ? "MistralForCausalLM" : "LlamaForCausalLM", is_mistral ? "mistral" : "llama", shape->layers, shape->q_heads,
+            shape->kv_heads, shape->vocab, window);
+    assert_int_equal(fclose(file), 0);
+    return directory;
+}
 
 void harness_open(const char *directory, const struct harness_options *options, struct harness *ret_harness)
 {
     struct diag diag = {{0}};
     struct harness harness = {0};
-    status_t st = model_create(directory, options->load, &diag, &harness.model);
+    struct model_options model = {.load = options->load, .weights = options->weights};
+    status_t st = model_open(directory, &model, &diag, &harness.model);
     if (failed(st)) { fail_msg("%s", diag.text); }
     harness.config = model_get_config(harness.model);
-    st = kernels_create(&(struct kernels_config){.isa = options->isa, .threads = options->threads}, &harness.kernels,
-                        &diag);
+    struct kernels_config kernels = {.isa = options->isa, .threads = options->threads, .compute = options->compute};
+    st = kernels_create(&kernels, &harness.kernels, &diag);
     if (failed(st)) { fail_msg("%s", diag.text); }
     st = model_kv_layout(harness.model, 16, options->kv_dtype, &diag, &harness.layout);
     if (failed(st)) { fail_msg("%s", diag.text); }

@@ -35,6 +35,8 @@ struct harness_options {
     uint32_t threads;
     enum dtype kv_dtype;
     enum model_load load;
+    enum model_weight_format weights;
+    enum kernels_compute compute;
     uint32_t rows_max;    /* 0: HARNESS_TOKENS_MAX */
     uint32_t block_count; /* 0: 8 sequences of the longest kind */
 };
@@ -46,6 +48,15 @@ struct sequence {
     uint32_t computed; /* of them, whose KV is in the pool */
     uint32_t blocks[HARNESS_BLOCKS_MAX];
 };
+
+/* A Llama of bf16 weights that are made up (MODEL_LOAD_DUMMY): hidden 64, ffn 128, heads of 16, a context of 131,072. */
+struct harness_dummy {
+    uint32_t layers, q_heads, kv_heads, vocab;
+    uint32_t window; /* 0: none */
+};
+
+/* Writes its config.json into a folder of the test. Returns the folder, static text until the next call. */
+const char *harness_dummy_model(const struct harness_dummy *shape);
 
 /* Fails the test with the diag's sentence when something cannot be opened. */
 void harness_open(const char *directory, const struct harness_options *options, struct harness *ret_harness);
