@@ -40,7 +40,9 @@ struct kv_tier_event {
     enum kv_tier_kind tier;
     uint32_t block;
     status_t status;
-    uint64_t bytes, elapsed_ns; /* of the copy or the input/output, without the wait for its turn */
+    uint64_t bytes;
+    uint64_t elapsed_ns; /* of the copy, or its part of the time in which the disk served it and others (busy_time.h);
+                            without the wait for its turn */
 };
 
 /* On the tier's thread (FOUND: inside create). Must not block for long. */

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kv/busy_time.h"
 #include "kv/kv_tier.h"
 #include "kv/tier_disk.h"
 #include "kv/tier_slots.h"
@@ -75,6 +76,7 @@ struct kv_tier {
     uint32_t write_failures; /* in a row */
     uint64_t paused_until_ns;
     struct rate rates[KV_TIER_COUNT][RATE_COUNT];
+    struct busy_time busy[RATE_COUNT];   /* of the disk */
     struct kv_tier_stats counts;         /* the thread's; published copies it */
 
     int wake_fd;

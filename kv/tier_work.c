@@ -106,13 +106,15 @@ static status_t disk_status(int error)
     return STATUS_CAUSE(is_full ? ST_RESOURCE_EXHAUSTED : ST_UNAVAILABLE, SCOPE_REQUEST, error);
 }
 
+static uint32_t rate_of(const struct op *op) { return op->kind == OP_LOAD ? RATE_LOAD : RATE_STORE; }
+
 static void op_start(struct kv_tier *tier, const struct op *wanted, void *buffer, uint32_t index)
 {
     struct op *op = &tier->ops[index];
     *op = *wanted;
     op->begin_ns = clock_now_ns();
     tier_slots_busy(tier->slots, op->slot);
-    rate_begin(&tier->rates[KV_TIER_DISK][op->kind == OP_LOAD ? RATE_LOAD : RATE_STORE], op->begin_ns);
+    rate_begin(&tier->rates[KV_TIER_DISK][rate_of(op)], op->begin_ns);
     tier_disk_submit(tier->disk, op->kind != OP_LOAD, tier_slots_number(tier->slots, op->slot), buffer, index);
 }
 
@@ -125,7 +127,8 @@ static int label_slot(struct kv_tier *tier, const struct op *op)
     return tier_disk_label(tier->disk, tier_slots_number(tier->slots, op->slot), &label);
 }
 
-static void end_store_op(struct kv_tier *tier, const struct op *op, int error, uint64_t elapsed_ns)
+/* from_ns  since when the time counts as this block's own */
+static void end_store_op(struct kv_tier *tier, const struct op *op, int error, uint64_t from_ns)
 {
     tier_slots_unbusy(tier->slots, op->slot);
     uint32_t other;
@@ -144,10 +147,10 @@ static void end_store_op(struct kv_tier *tier, const struct op *op, int error, u
         return;
     }
     tier_tell(tier, op->request,
-         &(struct kv_tier_event){.kind = KV_TIER_STORED, .tier = KV_TIER_DISK, .bytes = tier->config.block_bytes, .elapsed_ns = elapsed_ns});
+         &(struct kv_tier_event){.kind = KV_TIER_STORED, .tier = KV_TIER_DISK, .bytes = tier->config.block_bytes, .elapsed_ns = clock_now_ns() - from_ns});
 }
 
-static void end_load_op(struct kv_tier *tier, const struct op *op, const uint8_t *staging, int error, uint64_t elapsed_ns)
+static void end_load_op(struct kv_tier *tier, const struct op *op, const uint8_t *staging, int error, uint64_t from_ns)
 {
     status_t st = STATUS_OK;
     if (error != 0) {
@@ -164,7 +167,7 @@ static void end_load_op(struct kv_tier *tier, const struct op *op, const uint8_t
     }
     tier->counts.loaded[KV_TIER_DISK]++;
     tier_tell(tier, op->request,
-         &(struct kv_tier_event){.kind = KV_TIER_LOADED, .tier = KV_TIER_DISK, .bytes = tier->config.block_bytes, .elapsed_ns = elapsed_ns});
+         &(struct kv_tier_event){.kind = KV_TIER_LOADED, .tier = KV_TIER_DISK, .bytes = tier->config.block_bytes, .elapsed_ns = clock_now_ns() - from_ns});
 }
 
 static void end_move_op(struct kv_tier *tier, const struct op *op, int error)
@@ -189,23 +192,44 @@ static void end_move_op(struct kv_tier *tier, const struct op *op, int error)
     unbusy(tier, op->host_slot);
 }
 
+/* What each op of a kind took of those that ended together. */
+static void share_time(struct kv_tier *tier, const struct disk_io_result *results, uint32_t count, uint64_t *ret_share_ns)
+{
+    uint64_t begin_ns[RATE_COUNT] = {UINT64_MAX, UINT64_MAX};
+    uint32_t ended[RATE_COUNT] = {0};
+    for (uint32_t i = 0; i < count; i++) {
+        const struct op *op = &tier->ops[results[i].cookie];
+        uint32_t rate = rate_of(op);
+        ended[rate]++;
+        if (op->begin_ns < begin_ns[rate]) { begin_ns[rate] = op->begin_ns; }
+    }
+    uint64_t now_ns = clock_now_ns();
+    for (uint32_t rate = 0; rate < RATE_COUNT; rate++) {
+        ret_share_ns[rate] = busy_time_share(&tier->busy[rate], begin_ns[rate], ended[rate], now_ns);
+    }
+}
+
 bool tier_reap(struct kv_tier *tier)
 {
     struct disk_io_result results[DISK_DEPTH];
     if (tier->disk == NULL || tier->ops_unused_count == DISK_DEPTH) { return false; }
     uint32_t count = tier_disk_reap(tier->disk, results, DISK_DEPTH);
+    uint64_t share_ns[RATE_COUNT];
+    share_time(tier, results, count, share_ns);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t index = results[i].cookie;
         struct op op = tier->ops[index];
         uint64_t now_ns = clock_now_ns();
+        uint64_t from_ns = now_ns - share_ns[rate_of(&op)];
         int error = results[i].error;
-        rate_end(&tier->rates[KV_TIER_DISK][op.kind == OP_LOAD ? RATE_LOAD : RATE_STORE], error == 0 ? tier->config.block_bytes : 0, now_ns);
+        rate_end(&tier->rates[KV_TIER_DISK][rate_of(&op)], error == 0 ? tier->config.block_bytes : 0, now_ns);
         switch (op.kind) {
-        case OP_STORE: end_store_op(tier, &op, error, now_ns - op.begin_ns); break;
-        case OP_LOAD: end_load_op(tier, &op, op_staging(tier, index), error, now_ns - op.begin_ns); break;
+        case OP_STORE: end_store_op(tier, &op, error, from_ns); break;
+        case OP_LOAD: end_load_op(tier, &op, op_staging(tier, index), error, from_ns); break;
         case OP_MOVE: end_move_op(tier, &op, error); break;
         case OP_NONE: CHECK(op.kind != OP_NONE); break;
         }
+        tier->busy[rate_of(&op)].until_ns = clock_now_ns(); /* with the copy or the label, which its event counted */
         tier->ops[index].kind = OP_NONE;
         tier->ops_unused[tier->ops_unused_count++] = index;
     }

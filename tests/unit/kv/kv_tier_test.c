@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "kv/tier_file.h"
 #include "tests/unit/heap/counting_heap.h"
 #include "tests/unit/kv/tier_harness.h"
@@ -317,6 +318,36 @@ static void a_full_queue_refuses(void **state)
     harness_destroy(harness);
 }
 
+/* Loads that the disk serves side by side share its time: what their events say adds up to no more than
+ * has passed, so that a price made of it is what a prefix of them takes. */
+static void loads_side_by_side_count_no_moment_twice(void **state)
+{
+    const bool *is_without_uring = *state;
+    enum { LOADS = 12 };
+    struct harness *harness = harness_create(0, 20);
+    harness->config.is_without_uring = *is_without_uring;
+    harness_must_open(harness);
+    for (uint32_t id = 1; id <= LOADS; id++) { assert_stored(harness, id, KV_TIER_DISK); }
+    harness_gate(harness, true);
+    assert_false(failed(kv_tier_store(harness->tier, harness_name(1), 0, 1)));
+    harness_wait_gated(harness); /* so that it meets all of them at once */
+    for (uint32_t id = 1; id <= LOADS; id++) { assert_false(failed(kv_tier_load(harness->tier, harness_name(id), 1 + id, id))); }
+    uint64_t begin_ns = clock_now_ns();
+    harness_gate(harness, false);
+    harness_wait(harness, 2 * LOADS + 1);
+    uint64_t passed_ns = clock_now_ns() - begin_ns;
+    uint64_t sum_ns = 0;
+    for (uint32_t id = 1; id <= LOADS; id++) {
+        const struct kv_tier_event *event = harness_event(harness, KV_TIER_LOADED, id);
+        assert_non_null(event);
+        assert_true(harness_holds(harness, 1 + id, id));
+        sum_ns += event->elapsed_ns;
+    }
+    assert_true(sum_ns > 0);
+    assert_true(sum_ns <= passed_ns);
+    harness_destroy(harness);
+}
+
 /* Closed with requests under way: all of them are answered first. */
 static void destroy_answers_what_is_under_way(void **state)
 {
@@ -595,6 +626,7 @@ int main(void)
         ON_BOTH(a_disk_alone_is_a_tier),
         ON_BOTH(stores_of_one_name_side_by_side),
         cmocka_unit_test(a_full_queue_refuses),
+        ON_BOTH(loads_side_by_side_count_no_moment_twice),
         ON_BOTH(destroy_answers_what_is_under_way),
         ON_BOTH(a_restart_finds_the_disk),
         cmocka_unit_test(another_layout_resets_the_file),
