@@ -1,6 +1,6 @@
 /* The order of eviction. Cached blocks stand in two queues, cold end first:
  *   PROBATION  used by one sequence so far;
- *   PROTECTED  used by more: taken by hash, or computed a second time.
+ *   PROTECTED  used by more: taken by hash and gone on with, or computed a second time.
  * Probation is given away first, then protected, so that blocks used more than once outlive those
  * used once, however recent these are. Protected holds at most three quarters of the pool; beyond
  * that its coldest block steps down to the warm end of probation, or prefixes that were popular
@@ -231,6 +231,20 @@ bool kv_cache_publish(struct kv_cache *cache, uint32_t block, struct kv_hash has
 
 bool kv_cache_take(struct kv_cache *cache, struct kv_hash hash, uint32_t *ret_block)
 {
+    if (!kv_cache_try(cache, hash, ret_block)) { return false; }
+    kv_cache_note_use(cache, *ret_block);
+    return true;
+}
+
+void kv_cache_note_use(struct kv_cache *cache, uint32_t block)
+{
+    CHECK(block < cache->total);
+    CHECK(kv_pool_refs(cache->pool, block) > 0);
+    if (cache->records[block].flags & FLAG_NAMED) { cache->records[block].flags |= FLAG_PROTECTED; }
+}
+
+bool kv_cache_try(struct kv_cache *cache, struct kv_hash hash, uint32_t *ret_block)
+{
     uint32_t block;
     if (!hash_slots_find(&cache->names, hash, &block)) {
         cache->stats.blocks_missed++;
@@ -242,7 +256,6 @@ bool kv_cache_take(struct kv_cache *cache, struct kv_hash hash, uint32_t *ret_bl
     } else {
         kv_pool_ref(cache->pool, block);
     }
-    cache->records[block].flags |= FLAG_PROTECTED;
     cache->records[block].flags &= (uint8_t)~FLAG_KEEPS_PLACE;
     cache->stats.blocks_taken++;
     *ret_block = block;

@@ -30,8 +30,8 @@ struct kv_cache_config {
 /* Since create; never go down. */
 struct kv_cache_stats {
     uint64_t blocks_published; /* new names */
-    uint64_t blocks_taken;     /* by kv_cache_take, also where the taker gives them back as the rest does not fit */
-    uint64_t blocks_missed;    /* kv_cache_take found nothing */
+    uint64_t blocks_taken;     /* by kv_cache_take, and by kv_cache_try whatever became of it */
+    uint64_t blocks_missed;    /* they found nothing */
     uint64_t blocks_evicted;   /* cached blocks given away */
 };
 
@@ -43,11 +43,17 @@ void kv_cache_destroy(struct kv_cache *cache); /* takes NULL */
  * Walk a prompt from block 0 until the first false. Cost O(1). */
 bool kv_cache_take(struct kv_cache *cache, struct kv_hash hash, uint32_t *ret_block);
 
-/* The same without a reference and without counting: is it here? */
+/* The same, but not a use yet: for whoever must give it back where the rest does not fit. Once it goes
+ * on, it says kv_cache_note_use() of the block, which it still holds. Else what a waiting sequence merely
+ * looked at would outlive what others used. */
+bool kv_cache_try(struct kv_cache *cache, struct kv_hash hash, uint32_t *ret_block);
+void kv_cache_note_use(struct kv_cache *cache, uint32_t block);
+
+/* Without a reference and without counting: is it here? */
 bool kv_cache_has(const struct kv_cache *cache, struct kv_hash hash);
 
 /* Blocks that a reservation could get: free ones, and cached ones that would be evicted. Blocks that
- * a kv_cache_take is about to reference count as long as it has not: take first, then ask. */
+ * a take or try is about to reference count as long as it has not: take first, then ask. */
 uint32_t kv_cache_available(const struct kv_cache *cache);
 
 /* Takes `count` blocks, all or none, one reference each; evicts where free ones do not suffice.

@@ -13,7 +13,8 @@
 #include "kv/kv_cache.h"
 #include "tests/unit/heap/counting_heap.h"
 
-enum { TOTAL = 24, DEPTH = 6, NODES = 2 << DEPTH, SEQUENCES = 5, HOLDS = 4, NONE = UINT32_MAX };
+#define NONE UINT32_MAX
+enum { TOTAL = 24, DEPTH = 6, NODES = 2 << DEPTH, SEQUENCES = 5, HOLDS = 4 };
 
 /* A node of the tree is its path: 1 is the root, 2n and 2n+1 are the children of n. */
 struct sequence {
@@ -140,10 +141,13 @@ static void start(struct world *world, struct sequence *sequence)
 {
     *sequence = (struct sequence){.leaf = (1u << DEPTH) + below(world, 1u << DEPTH), .count = 1 + below(world, DEPTH)};
     sequence->leaf >>= 1; /* a node of depth DEPTH - 1 stands for the whole path */
+    bool tries = below(world, 2) == 0;
+    bool only_looks = tries && below(world, 2) == 0;
     while (sequence->published < sequence->count) {
         uint32_t node = node_at(sequence, sequence->published);
         uint32_t block;
-        bool is_found = kv_cache_take(world->cache, world->names[node], &block);
+        bool is_found = tries ? kv_cache_try(world->cache, world->names[node], &block)
+                              : kv_cache_take(world->cache, world->names[node], &block);
         EXPECT(world, is_found == (world->block_of[node] != NONE));
         if (!is_found) { break; }
         EXPECT(world, block == world->block_of[node]);
@@ -151,10 +155,11 @@ static void start(struct world *world, struct sequence *sequence)
         world->is_orphan[node] = false;
         sequence->blocks[sequence->published++] = block;
     }
-    if (!reserve(world, sequence->count - sequence->published, sequence->blocks + sequence->published)) {
+    if (only_looks || !reserve(world, sequence->count - sequence->published, sequence->blocks + sequence->published)) {
         give_back(world, sequence->published, sequence->blocks);
         return;
     }
+    for (uint32_t i = 0; tries && i < sequence->published; i++) { kv_cache_note_use(world->cache, sequence->blocks[i]); }
     sequence->is_live = true;
 }
 

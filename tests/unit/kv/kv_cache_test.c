@@ -243,6 +243,32 @@ static void blocks_used_twice_outlive_blocks_used_once(void **state)
     assert_int_equal(found(cache, 1), 1);
 }
 
+/* Who looks at blocks and gives them back, as the rest did not fit, has not used them: they go before
+ * what one sequence used later. Who goes on with them has. */
+static void a_look_is_not_a_use(void **state)
+{
+    struct kv_cache *cache = *state;
+    uint32_t blocks[2];
+    run_and_release(cache, 1, 2);
+    for (uint32_t looks = 0; looks < 3; looks++) {
+        for (uint32_t i = 0; i < 2; i++) { assert_true(kv_cache_try(cache, name_of(1, i), &blocks[i])); }
+        kv_cache_release(cache, 2, blocks);
+        kv_cache_audit(cache, NULL);
+    }
+    assert_int_equal(kv_cache_stats(cache).blocks_taken, 6);
+    run_and_release(cache, 2, 2);
+    press(cache, 6);
+    assert_int_equal(found(cache, 1), 0);
+    assert_int_equal(found(cache, 2), 2);
+    for (uint32_t i = 0; i < 2; i++) { assert_true(kv_cache_try(cache, name_of(2, i), &blocks[i])); }
+    for (uint32_t i = 0; i < 2; i++) { kv_cache_note_use(cache, blocks[i]); }
+    kv_cache_release(cache, 2, blocks);
+    run_and_release(cache, 3, 2);
+    press(cache, 6);
+    assert_int_equal(found(cache, 3), 0);
+    assert_int_equal(found(cache, 2), 2);
+}
+
 /* Popular once is not popular for ever: the protected part is bounded, the coldest steps down and
  * is as good as used once. */
 static void protection_is_bounded(void **state)
@@ -429,6 +455,7 @@ int main(void)
         CACHE_TEST(leaves_go_first_when_the_front_was_released_first),
         CACHE_TEST(the_coldest_chain_goes_first),
         CACHE_TEST(blocks_used_twice_outlive_blocks_used_once),
+        CACHE_TEST(a_look_is_not_a_use),
         CACHE_TEST(protection_is_bounded),
         CACHE_TEST(a_second_copy_stays_nameless),
         CACHE_TEST(a_copy_takes_the_name_that_was_given_away),
