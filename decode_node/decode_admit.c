@@ -146,8 +146,9 @@ static void note_miss(struct decode_core *core, const struct decode_seq *seq)
 /* It has its blocks: what lies in a tier is loaded first. */
 static void admit(struct decode_core *core, struct decode_seq *seq)
 {
+    seq_note_cached(core, seq);
     tier_note_used(core, seq);
-    core->loads_declined += seq->load_is_declined;
+    if (seq->load_is_declined) { tier_note_declined(core); }
     if (seq->load_end > seq->load_first) {
         tier_begin_load(core, seq);
     } else {

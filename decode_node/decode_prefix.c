@@ -28,6 +28,11 @@ uint32_t seq_take_cached(struct decode_core *core, struct decode_seq *seq)
     return found;
 }
 
+void seq_note_cached(struct decode_core *core, const struct decode_seq *seq)
+{
+    for (uint32_t b = seq->block_first; b < seq->published; b++) { kv_cache_note_use(core->cache, seq->blocks[b]); }
+}
+
 /* Whoever wants the log-probabilities of the prompt needs its rows computed. */
 static bool prefix_is_wanted(const struct decode_leg *leg)
 {
@@ -39,7 +44,7 @@ static uint32_t take_cached(struct decode_core *core, struct decode_seq *seq, ui
     uint32_t taken = 0;
     while (taken < most) {
         seq_name_blocks(core, seq, taken + 1);
-        if (!kv_cache_take(core->cache, seq->hashes[taken], &seq->blocks[taken])) { break; }
+        if (!kv_cache_try(core->cache, seq->hashes[taken], &seq->blocks[taken])) { break; }
         taken++;
     }
     return taken;
@@ -54,7 +59,7 @@ static uint32_t take_windowed(struct decode_core *core, struct decode_seq *seq, 
     uint32_t computed = found * core->config.block_tokens;
     seq->block_first = window_first(core, leg_will_be_granted(core, seq->leg, total - computed) ? total : computed);
     for (uint32_t b = seq->block_first; b < found; b++) {
-        bool is_there = kv_cache_take(core->cache, seq->hashes[b], &seq->blocks[b]);
+        bool is_there = kv_cache_try(core->cache, seq->hashes[b], &seq->blocks[b]);
         CHECK(is_there);
     }
     return found;

@@ -261,6 +261,9 @@ void legs_reap(struct decode_core *core);
  * table. Returns how many; they are final and count as computed. */
 uint32_t seq_take_cached(struct decode_core *core, struct decode_seq *seq);
 
+/* It is admitted with them: only now have they been used once more. */
+void seq_note_cached(struct decode_core *core, const struct decode_seq *seq);
+
 /* Names the blocks that seq->computed has filled since the last call. */
 void seq_publish(struct decode_core *core, struct decode_seq *seq);
 
@@ -318,6 +321,9 @@ void tier_plan_load(struct decode_core *core, struct decode_seq *seq, uint32_t m
 
 /* The cached blocks that a sequence was admitted with: what no tier has any more is stored again. */
 void tier_note_used(struct decode_core *core, const struct decode_seq *seq);
+
+/* One was admitted whose load was declined. */
+void tier_note_declined(struct decode_core *core);
 
 void tier_begin_load(struct decode_core *core, struct decode_seq *seq);
 

@@ -33,7 +33,11 @@ void tier_plan_load(struct decode_core *core, struct decode_seq *seq, uint32_t m
     uint64_t token_ns = rate == 0 ? 0 : UINT64_C(1000000000) / rate;
     seq->load_is_declined = !tier_desk_load_is_cheaper(core->tiers, blocks, count * core->config.block_tokens, token_ns,
                                                        &seq->load_predicted_ns);
-    if (seq->load_is_declined) { return; }
+    if (seq->load_is_declined) {
+        uint32_t probe = tier_desk_probe_blocks(core->tiers);
+        if (count > probe) { count = probe; }
+        seq->load_predicted_ns = 0; /* that was for all of it */
+    }
     seq->load_end += count;
     seq->load_good = seq->load_end;
 }
@@ -48,11 +52,17 @@ void tier_note_used(struct decode_core *core, const struct decode_seq *seq)
     }
 }
 
+void tier_note_declined(struct decode_core *core)
+{
+    core->loads_declined++;
+    tier_desk_note_declined(core->tiers);
+}
+
 void tier_begin_load(struct decode_core *core, struct decode_seq *seq)
 {
     CHECK(seq->load_next < seq->load_end);
     seq->load_began_ns = core->now_ns;
-    core->loads_chosen++;
+    core->loads_chosen += !seq->load_is_declined;
     seq_enter(core, seq, SEQ_LOADING, &core->loading);
 }
 
@@ -122,10 +132,21 @@ static uint32_t count_unsaved(const struct decode_core *core, const struct decod
     return count;
 }
 
+/* Where all of its blocks would be loaded from: those that no tier has yet, from where stores go. */
+static void count_by_tier(const struct decode_core *core, const struct decode_seq *seq, uint32_t *ret_blocks)
+{
+    for (uint32_t b = seq->block_first; b < seq->published; b++) {
+        enum kv_tier_kind tier;
+        if (!tier_desk_find(core->tiers, seq->hashes[b], &tier)) { tier = tier_desk_store_tier(core->tiers); }
+        ret_blocks[tier]++;
+    }
+}
+
 static bool swap_is_cheaper(const struct decode_core *core, const struct decode_seq *seq, uint32_t unsaved)
 {
     if (core->config.preempt != DECODE_PREEMPT_AUTO) { return core->config.preempt == DECODE_PREEMPT_SWAP; }
-    const uint32_t blocks[KV_TIER_COUNT] = {[KV_TIER_HOST] = seq->published - seq->block_first};
+    uint32_t blocks[KV_TIER_COUNT] = {0};
+    count_by_tier(core, seq, blocks);
     uint64_t store_ns = tier_desk_store_ns(core->tiers, unsaved);
     uint64_t load_ns = tier_desk_load_ns(core->tiers, blocks);
     uint64_t rate = token_rate_per_s(&core->prefill_rate);

@@ -36,7 +36,7 @@ uint32_t prefill_prefix_take(struct prefill_core *core, struct prefill_job *job)
     uint32_t taken = 0;
     for (; taken < most; taken++) {
         prefill_name_blocks(core, job, taken + 1);
-        if (!kv_cache_take(core->cache, job->hashes[taken], &job->blocks[taken])) { break; }
+        if (!kv_cache_try(core->cache, job->hashes[taken], &job->blocks[taken])) { break; }
     }
     return taken;
 }
@@ -47,6 +47,7 @@ void prefill_prefix_use(struct prefill_core *core, struct prefill_job *job, uint
     /* Not where they are taken: a job that waits for room takes and gives back again and again, and
      * each time they would be stored anew where the tiers have no room for them either. */
     for (uint32_t b = 0; b < taken; b++) { tier_desk_note_use(core->tiers, job->blocks[b], job->hashes[b]); }
+    for (uint32_t b = 0; b < job->load_first; b++) { kv_cache_note_use(core->cache, job->blocks[b]); }
     job->cached = taken * core->config.block_tokens;
     job->computed = job->cached;
     job->published = taken;

@@ -26,10 +26,15 @@ uint32_t prefill_tier_plan_load(struct prefill_core *core, struct prefill_job *j
     uint64_t token_ns = rate == 0 ? 0 : UINT64_C(1000000000) / rate;
     uint32_t tokens = count * core->config.block_tokens;
     if (!tier_desk_load_is_cheaper(core->tiers, blocks, tokens, token_ns, &job->load_predicted_ns)) {
+        uint32_t probe = tier_desk_probe_blocks(core->tiers);
         core->loads_declined++;
-        return 0;
+        tier_desk_note_declined(core->tiers);
+        if (probe == 0) { return 0; }
+        if (count > probe) { count = probe; }
+        job->load_predicted_ns = 0; /* that was for all of it */
+    } else {
+        core->loads_chosen++;
     }
-    core->loads_chosen++;
     job->load_good = job->load_end = taken + count;
     job->load_began_ns = core->now_ns;
     return count;

@@ -9,6 +9,9 @@
 /* A request's way to the tier's thread and back through the mailbox. */
 #define HOP_NS UINT64_C(200000)
 #define NONE UINT32_MAX
+/* Each so many declined prefixes one loads so many blocks: enough to move a mean by two thirds. */
+#define PROBE_PERIOD 16u
+#define PROBE_BLOCKS 8u
 
 enum operation_kind { OPERATION_FREE, OPERATION_AHEAD, OPERATION_GIVEN, OPERATION_LOAD };
 
@@ -29,6 +32,7 @@ struct tier_desk {
     uint32_t queue_max, free_first;
     struct operation *operations; /* [queue_max] */
     uint32_t counts[OPERATION_LOAD + 1];
+    enum kv_tier_kind store_tier;
     uint64_t store_block_ns;               /* means */
     uint64_t load_block_ns[KV_TIER_COUNT];
     struct tier_desk_stats stats;
@@ -147,7 +151,10 @@ static void take_store_end(struct tier_desk *desk, const struct kv_tier_event *e
     if (is_stored) {
         desk->stats.stores++;
         (void)tier_index_add(desk->index, event->hash, event->tier); /* no room: never loaded, as its header says */
-        if (event->bytes > 0) { desk->store_block_ns = rate_mean(desk->store_block_ns, event->elapsed_ns + 1); }
+        if (event->bytes > 0) { /* it was copied now, and that is where copies go */
+            desk->store_tier = event->tier;
+            desk->store_block_ns = rate_mean(desk->store_block_ns, event->elapsed_ns + 1);
+        }
     } else {
         desk->stats.store_failures++;
     }
@@ -194,6 +201,8 @@ uint32_t tier_desk_store_count(const struct tier_desk *desk)
     return desk == NULL ? 0 : desk->counts[OPERATION_AHEAD] + desk->counts[OPERATION_GIVEN];
 }
 
+enum kv_tier_kind tier_desk_store_tier(const struct tier_desk *desk) { return desk->store_tier; }
+
 uint64_t tier_desk_store_ns(const struct tier_desk *desk, uint32_t blocks)
 {
     return desk->store_block_ns == 0 ? 0 : desk->store_block_ns * blocks + HOP_NS;
@@ -216,6 +225,17 @@ bool tier_desk_load_is_cheaper(const struct tier_desk *desk, const uint32_t bloc
     *ret_predicted_ns = load_ns;
     if (load_ns > 0 && token_ns > 0) { return load_ns <= token_ns * tokens; }
     return blocks_by_tier[KV_TIER_HOST] > 0 || blocks_by_tier[KV_TIER_DISK] >= 2;
+}
+
+uint32_t tier_desk_probe_blocks(const struct tier_desk *desk)
+{
+    return (desk->stats.declined + 1) % PROBE_PERIOD == 0 ? PROBE_BLOCKS : 0;
+}
+
+void tier_desk_note_declined(struct tier_desk *desk)
+{
+    desk->stats.probes += tier_desk_probe_blocks(desk) > 0;
+    desk->stats.declined++;
 }
 
 /* ---------------------------------------------------------------- numbers */

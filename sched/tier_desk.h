@@ -37,6 +37,7 @@ struct tier_request {
 
 struct tier_desk_stats {
     uint64_t stores, loads, store_failures, load_failures; /* ended so far */
+    uint64_t declined, probes; /* prefixes; probes: those of them that loaded a few blocks all the same */
     uint32_t stores_under_way, loads_under_way;
     uint32_t entries[KV_TIER_COUNT];
 };
@@ -79,6 +80,9 @@ bool tier_desk_take(struct tier_desk *desk, const struct kv_tier_event *event, s
 /* Blocks that stores under way hold: they come back soon. NULL for a desk: none. */
 uint32_t tier_desk_store_count(const struct tier_desk *desk);
 
+/* Where stores go now, as the last one that ended said: host memory where there is any, else the disk. */
+enum kv_tier_kind tier_desk_store_tier(const struct tier_desk *desk);
+
 /* How long it takes by what was measured; 0: not measured yet. */
 uint64_t tier_desk_store_ns(const struct tier_desk *desk, uint32_t blocks);
 uint64_t tier_desk_load_ns(const struct tier_desk *desk, const uint32_t blocks_by_tier[KV_TIER_COUNT]);
@@ -88,6 +92,13 @@ uint64_t tier_desk_load_ns(const struct tier_desk *desk, const uint32_t blocks_b
  * ret_predicted_ns  0: not known */
 bool tier_desk_load_is_cheaper(const struct tier_desk *desk, const uint32_t blocks_by_tier[KV_TIER_COUNT],
                                uint32_t tokens, uint64_t token_ns, uint64_t *ret_predicted_ns);
+
+/* A way back: what was slow once, such as a disk that stalled, would never be loaded from and so never
+ * measured again. Of the prefixes that were declined each 16th loads its first blocks all the same.
+ * Returns as how many at most the next one shall load; 0: none, it is not its turn. */
+uint32_t tier_desk_probe_blocks(const struct tier_desk *desk);
+/* One was declined, and its owner goes on without: not one that waits, and asks again and again. */
+void tier_desk_note_declined(struct tier_desk *desk);
 
 struct tier_desk_stats tier_desk_stats(const struct tier_desk *desk); /* takes NULL */
 

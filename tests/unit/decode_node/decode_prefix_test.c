@@ -371,6 +371,32 @@ static void blocks_are_found_at_admission_not_at_each_try(void **state)
     world_close(world);
 }
 
+/* What a leg merely looked at while it waited has not been used again: it goes before what others
+ * computed since. */
+static void what_a_waiting_leg_looks_at_is_not_protected(void **state)
+{
+    (void)state;
+    struct world *world = open_cached(20, 4);
+    run_leg(world, 12, 2, true);
+    struct world_leg *runner = world_leg(world, 0, 20, 30, 6);
+    runner->reserve.work.params.ignore_eos = true;
+    runner->reserve.local_prefill = true;
+    world_reserve(world, runner);
+    struct world_leg *waiter = leg_of(world, 60, 2, true); /* looks at 3 blocks */
+    waiter->reserve.wait_ms = 60000;
+    world_reserve(world, waiter);
+    for (uint32_t step = 0; step < 20; step++) { world_step_done(world); }
+    assert_int_equal(world_stats(world).sequences_waiting, 1);
+    world_cancel(world, waiter);
+    world_finish(world);
+    struct world_leg *other = world_leg(world, 0, 32, 2, 7); /* 9 blocks, of which 5 are free */
+    other->reserve.local_prefill = true;
+    world_reserve(world, other);
+    world_finish(world);
+    assert_int_equal(run_leg(world, 20, 2, true)->cached_tokens, 0);
+    world_close(world);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -389,6 +415,7 @@ int main(void)
         cmocka_unit_test(a_preempted_sequence_finds_itself_again),
         cmocka_unit_test(sequences_of_a_leg_share_cached_blocks),
         cmocka_unit_test(blocks_are_found_at_admission_not_at_each_try),
+        cmocka_unit_test(what_a_waiting_leg_looks_at_is_not_protected),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -287,6 +287,70 @@ static void a_preempted_sequence_is_swapped_or_computed(void **state)
     }
 }
 
+/* Two sequences that do not fit side by side; the second gives way once. */
+static void preempt_one(struct world *world, uint64_t seed)
+{
+    uint64_t before = world_stats(world).preemptions;
+    struct world_leg *old = leg_of(world, 11, 45, seed, true);
+    struct world_leg *young = leg_of(world, 11, 30, seed + 1, true);
+    old->reserve.work.age_ns = 500 * MS;
+    world_reserve(world, old);
+    world_reserve(world, young);
+    world_finish(world);
+    assert_true(world_leg_is_complete(old));
+    assert_true(world_leg_is_complete(young));
+    assert_int_equal(world_stats(world).preemptions, before + 1);
+}
+
+/* With a disk and no host memory, stores and loads are priced as the disk's: the first swap measures it,
+ * and from then on the cheaper one is chosen. */
+static void auto_on_a_disk_alone_measures_and_decides(void **state)
+{
+    (void)state;
+    for (uint32_t slow = 0; slow < 2; slow++) {
+        struct world *world = open_tiered(16, DECODE_PREEMPT_AUTO);
+        world->store_tier = KV_TIER_DISK;
+        world->tier_extra_ns = slow ? 1000 * MS : 0;
+        world->step_extra_ns = 10 * MS;
+        preempt_one(world, 1);
+        assert_int_equal(world_stats(world).swaps, 1); /* nothing was known */
+        assert_true(world_stats(world).tier_loads > 0);
+        preempt_one(world, 3);
+        assert_int_equal(world_stats(world).swaps, slow ? 1 : 2);
+        world_close(world);
+    }
+}
+
+/* A disk that stalled is not given up for ever: of the prefixes that are declined each 16th is loaded in
+ * part, until what is measured says that it is worth it. */
+static void a_tier_that_was_slow_once_is_tried_again(void **state)
+{
+    (void)state;
+    struct world *world = open_tiered(12, DECODE_PREEMPT_AUTO);
+    world->store_tier = KV_TIER_DISK;
+    world->step_extra_ns = MS;
+    world->tier_extra_ns = 20 * MS;
+    run_leg(world, 21, 4, 1, true);
+    push_out(world);
+    run_leg(world, 21, 4, 1, true); /* measured: 20 ms a block, of four tokens that take one */
+    assert_int_equal(world_stats(world).loads_chosen, 1);
+    world->tier_extra_ns = 0;
+    uint64_t declined = 0;
+    for (;;) {
+        push_out(world);
+        uint64_t loads = world_stats(world).tier_loads;
+        struct world_leg *leg = run_leg(world, 21, 4, 1, true);
+        if (world_stats(world).loads_chosen == 2) { break; }
+        declined++;
+        assert_int_equal(world_stats(world).loads_declined, declined);
+        assert_int_equal(world_stats(world).tier_loads - loads, declined % 16 == 0 ? 5 : 0);
+        assert_int_equal(leg->cached_tokens, declined % 16 == 0 ? 20 : 0);
+        assert_true(declined < 160);
+    }
+    assert_true(declined >= 16);
+    world_close(world);
+}
+
 /* While blocks are being saved, whoever needs one waits for it; nobody else is disturbed, and a store
  * that fails frees its block as well. */
 static void growing_waits_for_blocks_that_are_being_saved(void **state)
@@ -350,6 +414,8 @@ int main(void)
         cmocka_unit_test(the_cheaper_one_is_chosen_by_measured_rates),
         cmocka_unit_test(what_the_disk_had_is_found),
         cmocka_unit_test(a_preempted_sequence_is_swapped_or_computed),
+        cmocka_unit_test(auto_on_a_disk_alone_measures_and_decides),
+        cmocka_unit_test(a_tier_that_was_slow_once_is_tried_again),
         cmocka_unit_test(growing_waits_for_blocks_that_are_being_saved),
         cmocka_unit_test(strange_events_are_ignored),
     };

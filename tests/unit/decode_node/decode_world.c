@@ -454,6 +454,7 @@ void world_step_done(struct world *world)
     CHECK(world->plan != NULL);
     struct step_result result = kv_model_run(world->model, world->plan);
     world->plan = NULL;
+    result.compute_ns += world->step_extra_ns;
     world->now_ns += result.compute_ns;
     world_event(world, &(struct decode_event){.kind = DECODE_EV_STEP_DONE, .result = &result});
 }
@@ -505,8 +506,9 @@ void world_tier_find(struct world *world, const struct world_tier_entry *entry)
 static void end_store(struct world *world, const struct world_tier_request *request, bool is_good)
 {
     struct kv_tier_event event = {.kind = KV_TIER_STORED, .tag = request->tag, .hash = request->hash,
-                                  .block = request->block, .tier = KV_TIER_HOST, .bytes = 64, .elapsed_ns = 500};
-    struct world_tier_entry entry = {.hash = request->hash, .tier = KV_TIER_HOST};
+                                  .block = request->block, .tier = world->store_tier, .bytes = 64,
+                                  .elapsed_ns = 500 + world->tier_extra_ns};
+    struct world_tier_entry entry = {.hash = request->hash, .tier = world->store_tier};
     kv_model_save(world->model, request->block, entry.marks);
     uint32_t at = find_entry(world, request->hash);
     if (at != UINT32_MAX) {
@@ -525,7 +527,7 @@ static void end_store(struct world *world, const struct world_tier_request *requ
 static void end_load(struct world *world, const struct world_tier_request *request, bool is_good)
 {
     struct kv_tier_event event = {.kind = KV_TIER_LOADED, .tag = request->tag, .hash = request->hash,
-                                  .block = request->block, .bytes = 64, .elapsed_ns = 500};
+                                  .block = request->block, .bytes = 64, .elapsed_ns = 500 + world->tier_extra_ns};
     uint32_t at = find_entry(world, request->hash);
     if (at != UINT32_MAX && is_good) {
         event.tier = world->entries[at].tier;
@@ -544,7 +546,7 @@ void world_tier_end(struct world *world, uint32_t index, bool is_good)
     struct world_tier_request request = world->requests[index];
     memmove(world->requests + index, world->requests + index + 1, (world->request_count - index - 1) * sizeof request);
     world->request_count--;
-    world->now_ns += 500;
+    world->now_ns += 500 + world->tier_extra_ns;
     if (request.is_load) { end_load(world, &request, is_good); } else { end_store(world, &request, is_good); }
 }
 

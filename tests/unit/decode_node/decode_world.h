@@ -78,6 +78,8 @@ struct world {
     struct world_tier_entry entries[WORLD_TIER_MAX];
     uint32_t entry_count;
     bool has_past;                /* the disk had entries from an earlier life */
+    enum kv_tier_kind store_tier; /* where stores go */
+    uint64_t tier_extra_ns, step_extra_ns; /* that a block, a step takes longer */
 };
 
 /* 4 tokens a block; everything may be changed before world_open(). */

@@ -710,6 +710,27 @@ static void blocks_are_found_at_admission_not_at_each_try(void **state)
     pworld_close(world);
 }
 
+/* What a job merely looked at while it waited has not been used again: it goes before what others
+ * computed since. */
+static void what_a_waiting_job_looks_at_is_not_protected(void **state)
+{
+    (void)state;
+    struct pworld *world = open_cached(16);
+    struct pworld_job *first = pworld_job(world, 0, 18, 0, 1);
+    (void)computed_by(world, first);
+    struct pworld_job *runner = pworld_job(world, 0, 40, 0, 9);
+    struct pworld_job *waiter = next_turn(world, first, 18, 40, 0); /* looks at 4 blocks */
+    pworld_send(world, runner);
+    pworld_send(world, waiter);
+    for (uint32_t step = 0; step < 3; step++) { pworld_step_done(world); }
+    assert_int_equal(pworld_stats(world).jobs_waiting, 1);
+    pworld_cancel(world, waiter);
+    pworld_finish(world);
+    (void)computed_by(world, pworld_job(world, 0, 24, 0, 10)); /* 6 blocks, of which 2 are free */
+    assert_int_equal(computed_by(world, next_turn(world, first, 18, 20, 0)), 20);
+    pworld_close(world);
+}
+
 /* Short prompts share a step under the token budget, in order of arrival. */
 static void short_prompts_share_a_step(void **state)
 {
@@ -927,6 +948,7 @@ int main(void)
         cmocka_unit_test(a_slow_tier_is_not_used),
         cmocka_unit_test(every_job_is_shown),
         cmocka_unit_test(blocks_are_found_at_admission_not_at_each_try),
+        cmocka_unit_test(what_a_waiting_job_looks_at_is_not_protected),
         cmocka_unit_test(a_long_prompt_holds_a_ring),
         cmocka_unit_test(a_grant_longer_than_the_ring_needs_all_blocks),
         cmocka_unit_test(short_prompts_share_a_step),

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include "kv/busy_time.h"
 #include "kv/kv_cache.h"
 #include "sched/tier_desk.h"
 
@@ -246,6 +247,74 @@ static void the_cheaper_one_by_what_was_measured(void **state)
     kv_cache_release(cache, 1, &block);
 }
 
+/* A disk that serves a block in a millisecond, with sixteen of them under way at any time: 64 blocks are
+ * predicted to take what they do take, whether they are seen to end one by one or several at once. An
+ * idle minute between two such loads costs nothing. */
+static void loads_side_by_side_are_priced_by_what_they_take(void **state)
+{
+    (void)state;
+    enum { LOADS = 64, DEPTH = 16 };
+    const uint64_t ms = 1000000;
+    for (uint32_t at_once = 1; at_once <= DEPTH; at_once *= 2) {
+        assert_int_equal(open_desk(BLOCKS, LOADS), 0);
+        uint32_t block;
+        status_t st = kv_cache_reserve(cache, 1, &block);
+        assert_false(failed(st));
+        struct busy_time busy = {0};
+        for (uint64_t start_ns = ms; start_ns < 121000 * ms; start_ns += 60000 * ms) {
+            uint64_t begin_ns[LOADS];
+            for (uint32_t i = 0; i < DEPTH; i++) { begin_ns[i] = start_ns; }
+            for (uint32_t ended = 0; ended < LOADS; ended += at_once) {
+                uint64_t now_ns = start_ns + (ended + at_once) * ms;
+                uint64_t share_ns = busy_time_share(&busy, begin_ns[ended], at_once, now_ns);
+                for (uint32_t i = ended; i < ended + at_once; i++) {
+                    if (i + DEPTH < LOADS) { begin_ns[i + DEPTH] = now_ns; }
+                    struct tier_request request;
+                    struct tier_load_end end;
+                    assert_true(tier_desk_load(desk, name_of(i), block, NULL, i, &request));
+                    assert_true(tell(KV_TIER_LOADED, &request, share_ns, &end));
+                }
+            }
+            uint64_t predicted_ns = tier_desk_load_ns(desk, (uint32_t[KV_TIER_COUNT]){LOADS});
+            assert_in_range(predicted_ns, LOADS * ms * 95 / 100, LOADS * ms * 105 / 100);
+        }
+        assert_int_equal(busy_time_share(&busy, 0, 0, UINT64_MAX), 0);
+        assert_int_equal(busy_time_share(&busy, 0, 1, 0), 0); /* before what is counted already */
+        kv_cache_release(cache, 1, &block);
+        (void)close_desk(NULL);
+    }
+}
+
+/* Of declined prefixes each 16th is loaded in part, so that a tier that was slow once is measured again. */
+static void each_sixteenth_declined_prefix_is_a_probe(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 64; i++) {
+        assert_int_equal(tier_desk_probe_blocks(desk) > 0, i % 16 == 15);
+        tier_desk_note_declined(desk);
+    }
+    assert_int_equal(tier_desk_stats(desk).declined, 64);
+    assert_int_equal(tier_desk_stats(desk).probes, 4);
+}
+
+/* Stores go where the last copy went: one that a tier had already says nothing of that. */
+static void stores_go_where_the_last_one_went(void **state)
+{
+    (void)state;
+    struct tier_load_end end;
+    for (uint32_t i = 0; i < 3; i++) {
+        (void)cache_block(i);
+        struct tier_request request;
+        assert_true(tier_desk_store_ahead(desk, &request));
+        struct kv_tier_event event = {.kind = KV_TIER_STORED, .tag = request.tag, .hash = request.hash, .block = request.block,
+                                      .tier = i == 1 ? KV_TIER_HOST : KV_TIER_DISK, .bytes = i == 1 ? 0 : 64, .elapsed_ns = 1000};
+        assert_false(tier_desk_take(desk, &event, &end));
+        assert_int_equal(tier_desk_store_tier(desk), KV_TIER_DISK);
+    }
+    assert_true(tier_desk_store_ns(desk, 1) > 0);
+    assert_int_equal(tier_desk_load_ns(desk, (uint32_t[KV_TIER_COUNT]){[KV_TIER_DISK] = 1}), 0);
+}
+
 /* What moved or was found on disk is known to be there. */
 static void the_index_follows_the_tiers(void **state)
 {
@@ -275,6 +344,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(stores_leave_room_for_loads, open_roomy, close_desk),
         cmocka_unit_test_setup_teardown(a_load_ends_once_and_with_its_owner, open_roomy, close_desk),
         cmocka_unit_test_setup_teardown(the_cheaper_one_by_what_was_measured, open_roomy, close_desk),
+        cmocka_unit_test(loads_side_by_side_are_priced_by_what_they_take),
+        cmocka_unit_test_setup_teardown(each_sixteenth_declined_prefix_is_a_probe, open_roomy, close_desk),
+        cmocka_unit_test_setup_teardown(stores_go_where_the_last_one_went, open_roomy, close_desk),
         cmocka_unit_test_setup_teardown(the_index_follows_the_tiers, open_roomy, close_desk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
