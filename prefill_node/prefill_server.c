@@ -39,15 +39,6 @@ static void destroy(void *role)
     free(server);
 }
 
-/* 0: some layer sees everything. */
-static uint32_t window_of_all(const struct model_config *model)
-{
-    for (uint32_t layer = 0; layer < model->layer_count; layer++) {
-        if (model_config_window(model, layer) == 0) { return 0; }
-    }
-    return model->sliding_window;
-}
-
 static status_t create(struct node *node, const struct node_shape *shape, void **ret_role, struct diag *diag)
 {
     const struct node_config *config = shape->config;
@@ -68,7 +59,7 @@ static status_t create(struct node *node, const struct node_shape *shape, void *
         .transfer_stall_ns = TRANSFER_STALL_NS,
         .eos_count = shape->model->eos_count,
         .eos_tokens = shape->model->eos_tokens,
-        .window_tokens = window_of_all(shape->model),
+        .window_tokens = model_config_window_of_all(shape->model),
         .prefix_cache = has_cache,
         .tier_entries_max = has_cache ? shape->tier_entries_max : 0,
     };
