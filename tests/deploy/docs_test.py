@@ -95,7 +95,10 @@ class Documents(unittest.TestCase):
                          "run: python3 docs/flags_table.py bazel-bin > docs/FLAGS.md")
 
     def test_flags_in_texts_exist(self):
-        known = set(re.findall(r"`--([a-z0-9-]+)", self.texts["docs/FLAGS.md"])) | {"help", "model", "keep", "config", "pure"}  # the last: a peer's
+        known = set(re.findall(r"`--([a-z0-9-]+)", self.texts["docs/FLAGS.md"])) | {"help", "model", "keep", "config"}
+        for path in glob.glob(os.path.join(ROOT, "bench", "**", "*.py"), recursive=True):
+            known |= set(re.findall(r'"--([a-z][a-z0-9-]*)["=]', read(path)))
+        known.add("pure")  # of llama.cpp's program that quantizes
         for doc, text in self.texts.items():
             for flag in set(re.findall(r"`--([a-z][a-z0-9-]*)[=`]", text)):
                 self.assertIn(flag, known, f"{doc} names --{flag}")
