@@ -253,8 +253,8 @@ static status_t map_file(const char *path, struct diag *diag, void **ret_map, si
         diag_set(diag, "%s: cannot map its %lld bytes: %s", path, (long long)info.st_size, strerror(cause));
         return STATUS_CAUSE(ST_RESOURCE_EXHAUSTED, SCOPE_NODE, cause);
     }
-    /* No MADV_WILLNEED: on a cold cache it queues the whole file before it returns, and a node is ready once
-     * its weights are mapped. The first step pulls them in, in file order. */
+    /* No MADV_WILLNEED: on a cold cache it queues the whole file before it returns, for nothing where a pack file
+     * has the weights. Else packing reads every page of them. */
     *ret_map = map;
     *ret_bytes = (size_t)info.st_size;
     return STATUS_OK;

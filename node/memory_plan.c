@@ -67,7 +67,7 @@ status_t memory_plan_check(const struct memory_plan *plan, struct diag *diag)
     diag_set(diag,
              "memory: the KV pool (%" PRIu64 " MiB), the engine (%" PRIu64 " MiB) and the KV tiers (%" PRIu64
              " MiB) take %" PRIu64 " MiB, but %" PRIu64 " MiB are available (weights: %" PRIu64 " MiB mapped, %" PRIu64
-             " MiB copied already); lower --kv-memory, --kv-host-memory or --step-tokens",
+             " MiB packed already); lower --kv-memory, --kv-host-memory or --step-tokens",
              plan->kv_bytes >> 20, plan->engine_bytes >> 20, plan->tier_bytes >> 20, wanted >> 20, available >> 20,
              plan->weights_mapped_bytes >> 20, plan->weights_owned_bytes >> 20);
     return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);

@@ -11,7 +11,7 @@
 
 struct memory_plan {
     uint64_t weights_mapped_bytes; /* page cache: shared, and evictable if need be */
-    uint64_t weights_owned_bytes;  /* taken already when the plan is checked */
+    uint64_t weights_owned_bytes;  /* packed; taken already when the plan is checked */
     uint64_t kv_bytes;
     uint64_t engine_bytes;
     uint64_t tier_bytes; /* --kv-host-memory, and the disk tier's buffers and tables */

@@ -119,7 +119,7 @@ static void memory_is_planned(void **state)
     assert_non_null(strstr(diag.text, "(1099511627776 MiB)"));
     assert_non_null(strstr(diag.text, "(3 MiB)"));
     assert_non_null(strstr(diag.text, "take 1099511627779 MiB"));
-    assert_non_null(strstr(diag.text, "7 MiB copied"));
+    assert_non_null(strstr(diag.text, "7 MiB packed"));
     assert_non_null(strstr(diag.text, "--kv-memory"));
     plan = (struct memory_plan){.kv_bytes = UINT64_MAX, .engine_bytes = 2};
     assert_true(failed(memory_plan_check(&plan, &diag)));
