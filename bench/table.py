@@ -70,7 +70,8 @@ def main(folder):
           [("%d open streams" % r["streams"], "", "", "%.0f, %.0f" % (r["ttft_p50"], r["ttft_p99"]),
             "%s, %s" % (r["rssanon"], r["rssfile"])) for r in of("router_streams")])
     loads = [("%s, %d at once" % (d["model"], d["concurrency"]), d) for d in of("split_decode")]
-    loads += [("%s x%s lengths, x%s speed, tiny model" % (t["trace"], t["length_scale"], t["time_scale"]), t) for t in of("trace")]
+    loads += [("%s x%s lengths, x%s speed, tiny model" % (t["trace"], t["length_scale"], t["time_scale"]), t) for t in of("trace")
+              if not t["file"].startswith("trace_sim")]
     table("Under load, `baton bench`", ("load", "requests ok", "output tokens/s", "TTFT ms p50, p90, p99", "TPOT ms p50, p90, p99"),
           [(name, "%d of %d" % (b["ok"], b["requests"]), b["output_tokens_per_s"],
             ", ".join("%.1f" % b["ttft_" + q] for q in ("p50", "p90", "p99")),

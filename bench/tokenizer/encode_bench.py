@@ -1,7 +1,7 @@
 """Encoding of a 100,000-character prompt: ours and Hugging Face tokenizers side by side, one
 thread each, in one run.
 
-    python3 encode_bench.py --pipe PROGRAM [--text FILE] [--rounds N] DIR...
+    python3 encode_bench.py --pipe PROGRAM [--text FILE] [--rounds N] [--json] DIR...
 
 Expected: the reference spends some 250 ns a byte, most of it on offsets and small strings that
 ids alone do not need (encode_batch_fast, which leaves out the offsets, is timed); ours should be bound by the regular expression, some 10 ns a byte, and a
@@ -10,6 +10,7 @@ both; the median of the rounds' ratios is printed. The reference keeps a cache o
 one call to the next, and ours starts each call with an empty one.
 """
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -51,6 +52,7 @@ def main():
     parser.add_argument("--pipe", required=True)
     parser.add_argument("--text", help="a file to encode; its first 100,000 characters")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each tokenizer instead of a table")
     parser.add_argument("dirs", nargs="+")
     options = parser.parse_args()
     if options.text:
@@ -59,8 +61,9 @@ def main():
     else:
         text = english(CHARACTERS)
     size = len(text.encode())
-    print(f"{len(text)} characters, {size} bytes, {options.rounds} rounds")
-    print(f"{'tokenizer':28} {'tokens':>7} {'ours ms':>9} {'theirs ms':>10} {'ours MB/s':>10} {'ratio':>7}")
+    if not options.json:
+        print(f"{len(text)} characters, {size} bytes, {options.rounds} rounds")
+        print(f"{'tokenizer':28} {'tokens':>7} {'ours ms':>9} {'theirs ms':>10} {'ours MB/s':>10} {'ratio':>7}")
     for directory in options.dirs:
         reference = Tokenizer.from_file(os.path.join(directory, "tokenizer.json"))
         reference.no_truncation()
@@ -77,9 +80,14 @@ def main():
             reference.encode_batch_fast([text], add_special_tokens=False)
             theirs.append((time.perf_counter_ns() - start) / 1e6)
         ratio = statistics.median(t / m for m, t in zip(mine, theirs))
-        middle = statistics.median(mine)
-        print(f"{os.path.basename(os.path.normpath(directory)):28} {len(ids):7} {middle:9.2f} "
-              f"{statistics.median(theirs):10.2f} {size / middle / 1e3:10.1f} {ratio:6.1f}x", flush=True)
+        middle, name = statistics.median(mine), os.path.basename(os.path.normpath(directory))
+        if options.json:
+            print(json.dumps({"bench": "encode", "tokenizer": name, "characters": len(text), "bytes": size, "tokens": len(ids),
+                              "ours_ms": round(middle, 3), "theirs_ms": round(statistics.median(theirs), 3),
+                              "ours_mb_s": round(size / middle / 1e3, 1), "ratio": round(ratio, 2), "rounds": options.rounds}), flush=True)
+        else:
+            print(f"{name:28} {len(ids):7} {middle:9.2f} {statistics.median(theirs):10.2f} {size / middle / 1e3:10.1f} {ratio:6.1f}x",
+                  flush=True)
         ours.close()
 
 
