@@ -16,17 +16,21 @@ OUT = os.path.join(HERE, "..", "..", "docs", "figures")
 
 def read(name):
     with open(os.path.join(DATA, name + ".json")) as file:
-        return json.load(file)
+        return dict(json.load(file), name=name)
 
 
 def note(about):
-    """Command and machine below each figure, in lines that fit."""
-    words, lines = ("%s. %s, %s, %s." % (about["command"].rstrip("."), about["machine"], about["date"], about["commit"])).split(), [""]
-    for word in words:
+    """Below each figure: the command that measures it anew, where and when it ran and beside how much else (the load
+    at its end, its own processes among it); then what was run, in lines that fit."""
+    lines = ["bench/figures/measure.py %s: %s, load %s, %s, commit %s" % (about["name"], about["machine"], about["load"], about["date"],
+                                                                         about["commit"]), ""]
+    for word in about["command"].rstrip(".").split():
         if len(lines[-1]) + len(word) > 128:
             lines.append("")
         lines[-1] += (" " if lines[-1] else "") + word
-    return lines[:3]
+    if len(lines) > 3:
+        sys.exit("%s: its command does not fit below the figure: %s" % (about["name"], about["command"]))
+    return lines
 
 
 def cost(about):
