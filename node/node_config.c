@@ -99,14 +99,21 @@ static status_t check_words(const struct node_config *config, struct diag *diag)
     return STATUS_OK;
 }
 
-/* A named set is taken whatever --compute says: one without a product for bf16 would silently stay f32. */
+/* A named set is taken whatever --compute says: it would silently keep f32, or silently round. */
 static status_t check_compute(const struct node_config *config, struct diag *diag)
 {
-    static const char *const with_bf16[] = {"auto", "amx", "avx512bf16", "amx-emulated"};
-    if (strcmp(config->compute, "bf16") != 0) { return STATUS_OK; }
-    if (is_one_of(config->isa, with_bf16, sizeof with_bf16 / sizeof with_bf16[0])) { return STATUS_OK; }
-    diag_set(diag, "--compute=bf16 needs --isa=auto, avx512bf16 or amx: the kernels of --isa=%.64s keep activations f32", config->isa);
-    return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    static const char *const with_bf16[] = {"amx", "avx512bf16", "amx-emulated"};
+    if (strcmp(config->isa, "auto") == 0) { return STATUS_OK; }
+    bool rounds = is_one_of(config->isa, with_bf16, sizeof with_bf16 / sizeof with_bf16[0]);
+    if (strcmp(config->compute, "bf16") == 0 && !rounds) {
+        diag_set(diag, "--compute=bf16 needs --isa=auto, avx512bf16 or amx: the kernels of --isa=%.64s keep activations f32", config->isa);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    if (strcmp(config->compute, "f32") == 0 && rounds) {
+        diag_set(diag, "--compute=f32 needs --isa=auto, avx512, avx2, scalar or ref: the kernels of --isa=%.64s round activations to bf16", config->isa);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    return STATUS_OK;
 }
 
 static status_t check_tiers(const struct node_config *config, struct diag *diag)

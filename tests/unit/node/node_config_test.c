@@ -85,6 +85,7 @@ static void what_does_not_fit_together_is_refused(void **state)
         {{"--model=d", "--kv-dtype=fp4", NULL}, "--kv-dtype=fp4: takes auto, f32, bf16, f16, int8 or fp8"},
         {{"--model=d", "--compute=bf16", "--isa=avx512", NULL}, "--compute=bf16 needs --isa=auto, avx512bf16 or amx: the kernels of --isa=avx512 "},
         {{"--model=d", "--compute=bf16", "--isa=ref", NULL}, "--isa=ref"},
+        {{"--model=d", "--compute=f32", "--isa=avx512bf16", NULL}, "--compute=f32 needs --isa=auto, avx512, avx2, scalar or ref: the kernels of --isa=avx512bf16 "},
         {{"--model=d", "--itl-stretch=0.5", NULL}, "1 to 1000"},
         {{"--model=d", "--itl-stretch=nan", NULL}, "--itl-stretch"},
         {{"--model=d", "--lease=0s", NULL}, "from 1ms to 3600s"},
@@ -99,6 +100,7 @@ static void what_does_not_fit_together_is_refused(void **state)
     assert_false(failed(PARSE("--model=d", "--isa=avx512bf16", "--compute=bf16", "--weights=int4", "--kv-dtype=fp8")));
     assert_false(failed(PARSE("--model=d", "--isa=auto", "--compute=bf16")));
     assert_false(failed(PARSE("--model=d", "--isa=scalar", "--compute=auto")));
+    assert_false(failed(PARSE("--model=d", "--isa=avx2", "--compute=f32")));
     assert_false(failed(PARSE("--model=d", "--kv-block-tokens=32", "--tls-cert=a", "--tls-key=b", "--tls-ca=c")));
 }
 
