@@ -509,3 +509,21 @@ void pworld_finish(struct pworld *world)
 }
 
 struct prefill_core_stats pworld_stats(const struct pworld *world) { return prefill_core_stats(world->core); }
+
+struct pworld_job *pworld_next_turn(struct pworld *world, const struct pworld_job *before, uint32_t shared, uint32_t prompt_count,
+                                    uint32_t grant_first)
+{
+    struct pworld_job *job = pworld_job(world, 0, prompt_count, 0, world->job_count + 100);
+    pworld_share(job, before, shared);
+    job->prefill.grant_first = grant_first;
+    return job;
+}
+
+uint64_t pworld_computed_by(struct pworld *world, struct pworld_job *job)
+{
+    uint64_t before = pworld_stats(world).prompt_tokens_computed;
+    pworld_send(world, job);
+    pworld_finish(world);
+    CHECK(job->end == PWORLD_DONE);
+    return pworld_stats(world).prompt_tokens_computed - before;
+}

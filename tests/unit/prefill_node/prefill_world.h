@@ -84,6 +84,10 @@ struct pworld_job *pworld_job(struct pworld *world, uint32_t router, uint32_t pr
                               uint64_t seed);
 /* Its text begins with `count` tokens of another's. */
 void pworld_share(struct pworld_job *job, const struct pworld_job *other, uint32_t count);
+
+/* A job of router 0 whose prompt begins with `shared` tokens of `before`; the decode node has grant_first blocks. */
+struct pworld_job *pworld_next_turn(struct pworld *world, const struct pworld_job *before, uint32_t shared, uint32_t prompt_count,
+                                    uint32_t grant_first);
 void pworld_event(struct pworld *world, const struct prefill_event *event);
 void pworld_message(struct pworld *world, uint32_t router, const struct ctl_msg *msg);
 void pworld_send(struct pworld *world, struct pworld_job *job);
@@ -103,6 +107,9 @@ void pworld_tier_move(struct pworld *world, uint32_t entry);
 void pworld_step_done(struct pworld *world);
 void pworld_step_failed(struct pworld *world, uint8_t scope);
 void pworld_finish(struct pworld *world);
+
+/* Sends the job and finishes all; CHECKs that it is done. Returns the prompt tokens that were computed meanwhile. */
+uint64_t pworld_computed_by(struct pworld *world, struct pworld_job *job);
 struct prefill_core_stats pworld_stats(const struct pworld *world);
 
 #endif
