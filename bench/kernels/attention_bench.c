@@ -18,6 +18,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "bench/kernels/probe.h"
+#include "bench/median.h"
 #include "kernels/kernels.h"
 
 #define POOL_BYTES ((size_t)384 << 20)
@@ -100,36 +101,22 @@ static double run_case(struct bench *b, struct bench_case *c)
     return (double)(now_ns - start_ns) / (double)NS_PER_S / calls;
 }
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(const double *values, uint32_t count)
-{
-    double sorted[ROUNDS_MAX];
-    memcpy(sorted, values, count * sizeof(double));
-    qsort(sorted, count, sizeof(double), compare);
-    return sorted[count / 2];
-}
-
 /* Median over rounds of work per second as a fraction of the probe's rate in the same round. */
 static double fraction(const struct bench *b, const struct bench_case *c, double work, const double *rates)
 {
     double ratios[ROUNDS_MAX];
     for (uint32_t r = 0; r < b->rounds; r++) { ratios[r] = rates[r] > 0 ? work / c->seconds[r] / rates[r] : 0; }
-    return median(ratios, b->rounds);
+    return bench_median(ratios, b->rounds);
 }
 
 static void report(const struct bench *b, const struct bench_case *c)
 {
-    double seconds = median(c->seconds, b->rounds);
+    double seconds = bench_median(c->seconds, b->rounds);
     printf("{\"bench\":\"attention\",\"case\":\"%s\",\"isa\":\"%s\",\"kv\":\"%s\",\"threads\":%u,\"sequences\":%u,\"rows\":%u,\"tokens\":%u,"
            "\"us\":%.1f,\"gb_s\":%.2f,\"gflop_s\":%.1f,\"of_read\":%.3f,\"of_fma\":%.3f,\"of_dot\":%.3f,\"read_gb_s\":%.2f}\n",
            c->name, kernels_isa_name(b->kernels), dtype_name(b->dtype), b->threads, c->sequences, c->rows, c->tokens, seconds * 1e6,
            c->bytes / seconds / 1e9, c->flops / seconds / 1e9, fraction(b, c, c->bytes, b->read_s), fraction(b, c, c->flops, b->fma_s),
-           fraction(b, c, c->flops, b->dot_s), median(b->read_s, b->rounds) / 1e9);
+           fraction(b, c, c->flops, b->dot_s), bench_median(b->read_s, b->rounds) / 1e9);
 }
 
 static void fill(struct bench *b, size_t q_count)

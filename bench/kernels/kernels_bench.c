@@ -18,6 +18,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "bench/kernels/probe.h"
+#include "bench/median.h"
 #include "kernels/kernels.h"
 
 #define SET_BYTES ((size_t)384 << 20) /* of weights or KV in turn */
@@ -129,27 +130,13 @@ static double run_case(struct bench *b, struct bench_case *c)
     return (double)(now_ns - start_ns) / (double)NS_PER_S / calls;
 }
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(const double *values, uint32_t count)
-{
-    double sorted[ROUNDS_MAX];
-    memcpy(sorted, values, count * sizeof(double));
-    qsort(sorted, count, sizeof(double), compare);
-    return sorted[count / 2];
-}
-
 /* Median over rounds of what the case reached of the probe's rate in the same round. */
 static double fraction(const struct bench *b, const struct bench_case *c, const struct bench_case *probe, double work,
                        double probe_work)
 {
     double ratios[ROUNDS_MAX];
     for (uint32_t r = 0; r < b->rounds; r++) { ratios[r] = work / c->seconds[r] / (probe_work / probe->seconds[r]); }
-    return median(ratios, b->rounds);
+    return bench_median(ratios, b->rounds);
 }
 
 /* Whether the machine has the instruction that a probe runs. */
@@ -162,7 +149,7 @@ static void report(const struct bench *b, const struct bench_case *c)
         return;
     }
     const struct bench_case *dot = &cases[strcmp(kernels_isa_name(b->kernels), "amx") == 0 ? AMX_BF16 : DOT]; /* the set's limit */
-    double seconds = median(c->seconds, b->rounds);
+    double seconds = bench_median(c->seconds, b->rounds);
     printf("{\"bench\":\"%s\",\"isa\":\"%s\",\"threads\":%u,\"rows\":%u", c->name, kernels_isa_name(b->kernels), b->threads, c->rows);
     if (c->kind == GEMM) { printf(",\"n_out\":%u,\"n_in\":%u", c->n_out, c->n_in); }
     if (c->kind == DECODE || c->kind == PREFILL) { printf(",\"tokens\":%u", c->tokens); }

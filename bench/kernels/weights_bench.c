@@ -19,6 +19,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "bench/kernels/probe.h"
+#include "bench/median.h"
 #include "kernels/kernels.h"
 
 #define SET_BYTES ((size_t)256 << 20)
@@ -108,20 +109,6 @@ static double run_case(struct bench *b, const struct bench_case *c)
     return (double)(now_ns - start_ns) / (double)NS_PER_S / calls;
 }
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(const double *values, uint32_t count)
-{
-    double sorted[ROUNDS_MAX];
-    memcpy(sorted, values, count * sizeof(double));
-    qsort(sorted, count, sizeof(double), compare);
-    return sorted[count / 2];
-}
-
 /* Of the tiles that many rows of a format are multiplied on; 0: it uses none (int4 does not), or there are none. */
 static double probe_amx_ops(const struct bench *b, enum kernels_weight format)
 {
@@ -140,13 +127,13 @@ static void measure(struct bench *b, struct bench_case *c)
         c->of_vnni[r] = vnni > 0 ? ops / c->seconds[r] / vnni : 0;
         c->of_amx[r] = amx > 0 ? ops / c->seconds[r] / amx : 0;
     }
-    double seconds = median(c->seconds, b->rounds);
+    double seconds = bench_median(c->seconds, b->rounds);
     printf("{\"bench\":\"%s\",\"weights\":\"%s\",\"isa\":\"%s\",\"threads\":%u,\"rows\":%u,\"n_out\":%u,\"n_in\":%u,\"us\":%.1f,"
            "\"gb_s\":%.2f,\"gop_s\":%.1f,\"of_read\":%.3f,\"of_vnni\":%.3f,",
            c->name, kernels_weight_name(c->matrix.format), kernels_isa_name(b->kernels), b->threads, c->rows, c->matrix.n_out,
-           c->matrix.n_in, seconds * 1e6, bytes / seconds / 1e9, ops / seconds / 1e9, median(c->of_read, b->rounds),
-           median(c->of_vnni, b->rounds));
-    double of_amx = median(c->of_amx, b->rounds);
+           c->matrix.n_in, seconds * 1e6, bytes / seconds / 1e9, ops / seconds / 1e9, bench_median(c->of_read, b->rounds),
+           bench_median(c->of_vnni, b->rounds));
+    double of_amx = bench_median(c->of_amx, b->rounds);
     if (of_amx > 0) {
         printf("\"of_amx\":%.3f}\n", of_amx);
     } else {

@@ -19,6 +19,7 @@
 
 #include "base/clock.h"
 #include "base/flags.h"
+#include "bench/median.h"
 #include "kv/disk_io.h"
 #include "kv/kv_cache.h"
 #include "kv/kv_tier.h"
@@ -144,20 +145,6 @@ static double run_raw(struct bench *bench, struct disk_io *io, int fd, bool is_w
     return gbps(bench, clock_now_ns() - begin_ns);
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double left = *(const double *)a, right = *(const double *)b;
-    return left < right ? -1 : left > right;
-}
-
-static double median(const double *values, uint32_t count)
-{
-    double sorted[ROUNDS_MAX];
-    memcpy(sorted, values, count * sizeof *values);
-    qsort(sorted, count, sizeof *sorted, by_value);
-    return sorted[count / 2];
-}
-
 static void report(const struct bench *bench, const char *what, const double *values, const char *yardstick, const double *beside)
 {
     uint32_t count = bench->config.rounds;
@@ -168,8 +155,8 @@ static void report(const struct bench *bench, const char *what, const double *va
         ratios[i] = beside ? values[i] / beside[i] : 1;
     }
     printf("{\"bench\": \"kv_tier\", \"what\": \"%s\", \"block\": %llu, \"gbps\": %.3f, \"least\": %.3f, \"most\": %.3f", what,
-           (unsigned long long)bench->config.block, median(values, count), least, most);
-    if (beside) { printf(", \"beside\": \"%s\", \"ratio\": %.3f", yardstick, median(ratios, count)); }
+           (unsigned long long)bench->config.block, bench_median(values, count), least, most);
+    if (beside) { printf(", \"beside\": \"%s\", \"ratio\": %.3f", yardstick, bench_median(ratios, count)); }
     printf("}\n");
 }
 
@@ -269,7 +256,7 @@ static void bench_cache(const struct bench *bench)
     kv_cache_destroy(cache);
     uint32_t rounds = bench->config.rounds;
     printf("{\"bench\": \"kv_cache\", \"hash_ns_per_block\": %.0f, \"new_ns_per_block\": %.0f, \"found_ns_per_block\": %.0f}\n",
-           median(hash_ns, rounds), median(new_ns, rounds), median(found_ns, rounds));
+           bench_median(hash_ns, rounds), bench_median(new_ns, rounds), bench_median(found_ns, rounds));
 }
 
 int main(int argc, char **argv)

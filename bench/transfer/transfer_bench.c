@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "bench/median.h"
 #include "tests/conformance/peer.h"
 #include "tests/conformance/socket_stream.h"
 
@@ -303,18 +304,6 @@ static struct answer iperf3_measure(void)
     return (struct answer){.gbps = bits / 8e9, .cpu_gbps = cpu_percent > 0 ? bits / 8e9 / (cpu_percent / 100) : 0};
 }
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, uint32_t count)
-{
-    qsort(values, count, sizeof *values, compare);
-    return values[count / 2];
-}
-
 static const char *option(int argc, char **argv, const char *key, const char *standard)
 {
     for (int i = 1; i < argc; i++) {
@@ -358,19 +347,19 @@ int main(int argc, char **argv)
         iperf_cpu[round] = stream.cpu_gbps;
         for (uint32_t i = 0; i < pair_count; i++) { pair_measure(&pairs[i], round); }
     }
-    double iperf_median = median(iperf, rounds);
-    printf("{\"bench\":\"iperf3_loopback\",\"gbps\":%.2f,\"both_cpu_gbps\":%.2f,\"rounds\":%u}\n", iperf_median, median(iperf_cpu, rounds), rounds);
+    double iperf_median = bench_median(iperf, rounds);
+    printf("{\"bench\":\"iperf3_loopback\",\"gbps\":%.2f,\"both_cpu_gbps\":%.2f,\"rounds\":%u}\n", iperf_median, bench_median(iperf_cpu, rounds), rounds);
     for (uint32_t s = 0; s < slice_count; s++) {
-        double copy = median(copies[s], rounds);
+        double copy = bench_median(copies[s], rounds);
         printf("{\"bench\":\"memcpy_scattered\",\"slice_bytes\":%u,\"gbps\":%.2f,\"cpu_gbps\":%.2f,\"rounds\":%u}\n", slice_sizes[s], copy,
-               median(copies_cpu[s], rounds), rounds);
+               bench_median(copies_cpu[s], rounds), rounds);
         for (uint32_t i = 0; i < pair_count; i++) {
             if (pairs[i].slice_bytes != slice_sizes[s]) { continue; }
-            double gbps = median(pairs[i].gbps, rounds);
+            double gbps = bench_median(pairs[i].gbps, rounds);
             printf("{\"bench\":\"kv_transfer\",\"cable\":\"%s\",\"slice_bytes\":%u,\"mib\":%u,\"gbps\":%.2f,\"of_memcpy\":%.2f,"
                    "\"of_iperf3\":%.2f,\"receiver_cpu_gbps\":%.2f,\"sender_cpu_gbps\":%.2f,\"rounds\":%u}\n",
                    pairs[i].cable, slice_sizes[s], mib, gbps, gbps / copy, iperf_median > 0 ? gbps / iperf_median : 0.0,
-                   median(pairs[i].receiver_cpu, rounds), median(pairs[i].sender_cpu, rounds), rounds);
+                   bench_median(pairs[i].receiver_cpu, rounds), bench_median(pairs[i].sender_cpu, rounds), rounds);
         }
     }
     for (uint32_t i = 0; i < pair_count; i++) { close(pairs[i].go_fd); }
