@@ -121,7 +121,7 @@ static void print_tier(const tier_t *tier)
     if (tier->store_bytes_per_s > 0) { printf("; stores %s/s", bytes_text(tier->store_bytes_per_s, store, sizeof store)); }
     if (tier->load_bytes_per_s > 0) { printf("; loads %s/s", bytes_text(tier->load_bytes_per_s, load, sizeof load)); }
     if (tier->io[0]) { printf("; %s, file %s, %" PRIu64 " found at start", tier->io, tier->file_state, tier->found); }
-    printf("%s\n", tier->paused ? "; its writes fail, it is left alone for now" : "");
+    printf("%s\n", tier->paused ? "; paused: its writes failed, they are tried again within seconds" : "");
 }
 
 static void print_holder(const holder_t *holder)
