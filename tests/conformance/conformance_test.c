@@ -572,8 +572,12 @@ static void cut_link_is_seen(void **state)
     proc_start(&d, b, "role=d layers=16 heads=8 dim=128 blocks=64 listen=10.231.7.2:0 tcp=10.231.7.2:0");
     proc_start(&p, a, "role=p layers=16 heads=8 dim=128 blocks=64");
     transfer_checked(&d, &p, 1, 4);
+    uint64_t before = stat_of(&d, "slices_landed");
     half_way(2, 32, 60000);
     tell(&p, "send %016x 9 %s half", 3, grant(&d, 3, 32, 60000));
+    /* Half of 2 is 32 blocks of 8 layers; one slice more is of 3. Before that D may know nothing of
+     * 3 but its grant, which the lease ends and not the link. */
+    stat_wait(&d, "slices_landed", before + 32 * 8 + 1);
     uint64_t start_ns = clock_now_ns();
     bool cut = shell("ip netns exec %2$s ip link set %2$s down", a, b);
     (void)expect(&d, "failed ");
