@@ -1,0 +1,42 @@
+/* kernel_list: the entry points of all .cu files, once each.
+ * Flow:    an author appends X(name, args) to the section of his area, in the commit that brings the
+ *          kernel; enum cuda_kernel, the look-up in the fatbins, the emulator's table and
+ *          driver_link_test all follow from this list.
+ * Thread:  none; the preprocessor's.
+ *
+ * X(name, args) stands for
+ *     extern "C" __global__ void cuda_<name>(const struct <args> a);
+ * so variants that a macro stamps out of one template share one args struct:
+ *     X(attention_bf16_128, cuda_attention_args) X(attention_bf16_64, cuda_attention_args)
+ * The header that declares the struct is included by whoever needs its size. */
+#ifndef BATON_KERNELS_CUDA_KERNEL_LIST_H
+#define BATON_KERNELS_CUDA_KERNEL_LIST_H
+
+/* rows.cu, args in rows_args.h */
+#define CUDA_KERNELS_ROWS(X)
+
+/* kv_write.cu, args in kv_args.h */
+#define CUDA_KERNELS_KV(X)
+
+/* attention_*.cu, args in attention_args.h */
+#define CUDA_KERNELS_ATTENTION(X)
+
+/* sample*.cu, args in sample_args.h */
+#define CUDA_KERNELS_SAMPLE(X)
+
+/* gemv.cu, args in gemv_args.h */
+#define CUDA_KERNELS_GEMV(X)
+
+#define CUDA_KERNELS(X)       \
+    CUDA_KERNELS_ROWS(X)      \
+    CUDA_KERNELS_KV(X)        \
+    CUDA_KERNELS_ATTENTION(X) \
+    CUDA_KERNELS_SAMPLE(X)    \
+    CUDA_KERNELS_GEMV(X)
+
+/* CUDA_KERNEL_embed is the kernel cuda_embed. */
+#define CUDA_KERNEL_ENUMERATOR(name, args) CUDA_KERNEL_##name,
+enum cuda_kernel { CUDA_KERNELS(CUDA_KERNEL_ENUMERATOR) CUDA_KERNEL_COUNT };
+#undef CUDA_KERNEL_ENUMERATOR
+
+#endif
