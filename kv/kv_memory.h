@@ -1,0 +1,152 @@
+/* kv_memory: what tiers and cables do with the bytes of a KV pool that may lie on a device.
+ * Flow:    kv_tier, the cables -> op -> [kv_memory] -> done
+ * Thread:  every call from any thread; none of them waits for the device, except import and
+ *          release, which may take some milliseconds. Ops are done on a thread of the implementation.
+ * Memory:  an op's record is its submitter's, so submitting takes none and is never refused.
+ *
+ * Two implementations: kernels/cuda/device_memory.h, and host memory by memcpy on a thread of its
+ * own (kv_memory_host.h), which behaves alike and is what tests and the tiers' oracle use. A pool in
+ * host memory that tiers and cables read and write themselves has no kv_memory at all: NULL.
+ *
+ * Marks. A mark is a ticket of kernels_mark(): "all operations queued so far"; 0 has passed. An op
+ * with a mark touches the pool only after it. A mark stays good for ever: one that the device has
+ * long left behind has passed. Ops have no order among each other, marks or not: who needs one
+ * submits the second when the first is done. The device's own work needs a word too: an op that
+ * writes is done before anything is queued that reads what it wrote.
+ *
+ * Failure. An op that fails says so in its status; its destination then holds nothing of meaning.
+ * INTERNAL (node): the device is lost, this op and every later one end so, and soon. An op is never
+ * lost and cannot be called back: who gives up waits for `done` and throws the result away, and
+ * holds until then what the op reads and writes: its record, its blocks, its host memory, its peer.
+ *
+ * The end. The owner of a kv_memory destroys it after its users, each of which has waited for its
+ * own ops; so no op is under way then. */
+#ifndef BATON_KV_KV_MEMORY_H
+#define BATON_KV_KV_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "base/diag.h"
+#include "base/status.h"
+
+#define KV_MEMORY_RANGES_MAX 64u  /* of one op; a cable's frame has as many slices at most */
+#define KV_MEMORY_RANGE_BYTES_MAX (1u << 30)
+#define KV_MEMORY_ALIGN 16u       /* of offsets, range_bytes and host addresses */
+#define KV_MEMORY_ID_BYTES 16u
+#define KV_MEMORY_EVENTS 64u      /* interprocess events of one pool */
+#define KV_MEMORY_EVENT_NONE UINT32_MAX
+#define KV_MEMORY_EXPORT_BYTES_MAX 8192u
+
+struct kv_memory;
+struct kv_memory_peer; /* an imported pool of another process; private to the implementation */
+
+enum kv_memory_op_kind {
+    KV_MEMORY_READ,     /* ranges -> host */
+    KV_MEMORY_WRITE,    /* host -> ranges */
+    KV_MEMORY_CHECKSUM, /* CRC32C of the ranges -> crc; then event is recorded, if one is named */
+    KV_MEMORY_COPY,     /* the peer's ranges -> ours, after the peer's event, if one is named; then the
+                           CRC32C of ours, as they lie there now -> crc */
+};
+
+/* Filled in by the submitter and left alone by him until done; nothing here is copied. */
+struct kv_memory_op {
+    enum kv_memory_op_kind kind;
+    uint32_t count;     /* ranges, 1 to KV_MEMORY_RANGES_MAX */
+    size_t range_bytes; /* of each; a multiple of KV_MEMORY_ALIGN, at most KV_MEMORY_RANGE_BYTES_MAX */
+    uint64_t mark;      /* of our own device's work; READ, CHECKSUM, COPY and WRITE alike wait for it */
+    uint64_t offsets[KV_MEMORY_RANGES_MAX]; /* in our pool; no two ranges that are written overlap */
+    uint8_t *host; /* READ, WRITE: [count][range_bytes], in memory of kv_memory_host_alloc() */
+    struct kv_memory_peer *peer;                 /* COPY */
+    uint64_t peer_offsets[KV_MEMORY_RANGES_MAX]; /* COPY */
+    uint32_t event; /* CHECKSUM: ours, to record; COPY: the peer's, to wait for; or KV_MEMORY_EVENT_NONE */
+
+    /* On a thread of the implementation, never from inside kv_memory_submit(), and once. It must not
+     * block and may call nothing of this header: it puts the op where its owner's loop finds it
+     * (kv_memory_inbox.h). From its call on the op is the submitter's again. */
+    void (*done)(struct kv_memory_op *op);
+    void *user;
+
+    /* the answer */
+    status_t status;
+    uint32_t crc[KV_MEMORY_RANGES_MAX]; /* CHECKSUM, COPY; only with an OK status */
+
+    struct kv_memory_op *next; /* the implementation's until done, then the submitter's */
+};
+
+struct kv_memory_ops {
+    void (*submit)(struct kv_memory *memory, struct kv_memory_op *op);
+    status_t (*host_alloc)(struct kv_memory *memory, size_t bytes, void **ret_host, struct diag *diag);
+    void (*host_free)(struct kv_memory *memory, void *host);
+    status_t (*export_pool)(struct kv_memory *memory, uint8_t *ret_bytes, size_t *ret_count, struct diag *diag);
+    status_t (*import_pool)(struct kv_memory *memory, const uint8_t *bytes, size_t count, struct kv_memory_peer **ret_peer,
+                       size_t *ret_pool_bytes, struct diag *diag);
+    void (*release_peer)(struct kv_memory *memory, struct kv_memory_peer *peer);
+};
+
+/* The head of an implementation's own struct. */
+struct kv_memory {
+    const struct kv_memory_ops *ops;
+    size_t pool_bytes;
+    /* Whose memory it is: the device's UUID. Two pools of one machine whose ids are equal can be
+     * copied from one to the other by export and import; all zeros: it cannot be exported. */
+    uint8_t id[KV_MEMORY_ID_BYTES];
+};
+
+/* Begins an op. Its end, good or bad, is `done`. Our own mistakes (a range outside of the pool, a
+ * size that is no multiple) are CHECKed; a peer's numbers are to be checked by the caller.
+ * Cost  O(count), no allocation. */
+static inline void kv_memory_submit(struct kv_memory *memory, struct kv_memory_op *op) { memory->ops->submit(memory, op); }
+
+/* What every submit begins with: CHECKs an op against the pool. In kv_memory.c. */
+void kv_memory_op_check(const struct kv_memory *memory, const struct kv_memory_op *op);
+
+/* Host memory that the device reads and writes at full speed, page-aligned and zeroed. Returns owned.
+ * Errors  RESOURCE_EXHAUSTED (node). */
+NODISCARD static inline status_t kv_memory_host_alloc(struct kv_memory *memory, size_t bytes, void **ret_host, struct diag *diag)
+{
+    return memory->ops->host_alloc(memory, bytes, ret_host, diag);
+}
+
+static inline void kv_memory_host_free(struct kv_memory *memory, void *host) /* takes NULL */
+{
+    memory->ops->host_free(memory, host);
+}
+
+static inline bool kv_memory_can_export(const struct kv_memory *memory)
+{
+    static const uint8_t none[KV_MEMORY_ID_BYTES];
+    return memcmp(memory->id, none, sizeof none) != 0;
+}
+
+/* What another process of this machine needs to import the pool and its events. May be called again.
+ * ret_bytes  [KV_MEMORY_EXPORT_BYTES_MAX], ret_count of them written
+ * Errors     UNIMPLEMENTED (node): it cannot be exported; INTERNAL (node): the device. */
+NODISCARD static inline status_t kv_memory_export(struct kv_memory *memory, uint8_t *ret_bytes, size_t *ret_count, struct diag *diag)
+{
+    return memory->ops->export_pool(memory, ret_bytes, ret_count, diag);
+}
+
+/* Makes another process's pool readable from here. Foreign bytes: all of them are checked.
+ * The exporter keeps its memory until it has heard that the import is released, or that the importer
+ * is dead. When the exporter dies the import stays readable until its release; an event of his that
+ * had not been reached by then may never be, so only an event that has passed already may be named
+ * in a COPY: the cable says it to its peer after the CHECKSUM that recorded it was done.
+ * ret_pool_bytes  how much can be read
+ * Errors          INVALID_ARGUMENT (peer): not such bytes; FAILED_PRECONDITION (peer): of another
+ *                 device, or of this very process; UNAVAILABLE (peer): the device refuses it. */
+NODISCARD static inline status_t kv_memory_import(struct kv_memory *memory, const uint8_t *bytes, size_t count,
+                                                  struct kv_memory_peer **ret_peer, size_t *ret_pool_bytes, struct diag *diag)
+{
+    return memory->ops->import_pool(memory, bytes, count, ret_peer, ret_pool_bytes, diag);
+}
+
+/* After the last COPY from it is done. */
+static inline void kv_memory_release(struct kv_memory *memory, struct kv_memory_peer *peer)
+{
+    memory->ops->release_peer(memory, peer);
+}
+
+#endif
