@@ -117,7 +117,7 @@ static void on_step(void *user, const struct step_result *result)
 static void on_layer(void *user, const struct step_plan *plan, uint32_t layer)
 {
     struct node *node = user;
-    if (node->ops->on_layer) { node->ops->on_layer(node->role, plan, layer); }
+    if (node->ops->on_layer) { node->ops->on_layer(node->role, plan, layer, 0); }
 }
 
 static void on_kv_event(void *user, const struct kv_event *event)

@@ -76,8 +76,9 @@ struct node_role_ops {
     void (*report)(void *role, struct ctl_load *ret_load, struct node_totals *ret_totals);
     /* Core thread: what `baton kv` shows. NULL: the call is not served. */
     node_inspect_fn inspect;
-    /* Engine thread; NULL: nothing to do per layer. */
-    void (*on_layer)(void *role, const struct step_plan *plan, uint32_t layer);
+    /* Engine thread; NULL: nothing to do per layer. The layer's KV is in the blocks after `mark`
+     * (kernels_mark; 0: it is there now). */
+    void (*on_layer)(void *role, const struct step_plan *plan, uint32_t layer, uint64_t mark);
     /* Transfer thread, every event; true: it is final, hand it to on_fact as well. */
     bool (*on_xfer)(void *role, const struct kv_event *event);
 };

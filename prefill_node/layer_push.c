@@ -25,6 +25,7 @@ struct waiting {
     uint32_t owner;
     kv_send_t send;
     uint32_t layer, first, count;
+    uint64_t mark;
     size_t payload_bytes;
     uint32_t blocks[]; /* [count], or the payload's bytes */
 };
@@ -96,12 +97,12 @@ status_t layer_push_begin(struct layer_push *push, struct leg_id leg, const uint
 
 /* Puts an entry at the end of the list. False: no memory. */
 static bool wait_for_room(struct layer_push *push, struct open_leg *leg, uint32_t layer, uint32_t first,
-                          uint32_t count, const void *bytes, size_t byte_count)
+                          uint32_t count, uint64_t mark, const void *bytes, size_t byte_count)
 {
     struct waiting *entry = malloc(sizeof *entry + byte_count);
     if (!entry) { return false; }
     *entry = (struct waiting){.owner = (uint32_t)(leg - push->legs), .send = leg->send, .layer = layer,
-                              .first = first, .count = count, .payload_bytes = byte_count};
+                              .first = first, .count = count, .mark = mark, .payload_bytes = byte_count};
     if (byte_count > 0) { memcpy(entry->blocks, bytes, byte_count); }
     *push->tail = entry;
     push->tail = &entry->next;
@@ -118,13 +119,13 @@ static void refused(struct layer_push *push, kv_send_t send)
 }
 
 static void push_slices(struct layer_push *push, struct open_leg *leg, uint32_t layer, uint32_t first,
-                        const uint32_t *blocks, uint32_t count)
+                        const uint32_t *blocks, uint32_t count, uint64_t mark)
 {
     status_t st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
-    if (leg->waiting == 0) { st = kv_endpoint_push(push->endpoint, leg->send, layer, first, blocks, count); }
+    if (leg->waiting == 0) { st = kv_endpoint_push(push->endpoint, leg->send, layer, first, blocks, count, mark); }
     if (!failed(st)) { return; }
     if (st.code == ST_RESOURCE_EXHAUSTED &&
-        wait_for_room(push, leg, layer, first, count, blocks, count * sizeof *blocks)) {
+        wait_for_room(push, leg, layer, first, count, mark, blocks, count * sizeof *blocks)) {
         return;
     }
     refused(push, leg->send);
@@ -141,7 +142,7 @@ static void drain_waiting(struct layer_push *push)
             status_t st = entry->layer == COMMIT
                               ? kv_endpoint_commit(push->endpoint, entry->send, entry->blocks, entry->payload_bytes)
                               : kv_endpoint_push(push->endpoint, entry->send, entry->layer, entry->first,
-                                                 entry->blocks, entry->count);
+                                                 entry->blocks, entry->count, entry->mark);
             if (st.code == ST_RESOURCE_EXHAUSTED && entry->layer != COMMIT) { break; }
             CHECK(leg->waiting > 0);
             leg->waiting--;
@@ -153,7 +154,7 @@ static void drain_waiting(struct layer_push *push)
     }
 }
 
-void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uint32_t layer)
+void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uint32_t layer, uint64_t mark)
 {
     pthread_mutex_lock(&push->mutex);
     /* Room may come back without a PUSH_DONE: a full ring drains, an aborted send's pushes do
@@ -165,7 +166,7 @@ void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uin
         struct open_leg *leg = find(push, span->leg);
         if (!leg) { continue; }
         push_slices(push, leg, layer, span->push_first - span->grant_first, span->block_table + span->push_first,
-                    span->push_count);
+                    span->push_count, mark);
     }
     pthread_mutex_unlock(&push->mutex);
 }
@@ -179,7 +180,7 @@ void layer_push_blocks(struct layer_push *push, struct leg_id id, uint32_t layer
     for (uint32_t layer = 0; leg && layer < layer_count; layer++) {
         for (uint32_t done = 0; done < count;) {
             uint32_t now = count - done < PUSH_BLOCKS_MAX ? count - done : PUSH_BLOCKS_MAX;
-            push_slices(push, leg, layer, first + done, blocks + done, now);
+            push_slices(push, leg, layer, first + done, blocks + done, now, 0);
             done += now;
         }
     }
@@ -193,7 +194,7 @@ status_t layer_push_commit(struct layer_push *push, struct leg_id id, const uint
     pthread_mutex_lock(&push->mutex);
     struct open_leg *leg = find(push, id);
     if (leg && leg->waiting > 0) {
-        if (!wait_for_room(push, leg, COMMIT, 0, 0, payload, payload_bytes)) {
+        if (!wait_for_room(push, leg, COMMIT, 0, 0, 0, payload, payload_bytes)) {
             st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
         }
     } else if (leg) {

@@ -32,8 +32,8 @@ void layer_push_attach(struct layer_push *push, struct kv_endpoint *endpoint);
 NODISCARD status_t layer_push_begin(struct layer_push *push, struct leg_id leg, const uint8_t *ticket,
                                     size_t ticket_bytes, struct diag *diag);
 
-/* Pushes the slices of one layer that the plan's spans have completed. */
-void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uint32_t layer);
+/* Pushes the slices of one layer that the plan's spans complete, as of `mark` (kv/kv_memory.h). */
+void layer_push_layer(struct layer_push *push, const struct step_plan *plan, uint32_t layer, uint64_t mark);
 
 /* Pushes blocks that were final already, every layer of them; `first` is their first one's index in
  * the grant. Nothing happens where the leg is not open here. */

@@ -226,10 +226,10 @@ static void report(void *role, struct ctl_load *ret_load, struct node_totals *re
     };
 }
 
-static void on_layer(void *role, const struct step_plan *plan, uint32_t layer)
+static void on_layer(void *role, const struct step_plan *plan, uint32_t layer, uint64_t mark)
 {
     struct prefill_server *server = role;
-    layer_push_layer(server->push, plan, layer);
+    layer_push_layer(server->push, plan, layer, mark);
 }
 
 static void inspect(void *role, struct node_cache_numbers *ret_numbers, inspect_fn visit, void *user)

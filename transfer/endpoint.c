@@ -474,7 +474,7 @@ status_t kv_endpoint_send_begin(struct kv_endpoint *e, const void *ticket_bytes,
 }
 
 status_t kv_endpoint_push(struct kv_endpoint *e, kv_send_t handle, uint32_t layer, uint32_t first,
-                          const uint32_t *src_blocks, uint32_t count)
+                          const uint32_t *src_blocks, uint32_t count, uint64_t mark)
 {
     if (layer >= e->layout.layer_count || count == 0) { return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST); }
     for (uint32_t i = 0; i < count; i++) {
@@ -500,6 +500,7 @@ status_t kv_endpoint_push(struct kv_endpoint *e, kv_send_t handle, uint32_t laye
                                             .layer = layer, .first = first + done, .count = now};
             memcpy(push->blocks, src_blocks + done, now * sizeof *src_blocks);
             push->send_slot = slot;
+            push->mark = mark;
             push->dropped = false;
             push->push_first = first;
             push->push_count = count;

@@ -193,12 +193,13 @@ NODISCARD status_t kv_endpoint_send_begin(struct kv_endpoint *endpoint, const vo
 
 /* Pushes one layer's slices of blocks [first, first + count) of the grant, out of this
  * endpoint's pool blocks src_blocks[0..count). Each (layer, index) is pushed exactly once.
- * The source slices are final now, and held until ACKED or SEND_FAILED. May be called
- * before the link is up: pushes wait. src_blocks is copied.
+ * The source slices are final once `mark` (kv/kv_memory.h) has passed, 0: now; they are held until
+ * ACKED or SEND_FAILED. A pool without kv_memory takes 0 only. May be called before the link is up:
+ * pushes wait. src_blocks is copied.
  * Errors: INVALID_ARGUMENT for bounds or a stale send; RESOURCE_EXHAUSTED: pushes_max are
  * under way, nothing was taken: try again after a PUSH_DONE. */
 NODISCARD status_t kv_endpoint_push(struct kv_endpoint *endpoint, kv_send_t send, uint32_t layer,
-                                    uint32_t first, const uint32_t *src_blocks, uint32_t count);
+                                    uint32_t first, const uint32_t *src_blocks, uint32_t count, uint64_t mark);
 
 /* All slices were pushed; payload (opaque, copied) reaches D with LANDED: the first tokens.
  * Errors: INVALID_ARGUMENT: too large, stale; RESOURCE_EXHAUSTED: out of memory. */
@@ -261,6 +262,7 @@ struct kv_cable_push {
     struct kv_frame frame;
     uint32_t blocks[KV_FRAME_BLOCKS_MAX]; /* source blocks in P's pool */
     uint32_t crc[KV_FRAME_BLOCKS_MAX];    /* CRC32C of each slice, made by the cable */
+    uint64_t mark;                     /* the slices are final after it; 0: now */
     uint32_t send_slot;                /* the endpoint's */
     bool last;                         /* ends one kv_endpoint_push */
     bool dropped;                      /* aborted while its bytes were under way */

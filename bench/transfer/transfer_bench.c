@@ -164,7 +164,7 @@ static void sender_run(struct side *side, const uint8_t *ticket, size_t size, in
             pthread_mutex_lock(&side->mutex);
             uint32_t seen = side->pushes_done;
             pthread_mutex_unlock(&side->mutex);
-            while (kv_endpoint_push(side->endpoint, send, layer, first, side->blocks + first, count).code == ST_RESOURCE_EXHAUSTED) {
+            while (kv_endpoint_push(side->endpoint, send, layer, first, side->blocks + first, count, 0).code == ST_RESOURCE_EXHAUSTED) {
                 pthread_mutex_lock(&side->mutex);
                 while (side->pushes_done == seen && !side->ended) { pthread_cond_wait(&side->changed, &side->mutex); }
                 seen = side->pushes_done;

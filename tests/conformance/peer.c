@@ -200,7 +200,7 @@ static void xfer_pump(struct xfer *xfer)
     uint32_t layers = xfer->half ? (peer.layout.layer_count + 1) / 2 : peer.layout.layer_count;
     while (xfer->layer < layers) {
         uint32_t now = xfer->count - xfer->first < PUSH_BLOCKS ? xfer->count - xfer->first : PUSH_BLOCKS;
-        status_t st = kv_endpoint_push(peer.endpoint, xfer->send, xfer->layer, xfer->first, xfer->blocks + xfer->first, now);
+        status_t st = kv_endpoint_push(peer.endpoint, xfer->send, xfer->layer, xfer->first, xfer->blocks + xfer->first, now, 0);
         if (st.code == ST_RESOURCE_EXHAUSTED || st.code == ST_INVALID_ARGUMENT) { return; } /* full, or it is over */
         xfer->first += now;
         if (xfer->first == xfer->count) {

@@ -18,12 +18,13 @@
 #include "base/rng.h"
 #include "prefill_node/layer_push.h"
 
-enum { SENDS = 64, LAYERS = 6, BLOCKS = 600 };
+enum { SENDS = 64, LAYERS = 6, BLOCKS = 600, LAYER_MARK = 7000 /* and the layer: what the engine says */ };
 
 struct fake_send {
     bool open, committed, aborted;
     uint32_t slices, want_slices; /* pushed so far; the commit checks */
     bool seen[LAYERS][BLOCKS];
+    uint64_t marks[LAYERS][BLOCKS];
     uint8_t payload[64];
     size_t payload_bytes;
 };
@@ -65,7 +66,7 @@ status_t kv_endpoint_send_begin(struct kv_endpoint *endpoint, const void *ticket
 }
 
 status_t kv_endpoint_push(struct kv_endpoint *endpoint, kv_send_t handle, uint32_t layer, uint32_t first,
-                          const uint32_t *src_blocks, uint32_t count)
+                          const uint32_t *src_blocks, uint32_t count, uint64_t mark)
 {
     status_t st = STATUS_OK;
     pthread_mutex_lock(&endpoint->mutex);
@@ -81,6 +82,7 @@ status_t kv_endpoint_push(struct kv_endpoint *endpoint, kv_send_t handle, uint32
         for (uint32_t i = 0; i < count; i++) {
             assert_false(send->seen[layer][first + i]); /* each slice exactly once */
             send->seen[layer][first + i] = true;
+            send->marks[layer][first + i] = mark;
             assert_int_equal(src_blocks[i], 1000 + first + i); /* the right block of the table */
         }
         send->slices += count;
@@ -167,7 +169,7 @@ static struct step_span span_of(uint64_t lo, uint32_t first, uint32_t count)
 static void push_layers(struct layer_push *push, const struct step_span *spans, uint32_t count, uint32_t from, uint32_t to)
 {
     struct step_plan plan = {.span_count = count, .spans = spans};
-    for (uint32_t layer = from; layer < to; layer++) { layer_push_layer(push, &plan, layer); }
+    for (uint32_t layer = from; layer < to; layer++) { layer_push_layer(push, &plan, layer, LAYER_MARK + layer); }
 }
 
 /* One push was taken by the cable. False: none was under way. */
@@ -230,7 +232,8 @@ static void a_grant_counts_from_its_first_block(void **state)
 }
 
 /* Cached blocks leave with all their layers, once each, before the computed ones or after them, in
- * pieces where there are many; the commit waits for them like for any push. */
+ * pieces where there are many; the commit waits for them like for any push. A computed layer leaves
+ * with its mark, also after a wait for room; what was cached is final and has none. */
 static void cached_blocks_leave_with_all_layers(void **state)
 {
     (void)state;
@@ -249,6 +252,9 @@ static void cached_blocks_leave_with_all_layers(void **state)
     while (push_done(&endpoint, push)) {}
     assert_int_equal(endpoint.pushes, 2 * LAYERS);
     assert_int_equal(endpoint.commits, 1);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        for (uint32_t i = 0; i < 9; i++) { assert_int_equal(endpoint.sends[0].marks[layer][i], i < 5 ? 0 : LAYER_MARK + layer); }
+    }
     close_push(&endpoint, push);
 
     push = open_push(&endpoint, 4, 1000);

@@ -189,16 +189,16 @@ static void pushes_are_checked(void **state)
     const uint32_t outside[1] = {BLOCKS};
     assert_int_equal(kv_endpoint_grant(d.endpoint, id1, run, 4, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
     assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes - 1, NULL, NULL, &send).code, ST_INVALID_ARGUMENT);
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 1).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 1, 0).code, ST_INVALID_ARGUMENT);
     assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes, &p, NULL, &send).code, ST_OK);
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, LAYERS, 0, run, 1).code, ST_INVALID_ARGUMENT);
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 4, run, 1).code, ST_INVALID_ARGUMENT);
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, UINT32_MAX, run, 2).code, ST_INVALID_ARGUMENT);
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, outside, 1).code, ST_INVALID_ARGUMENT);
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 4).code, ST_OK);
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 1).code, ST_INVALID_ARGUMENT); /* a fifth of four */
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, LAYERS, 0, run, 1, 0).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 4, run, 1, 0).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, UINT32_MAX, run, 2, 0).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, outside, 1, 0).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 4, 0).code, ST_OK);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 1, 0).code, ST_INVALID_ARGUMENT); /* a fifth of four */
     assert_int_equal(kv_endpoint_commit(p.endpoint, send, "x", 1).code, ST_INVALID_ARGUMENT);    /* a layer is missing */
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 1, 0, run, 4).code, ST_OK);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 1, 0, run, 4, 0).code, ST_OK);
     assert_int_equal(kv_endpoint_commit(p.endpoint, send, "x", KV_PAYLOAD_BYTES_MAX + 1).code, ST_INVALID_ARGUMENT);
     assert_int_equal(kv_endpoint_commit(p.endpoint, send, "tokens", 6).code, ST_OK);
     assert_int_equal(kv_endpoint_commit(p.endpoint, send, "tokens", 6).code, ST_INVALID_ARGUMENT);
@@ -213,7 +213,7 @@ static void pushes_are_checked(void **state)
     assert_int_equal(d.payload_bytes, 6);
     assert_memory_equal(d.payload, "tokens", 6);
     kv_endpoint_abort(p.endpoint, send); /* stale: counted, ignored */
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 1).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 1, 0).code, ST_INVALID_ARGUMENT);
     struct kv_endpoint_stats stats;
     kv_endpoint_stats_get(p.endpoint, &stats);
     assert_int_equal(stats.acked, 1);
@@ -236,7 +236,7 @@ static void a_full_push_table_refuses(void **state)
     uint32_t took = 0;
     status_t st = STATUS_OK;
     while (took < 16 && !failed(st)) {
-        st = kv_endpoint_push(p.endpoint, send, 0, took, run, 1);
+        st = kv_endpoint_push(p.endpoint, send, 0, took, run, 1, 0);
         took += !failed(st);
     }
     /* Either the table filled, or the refused connection ended the send before it could. */
@@ -248,7 +248,7 @@ static void a_full_push_table_refuses(void **state)
     assert_int_equal(kv_endpoint_grant(d.endpoint, id2, run + 16, 16, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
     assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes, NULL, NULL, &send).code, ST_OK);
     for (uint32_t i = 0; i < 16 * LAYERS;) {
-        st = kv_endpoint_push(p.endpoint, send, i / 16, i % 16, run, 1);
+        st = kv_endpoint_push(p.endpoint, send, i / 16, i % 16, run, 1, 0);
         if (failed(st)) {
             assert_int_equal(st.code, ST_RESOURCE_EXHAUSTED);
             clock_sleep_ns(NS_PER_MS);
@@ -269,7 +269,7 @@ static void destroy_in_mid_transfer(void **state)
     kv_send_t send;
     assert_int_equal(kv_endpoint_grant(d.endpoint, id1, run, 8, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
     assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes, NULL, NULL, &send).code, ST_OK);
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 8).code, ST_OK);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run, 8, 0).code, ST_OK);
     for (int i = 0; i < 30000; i++) {
         struct kv_endpoint_stats stats;
         kv_endpoint_stats_get(d.endpoint, &stats);

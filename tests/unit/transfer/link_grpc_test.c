@@ -84,7 +84,7 @@ static void send_all(struct node *p, const uint8_t *ticket, size_t size, const u
     kv_send_t send;
     assert_int_equal(kv_endpoint_send_begin(p->endpoint, ticket, size, NULL, NULL, &send).code, ST_OK);
     for (uint32_t layer = 0; layer < layout.layer_count; layer++) {
-        assert_int_equal(kv_endpoint_push(p->endpoint, send, layer, 0, blocks, count).code, ST_OK);
+        assert_int_equal(kv_endpoint_push(p->endpoint, send, layer, 0, blocks, count, 0).code, ST_OK);
     }
     assert_int_equal(kv_endpoint_commit(p->endpoint, send, "first", 6).code, ST_OK);
 }
@@ -157,7 +157,7 @@ static void a_link_over_grpc(void **state)
     kv_send_t send;
     assert_int_equal(kv_endpoint_grant(d.endpoint, id3, to, 4, 20000, NULL, ticket, &size).code, ST_OK);
     assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, size, NULL, NULL, &send).code, ST_OK);
-    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, from, 4).code, ST_OK);
+    assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, from, 4, 0).code, ST_OK);
     struct kv_endpoint_stats stats = {0};
     for (int i = 0; i < 30000 && stats.slices_landed < 16; i++) {
         clock_sleep_ns(NS_PER_MS);
