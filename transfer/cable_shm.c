@@ -495,8 +495,9 @@ static status_t shm_open_cable(const struct kv_cable_host *host, struct diag *di
     return STATUS_OK;
 }
 
-static status_t shm_offer(struct kv_cable *cable, struct kv_cable_offer *ret_offer)
+static status_t shm_offer(struct kv_cable *cable, uint32_t link, struct kv_cable_offer *ret_offer)
 {
+    (void)link;
     if (cable->listener.fd < 0) { return STATUS(ST_UNIMPLEMENTED, SCOPE_PEER); }
     ret_offer->size = (uint32_t)strlen(cable->path);
     memcpy(ret_offer->bytes, cable->path, ret_offer->size);

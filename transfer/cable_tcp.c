@@ -317,8 +317,9 @@ static status_t tcp_open(const struct kv_cable_host *host, struct diag *diag, st
 }
 
 /* u16 port, u8 TLS, then the host, or nothing for "the one you dialled". */
-static status_t tcp_offer(struct kv_cable *cable, struct kv_cable_offer *ret_offer)
+static status_t tcp_offer(struct kv_cable *cable, uint32_t link, struct kv_cable_offer *ret_offer)
 {
+    (void)link;
     if (cable->listener.fd < 0) { return STATUS(ST_UNIMPLEMENTED, SCOPE_PEER); }
     size_t chars = strlen(cable->offer_host);
     ret_offer->bytes[0] = (uint8_t)cable->port;

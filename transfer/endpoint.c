@@ -98,7 +98,10 @@ static char *copy_or_null(const char *text) { return text ? strdup(text) : NULL;
 static status_t cables_open(struct kv_endpoint *endpoint, const struct kv_endpoint_config *config, struct diag *diag)
 {
     bool is_auto = !config->cables || strcmp(config->cables, "auto") == 0;
-    char list[128];
+    char list[128], known[128] = "";
+    for (uint32_t i = 0; kv_cables[i]; i++) {
+        snprintf(known + strlen(known), sizeof known - strlen(known), ", %s", kv_cables[i]->name);
+    }
     if (is_auto) {
         list[0] = '\0';
         for (uint32_t i = 0; kv_cables[i]; i++) {
@@ -114,7 +117,7 @@ static status_t cables_open(struct kv_endpoint *endpoint, const struct kv_endpoi
             if (strcmp(kv_cables[i]->name, name) == 0) { ops = kv_cables[i]; }
         }
         if (!ops) {
-            diag_set(diag, "KV endpoint: there is no cable \"%s\"; known are auto, shm and tcp", name);
+            diag_set(diag, "KV endpoint: there is no cable \"%s\"; known are auto%s", name, known);
             return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
         }
         for (uint32_t i = 0; i < endpoint->cable_count; i++) {
@@ -128,9 +131,13 @@ static status_t cables_open(struct kv_endpoint *endpoint, const struct kv_endpoi
         slot->host.tcp_listen = endpoint->strings[0] ? endpoint->strings[0] : "";
         slot->host.uds_dir = endpoint->strings[1];
         slot->host.tls = (struct kv_endpoint_tls){endpoint->strings[2], endpoint->strings[3], endpoint->strings[4]};
+        slot->host.ucx = config->ucx;
+        slot->host.ucx.library = endpoint->strings[5];
         status_t st = ops->open(&slot->host, diag, &slot->cable);
-        /* A wrong address or certificate is an error under "auto" too. */
-        if (failed(st) && (!is_auto || !ops->same_host_only)) { return st; }
+        /* A wrong address or certificate is an error under "auto" too, and so is a cable that was
+         * switched on and cannot be had. */
+        bool may_be_left_out = is_auto && (ops->same_host_only || st.code == ST_UNIMPLEMENTED);
+        if (failed(st) && !may_be_left_out) { return st; }
         if (!failed(st)) { endpoint->cable_count++; }
     }
     if (endpoint->cable_count == 0) { return bad_config(diag, "no cable is left to move blocks with"); }
@@ -233,9 +240,9 @@ status_t kv_endpoint_create(const struct kv_endpoint_config *config, struct diag
     e->stream = config->stream;
     e->stream_context = config->stream_context;
     e->next_grant_epoch = 1;
-    const char *const strings[5] = {config->tcp_listen, config->uds_dir, config->tls.cert_file, config->tls.key_file,
-                                    config->tls.ca_file};
-    for (int i = 0; i < 5; i++) {
+    const char *const strings[ENDPOINT_STRINGS] = {config->tcp_listen, config->uds_dir, config->tls.cert_file,
+                                                   config->tls.key_file, config->tls.ca_file, config->ucx.library};
+    for (int i = 0; i < ENDPOINT_STRINGS; i++) {
         e->strings[i] = copy_or_null(strings[i]);
         if (strings[i] && !e->strings[i]) { goto fail; }
     }
@@ -282,7 +289,7 @@ void kv_endpoint_destroy(struct kv_endpoint *e)
     for (uint32_t i = 0; e->grants && i < e->limits.grants_max; i++) { free(e->grants[i].payload); }
     for (uint32_t i = 0; e->sends && i < e->limits.sends_max; i++) { free(e->sends[i].payload); }
     if (e->mutex_made) { pthread_mutex_destroy(&e->mutex); }
-    for (int i = 0; i < 5; i++) { free(e->strings[i]); }
+    for (int i = 0; i < ENDPOINT_STRINGS; i++) { free(e->strings[i]); }
     free(e->ring);
     free(e->grants);
     free(e->sends);

@@ -121,6 +121,7 @@ static void host_push_done(void *slot, struct kv_cable_push *push)
     bool tell = push->last && !push->dropped && !send->dropped;
     endpoint_push_free(e, push);
     if (tell) { endpoint_emit(e, &event); }
+    if (send->word_held && send->at_cable == 0) { endpoint_word_send(e, send); }
     if (send->final_held && send->at_cable == 0) { endpoint_emit_send(e, &send->final); }
 }
 

@@ -16,6 +16,7 @@
 #include "transfer/loop.h"
 
 #define CABLES_MAX LINK_CABLES_MAX
+#define ENDPOINT_STRINGS 6
 
 enum command_kind {
     CMD_GRANT, CMD_REVOKE, CMD_SEND_BEGIN, CMD_PUSH, CMD_COMMIT, CMD_ABORT,
@@ -69,6 +70,8 @@ struct send_data {
     uint32_t at_cable; /* pushes that the cable holds */
     bool final_held;   /* its last event waits for them */
     struct link_wish final;
+    bool word_held; /* a one-sided cable: "we are quiet" waits for them too */
+    struct link_wish word;
     uint64_t began_ns, bytes;
     uint8_t *payload;
     size_t payload_bytes;
@@ -119,7 +122,7 @@ struct kv_endpoint {
     void *on_event_context;
     struct kv_stream_ops stream;
     void *stream_context;
-    char *strings[5]; /* our copies of the configuration's */
+    char *strings[ENDPOINT_STRINGS]; /* our copies of the configuration's */
     struct cable_slot cables[CABLES_MAX];
     uint32_t cable_count;
     struct kv_loop *loop;
@@ -166,6 +169,8 @@ void *endpoint_thread_main(void *endpoint);
 /* endpoint_wishes.c, on the thread */
 /* Carries out the wishes so far; called from within itself it leaves them to the outer call. */
 void endpoint_settle(struct kv_endpoint *e);
+/* Sends the ABORT or ABORT_ACK that waited until the cable had nothing of this send under way. */
+void endpoint_word_send(struct kv_endpoint *e, struct send_data *send);
 void endpoint_link_open(struct link_data *link, bool is_sender, void *stream);
 void endpoint_close_all(struct kv_endpoint *endpoint); /* at its end */
 

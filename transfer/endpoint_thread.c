@@ -61,7 +61,7 @@ static void on_send_begin(struct kv_endpoint *e, uint32_t slot)
 {
     struct send_data *send = &e->sends[slot];
     send->live = true;
-    send->streaming = send->dropped = send->final_held = false;
+    send->streaming = send->dropped = send->final_held = send->word_held = false;
     send->waiting_first = send->waiting_last = NULL;
     send->at_cable = 0;
     send->bytes = 0;

@@ -53,7 +53,7 @@ static void hello_ack_fill(struct kv_endpoint *e, uint32_t link_slot, const stru
         for (uint32_t k = 0; k < hello->cable_count; k++) { asked |= strcmp(hello->cables[k], slot->ops->name) == 0; }
         bool reachable = !slot->ops->same_host_only || (e->host_id[0] && strcmp(e->host_id, hello->host_id) == 0);
         if (!asked || !reachable) { continue; }
-        if (failed(slot->ops->offer(slot->cable, &ret->offers[ret->offer_count].offer))) { continue; }
+        if (failed(slot->ops->offer(slot->cable, link_slot, &ret->offers[ret->offer_count].offer))) { continue; }
         snprintf(ret->offers[ret->offer_count].cable, sizeof ret->offers[0].cable, "%s", slot->ops->name);
         ret->offer_count++;
     }
@@ -62,10 +62,31 @@ static void hello_ack_fill(struct kv_endpoint *e, uint32_t link_slot, const stru
     if (link->has_token) { memcpy(ret->token, link->token, sizeof ret->token); }
 }
 
+/* With a one-sided cable D has only P's word that no byte can land any more: it is not given while
+ * a put is under way. Where D places the bytes itself the word needs no waiting. */
+static bool word_must_wait(struct kv_endpoint *e, const struct link_wish *wish)
+{
+    const struct link_data *link = &e->links[wish->link];
+    bool is_word = wish->msg_kind == LINK_ABORT || wish->msg_kind == LINK_ABORT_ACK;
+    if (!is_word || !link->is_sender || !link->cable_up || link->cable->ops->places_at_destination) { return false; }
+    for (uint32_t i = 0; i < e->limits.sends_max; i++) {
+        struct send_data *send = &e->sends[i];
+        if (!send->live || send->link != wish->link || send->at_cable == 0 ||
+            send->ticket.grant_epoch != wish->grant_epoch || !kv_xfer_id_equal(send->ticket.xfer_id, wish->xfer_id)) {
+            continue;
+        }
+        /* Of two, ABORT and then ABORT_ACK, the later one says all: D ends the grant at either. */
+        send->word = *wish;
+        send->word_held = true;
+        return true;
+    }
+    return false;
+}
+
 static void carry_send(struct kv_endpoint *e, const struct link_wish *wish)
 {
     struct link_data *link = &e->links[wish->link];
-    if (!link->open || !link->stream) { return; }
+    if (!link->open || !link->stream || word_must_wait(e, wish)) { return; }
     struct link_msg msg = {.kind = wish->msg_kind};
     struct link_xfer *xfer = &msg.body.xfer;
     switch (wish->msg_kind) {
@@ -105,6 +126,14 @@ static void carry_send(struct kv_endpoint *e, const struct link_wish *wish)
         link_core_link_lost(e->core, wish->link, STATUS_CAUSE(ST_UNAVAILABLE, SCOPE_PEER, st.cause),
                             "the link's stream takes no more messages", clock_now_ns(), &e->wishes);
     }
+}
+
+void endpoint_word_send(struct kv_endpoint *e, struct send_data *send)
+{
+    struct link_wish word = send->word;
+    send->word_held = false;
+    carry_send(e, &word);
+    endpoint_settle(e);
 }
 
 static void carry_close_link(struct kv_endpoint *e, uint32_t link_slot)

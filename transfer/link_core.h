@@ -36,7 +36,8 @@ struct link_core_config {
 enum link_wish_kind {
     /* Open a stream to `address` for `link`, a slot the caller named in send_begin. */
     LINK_WISH_DIAL,
-    /* Send msg_kind on `link`. HELLO and HELLO_ACK: the caller writes them; the code of the
+    /* Send msg_kind on `link`. Of P, ABORT and ABORT_ACK mean "from here on none of my bytes can
+     * land": with a one-sided cable the caller holds them back until its puts are over. HELLO and HELLO_ACK: the caller writes them; the code of the
      * latter is `status`. BEGIN and COMMIT are about `slot` (a send); the rest carry xfer_id,
      * grant_epoch and status. */
     LINK_WISH_SEND,

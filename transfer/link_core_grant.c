@@ -277,6 +277,9 @@ static void on_abort_at_grant(struct link_core *core, uint32_t link, const struc
         return;
     }
     link_core_grant_quarantine(core, grant, STATUS(ST_ABORTED, SCOPE_REQUEST), "the sender gave up", false, now_ns, ret);
+    /* It says so when it is quiet, so this is a fence for a one-sided cable too; the cable still hears
+     * of the revoke first, and its answer finds the grant over. */
+    if (grant->state == GS_QUARANTINE) { link_core_grant_finish(core, grant, now_ns, ret); }
 }
 
 static void on_abort_ack_at_grant(struct link_core *core, uint32_t link, const struct link_xfer *xfer,

@@ -132,6 +132,20 @@ struct kv_endpoint_tls { /* all empty: plain TCP. All three: mutual TLS. */
     const char *ca_file;
 };
 
+enum kv_ucx_mode {
+    KV_UCX_OFF,
+    KV_UCX_RDMA,          /* lanes of RDMA hardware alone */
+    KV_UCX_TRUST_NETWORK, /* UCX's TCP too: whoever reaches its port can write this process's memory */
+};
+
+struct ucx_api;
+
+struct kv_ucx_config {
+    enum kv_ucx_mode mode;
+    const char *library;       /* path of libucp; NULL or "": the loader's search, "libucp.so.0" */
+    const struct ucx_api *api; /* tests: instead of a library; borrows until destroy */
+};
+
 struct kv_endpoint_config {
     const char *node_id;      /* <= KV_NODE_ID_CHARS_MAX */
     uint64_t boot_epoch;      /* grows with each start of one node_id; clock_wall_ns() does */
@@ -139,7 +153,8 @@ struct kv_endpoint_config {
     struct kv_fingerprint fingerprint; /* its layout is the pool's */
     struct kv_endpoint_pool pool;      /* borrows base and memfd until destroy; bytes is a
                                         * whole number of blocks or more */
-    const char *cables;     /* "auto" (= "shm,tcp"), "shm", "tcp", "tcp,shm": order of choice */
+    const char *cables;     /* "auto" (= "shm,ucx,tcp", less what is off or not here), or names in order of choice */
+    struct kv_ucx_config ucx; /* zeros: off */
     const char *tcp_listen; /* D: "0.0.0.0:0"; port 0 picks one; "" or NULL: no tcp listener */
     const char *uds_dir;    /* D: where the shm cable's socket lies, must exist; NULL: a folder of this user alone */
     struct kv_endpoint_tls tls;
@@ -221,6 +236,18 @@ NODISCARD status_t kv_endpoint_stream_message(struct kv_endpoint *endpoint, uint
 /* The stream broke or the peer ended it. At most one per link has an effect. */
 void kv_endpoint_stream_closed(struct kv_endpoint *endpoint, uint64_t link, status_t status);
 
+/* --- what the ucx cable did; see cable_ucx.h. */
+struct kv_ucx_stats {
+    uint64_t registered_bytes, registration_ns; /* of the pool, once, at start */
+    uint64_t connections;                       /* that came to work */
+    uint64_t connections_rdma;                  /* of those: every lane is RDMA */
+    uint64_t puts, put_bytes;                   /* P: slices whose put was flushed */
+    uint64_t busy_ns;                           /* P: time with at least one put under way; bytes by it is GB/s */
+    uint64_t frames_late;  /* D: notices of frames whose grant was over, or that D's tables refused */
+    uint64_t drains_forced; /* connections that had not drained when their time was up; they end later */
+    uint64_t workers_kept;  /* now: such workers, and those behind live links */
+};
+
 /* --- numbers, all since create. Audit: grants == landed + failed + revoked + live +
  * quarantined, and the same of blocks; sends == acked + send_failed + sends_live. */
 struct kv_endpoint_stats {
@@ -235,6 +262,7 @@ struct kv_endpoint_stats {
     uint64_t secrets_refused, hellos_refused, cables_refused;
     uint64_t links_up, links_lost, links_suspected;
     uint64_t fences_forced;
+    struct kv_ucx_stats ucx; /* zeros without the ucx cable */
 };
 void kv_endpoint_stats_get(struct kv_endpoint *endpoint, struct kv_endpoint_stats *ret_stats);
 
@@ -244,7 +272,7 @@ void kv_endpoint_stats_get(struct kv_endpoint *endpoint, struct kv_endpoint_stat
  * transfer thread and return at once. A cable has one connection per link. */
 
 #define KV_CABLE_TOKEN_BYTES 32u
-#define KV_OFFER_BYTES_MAX 320u
+#define KV_OFFER_BYTES_MAX 2048u /* ucx: a worker's address lists every device */
 
 struct kv_cable_offer { uint8_t bytes[KV_OFFER_BYTES_MAX]; uint32_t size; };
 
@@ -291,6 +319,7 @@ struct kv_cable_host {
     const char *tcp_listen; /* "" : no listener */
     const char *uds_dir; /* NULL: the cable picks one that only this user can enter */
     struct kv_endpoint_tls tls;
+    struct kv_ucx_config ucx; /* borrows library until close */
 
     /* D: which link has this token; false: nobody's. Compares in constant time. */
     bool (*token_link)(void *endpoint, const uint8_t token[KV_CABLE_TOKEN_BYTES], uint32_t *ret_link);
@@ -322,10 +351,11 @@ struct kv_cable_ops {
      * itself. False (one-sided RDMA): `revoke` starts a fence and `fenced` must come. */
     bool places_at_destination;
     /* Ready to send, and to receive when the host names somewhere to listen. Borrows host
-     * until close. */
+     * until close. Errors: UNIMPLEMENTED: the configuration has it off; "auto" leaves it out. */
     status_t (*open)(const struct kv_cable_host *host, struct diag *diag, struct kv_cable **ret_cable);
-    /* D: what a peer must know to connect. Errors: UNIMPLEMENTED: this side cannot receive. */
-    status_t (*offer)(struct kv_cable *cable, struct kv_cable_offer *ret_offer);
+    /* D: what the peer of `link` must know to connect; once a link, before token_link can name it.
+     * Errors: UNIMPLEMENTED: this side cannot receive. */
+    status_t (*offer)(struct kv_cable *cable, uint32_t link, struct kv_cable_offer *ret_offer);
     /* P: begins to connect; `connected` or `lost` follows. peer_host is the host part of the
      * ticket's address, for offers that leave it out. */
     status_t (*connect)(struct kv_cable *cable, uint32_t link, const char *peer_host, const void *offer,
@@ -345,6 +375,8 @@ struct kv_cable_ops {
     void (*close)(struct kv_cable *cable);
     /* The address that peers connect to, for logs and tests; "" without one. */
     const char *(*address)(const struct kv_cable *cable);
+    /* Adds what it counts. NULL where the endpoint's own counters say it all. */
+    void (*stats)(const struct kv_cable *cable, struct kv_endpoint_stats *stats);
 };
 
 /* Ordered by preference; NULL-ended. Further cables join here. */
