@@ -95,6 +95,23 @@ static void host_frame_landed(void *slot, uint32_t link, const struct kv_landing
     endpoint_settle(e);
 }
 
+static void host_hold(void *slot, const struct kv_landing *landing)
+{
+    struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
+    e->grants[landing->slot].holds++;
+}
+
+static void host_let_go(void *slot, const struct kv_landing *landing)
+{
+    struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
+    struct grant_data *grant = &e->grants[landing->slot];
+    CHECK(grant->holds > 0);
+    CHECK(grant->grant_epoch == landing->grant_epoch); /* its slot is not given away while it is held */
+    if (--grant->holds > 0 || !grant->final_held) { return; }
+    struct link_wish final = grant->final;
+    endpoint_emit_grant(e, &final);
+}
+
 static void host_push_done(void *slot, struct kv_cable_push *push)
 {
     struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
@@ -134,6 +151,7 @@ void endpoint_cable_host_init(struct cable_slot *slot)
         .layout = &e->layout,
         .pool = e->pool,
         .block_count = e->block_count,
+        .frame_blocks = e->frame_blocks,
         .links_max = e->limits.links_max,
         .connect_ns = e->limits.connect_ns,
         .token_link = host_token_link,
@@ -143,6 +161,8 @@ void endpoint_cable_host_init(struct cable_slot *slot)
         .frame_accept = host_frame_accept,
         .landing_is_live = host_landing_is_live,
         .frame_landed = host_frame_landed,
+        .hold = host_hold,
+        .let_go = host_let_go,
         .push_done = host_push_done,
     };
 }
@@ -214,8 +234,13 @@ void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot)
             snprintf(link->reason, sizeof link->reason, "%s needs one host; these are two", slot->ops->name);
             continue;
         }
-        if (slot->ops->needs_source_memfd && e->pool.memfd < 0) {
+        if (slot->ops->needs_source_memfd && e->pool.memfd < 0 && !e->pool.memory) {
             snprintf(link->reason, sizeof link->reason, "%s needs a pool in a memfd", slot->ops->name);
+            continue;
+        }
+        const char *mismatch = slot->ops->mismatch ? slot->ops->mismatch(slot->cable, offer->bytes, offer->size) : NULL;
+        if (mismatch) {
+            snprintf(link->reason, sizeof link->reason, "%s: %s", slot->ops->name, mismatch);
             continue;
         }
         char host[KV_ADDRESS_CHARS_MAX + 1];

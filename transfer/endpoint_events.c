@@ -57,6 +57,7 @@ void endpoint_emit_grant(struct kv_endpoint *e, const struct link_wish *wish)
     uint8_t *payload = grant->payload;
     grant->payload = NULL;
     grant->payload_bytes = 0;
+    grant->final_held = false;
     /* Free first: the node may grant again from inside the event. */
     pthread_mutex_lock(&e->mutex);
     for (uint32_t i = 0; i < grant->count; i++) {
@@ -68,6 +69,30 @@ void endpoint_emit_grant(struct kv_endpoint *e, const struct link_wish *wish)
     pthread_mutex_unlock(&e->mutex);
     endpoint_emit(e, &event);
     free(payload);
+}
+
+/* The link may be another's by the time of the event, and its note with it. */
+static struct link_wish wish_for_later(const struct kv_endpoint *e, const struct link_wish *wish, char ret_text[256])
+{
+    struct link_wish later = *wish;
+    snprintf(ret_text, 256, "%.255s", event_text(e, wish));
+    later.text = ret_text;
+    later.link = LINK_NONE;
+    return later;
+}
+
+void endpoint_hold_grant(struct kv_endpoint *e, const struct link_wish *wish)
+{
+    struct grant_data *grant = &e->grants[wish->slot];
+    grant->final = wish_for_later(e, wish, grant->final_text);
+    grant->final_held = true;
+}
+
+void endpoint_hold_send(struct kv_endpoint *e, const struct link_wish *wish)
+{
+    struct send_data *send = &e->sends[wish->slot];
+    send->final = wish_for_later(e, wish, send->final_text);
+    send->final_held = true;
 }
 
 void endpoint_emit_send(struct kv_endpoint *e, const struct link_wish *wish)

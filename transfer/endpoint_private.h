@@ -51,6 +51,10 @@ struct grant_data {
     const char *cable;
     uint8_t *payload;
     size_t payload_bytes;
+    uint32_t holds;  /* copies under way into its blocks */
+    bool final_held; /* its last event waits for them */
+    struct link_wish final;
+    char final_text[256];
 };
 
 struct send_data {
@@ -70,6 +74,7 @@ struct send_data {
     uint32_t at_cable; /* pushes that the cable holds */
     bool final_held;   /* its last event waits for them */
     struct link_wish final;
+    char final_text[256];
     bool word_held; /* a one-sided cable: "we are quiet" waits for them too */
     struct link_wish word;
     uint64_t began_ns, bytes;
@@ -185,6 +190,9 @@ void endpoint_push_free(struct kv_endpoint *e, struct kv_cable_push *push);
 void endpoint_stats_publish(struct kv_endpoint *e);
 void endpoint_emit(struct kv_endpoint *e, const struct kv_event *event);
 void endpoint_emit_grant(struct kv_endpoint *e, const struct link_wish *wish);
+/* The same later: when nothing is copied into the grant's blocks, or out of the send's, any more. */
+void endpoint_hold_grant(struct kv_endpoint *e, const struct link_wish *wish);
+void endpoint_hold_send(struct kv_endpoint *e, const struct link_wish *wish);
 void endpoint_emit_send(struct kv_endpoint *e, const struct link_wish *wish);
 
 /* endpoint.c: slots, under the mutex */

@@ -180,13 +180,19 @@ static void carry_dial(struct kv_endpoint *e, const struct link_wish *wish)
 static void carry_event(struct kv_endpoint *e, const struct link_wish *wish)
 {
     if (wish->event != KV_EVENT_ACKED && wish->event != KV_EVENT_SEND_FAILED) {
-        endpoint_emit_grant(e, wish);
+        bool is_final = wish->event != KV_EVENT_FAILED || wish->fenced;
+        bool is_copied_into = e->grants[wish->slot].holds > 0;
+        if (is_copied_into) { CHECK(wish->event != KV_EVENT_LANDED); }
+        if (is_final && is_copied_into) {
+            endpoint_hold_grant(e, wish);
+        } else {
+            endpoint_emit_grant(e, wish);
+        }
         return;
     }
     struct send_data *send = &e->sends[wish->slot];
     if (send->at_cable > 0) { /* a frame is half on the wire: its source is still read */
-        send->final = *wish;
-        send->final_held = true;
+        endpoint_hold_send(e, wish);
         return;
     }
     endpoint_emit_send(e, wish);

@@ -23,6 +23,7 @@
 #include "base/diag.h"
 #include "base/status.h"
 #include "kv/kv_layout.h"
+#include "kv/kv_memory.h"
 #include "transfer/fingerprint.h"
 #include "transfer/ticket.h"
 
@@ -39,9 +40,11 @@ typedef struct { uint64_t value; } kv_send_t;
 /* The KV pool's memory. Allocated here it lies in a memfd, which `shm` needs on the sending
  * side; any other memory works with `tcp`, and for a receiver with both. */
 struct kv_endpoint_pool {
-    void *base;   /* page aligned */
+    void *base;   /* page aligned; with `memory` an address of the device, which nothing here looks into */
     size_t bytes; /* as asked for */
     int memfd;    /* -1 when the memory is not ours */
+    struct kv_memory *memory; /* how to get at a pool that the CPU does not see; NULL: base is host memory.
+                               * Borrowed until the endpoint is destroyed, which waits for its own ops. */
 };
 
 /* Takes `bytes` of zeroed memory in a sealed memfd and touches every page, so that a lack of
@@ -313,6 +316,7 @@ struct kv_cable_host {
     const struct kv_layout *layout;
     struct kv_endpoint_pool pool;
     uint32_t block_count; /* whole blocks in the pool */
+    uint32_t frame_blocks; /* slices that a push of this endpoint has at most */
     uint32_t links_max;
     uint64_t connect_ns;
     bool receives; /* this process grants blocks: listen */
@@ -337,6 +341,11 @@ struct kv_cable_host {
     /* D: the frame is in its blocks; crc_ok is false if any slice's CRC32C differs. */
     void (*frame_landed)(void *endpoint, uint32_t link, const struct kv_landing *landing,
                          const struct kv_frame *frame, bool crc_ok);
+    /* D: a cable whose copies end later than it starts them holds the landing from before a copy
+     * until after it: the blocks are not given back in between, whatever becomes of the grant or the
+     * link. Every hold is let go of, and before frame_landed is called for it. */
+    void (*hold)(void *endpoint, const struct kv_landing *landing);
+    void (*let_go)(void *endpoint, const struct kv_landing *landing);
     /* P: the cable has no more use for it. */
     void (*push_done)(void *endpoint, struct kv_cable_push *push);
 };
@@ -356,6 +365,8 @@ struct kv_cable_ops {
     /* D: what the peer of `link` must know to connect; once a link, before token_link can name it.
      * Errors: UNIMPLEMENTED: this side cannot receive. */
     status_t (*offer)(struct kv_cable *cable, uint32_t link, struct kv_cable_offer *ret_offer);
+    /* P: why this side's pool and the offer's do not go together; NULL: they do. The op may be NULL. */
+    const char *(*mismatch)(const struct kv_cable *cable, const void *offer, size_t offer_bytes);
     /* P: begins to connect; `connected` or `lost` follows. peer_host is the host part of the
      * ticket's address, for offers that leave it out. */
     status_t (*connect)(struct kv_cable *cable, uint32_t link, const char *peer_host, const void *offer,
@@ -369,9 +380,11 @@ struct kv_cable_ops {
     /* P: drops every queued frame of send_slot (push_done for each); one that is half on
      * the wire is marked dropped and finished. */
     void (*abort)(struct kv_cable *cable, uint32_t link, uint32_t send_slot);
-    /* Both: closes the link's connection by force; when it returns nothing more lands and
-     * every queued push is done. `lost` is not called. */
+    /* Both: closes the link's connection by force; when it returns nothing more lands, but for
+     * copies under way whose landing is held, and every push is done, but for those whose source is
+     * still read: push_done follows. `lost` is not called. */
     void (*fence)(struct kv_cable *cable, uint32_t link);
+    /* After every fence. Waits for copies that are under way. */
     void (*close)(struct kv_cable *cable);
     /* The address that peers connect to, for logs and tests; "" without one. */
     const char *(*address)(const struct kv_cable *cable);
