@@ -192,10 +192,10 @@ static status_t take_sample(struct engine *engine, uint32_t slot_index, uint32_t
     return STATUS_OK;
 }
 
-static void layer_done(uint32_t layer, void *user)
+static void layer_done(uint32_t layer, uint64_t mark, void *user)
 {
     struct engine *engine = user;
-    if (engine->config.on_layer) { engine->config.on_layer(engine->config.user, engine->plan, layer); }
+    if (engine->config.on_layer) { engine->config.on_layer(engine->config.user, engine->plan, layer, mark); }
 }
 
 static status_t run_step(struct engine *engine, const struct step_plan *plan, struct diag *diag)

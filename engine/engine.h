@@ -27,7 +27,8 @@ struct engine_config {
     uint32_t slot_count;         /* sampler slots */
 
     /* All on the engine thread. */
-    void (*on_layer)(void *user, const struct step_plan *plan, uint32_t layer); /* may be NULL */
+    /* K and V of the layer are written once kernels_mark() `mark` is reached; 0: already. May be NULL. */
+    void (*on_layer)(void *user, const struct step_plan *plan, uint32_t layer, uint64_t mark);
     void (*on_step)(void *user, const struct step_result *result); /* result: until the next submit */
     void *user;
 };

@@ -1,4 +1,4 @@
-/* host_buffer: buffers, copies and sync of backends that work in host memory. */
+/* host_buffer: memory, copies and order of backends that work in host memory. */
 #include "kernels/backend.h"
 
 #include <errno.h>
@@ -54,4 +54,41 @@ status_t kernels_host_sync(struct kernels *kernels)
 {
     (void)kernels;
     return STATUS_OK;
+}
+
+void kernels_host_exchange_send(struct kernels *kernels, const void *first, size_t bytes)
+{
+    (void)kernels;
+    (void)first;
+    (void)bytes;
+}
+
+uint64_t kernels_host_mark(struct kernels *kernels)
+{
+    (void)kernels;
+    return 0;
+}
+
+status_t kernels_host_wait(struct kernels *kernels, uint64_t mark)
+{
+    (void)kernels;
+    (void)mark;
+    return STATUS_OK;
+}
+
+bool kernels_host_graph_begin(struct kernels *kernels, uint64_t key)
+{
+    (void)kernels;
+    (void)key;
+    return true;
+}
+
+void kernels_host_graph_end(struct kernels *kernels) { (void)kernels; }
+
+void kernels_host_copy_block(struct kernels *kernels, const struct kernels_copy_block *args)
+{
+    (void)kernels;
+    unsigned char *pool = args->pool;
+    const size_t bytes = kv_layout_block_bytes(&args->layout);
+    memcpy(pool + args->to * bytes, pool + args->from * bytes, bytes);
 }

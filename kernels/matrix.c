@@ -49,6 +49,9 @@ size_t kernels_matrix_panel_bytes(const struct kernels_matrix *matrix)
 
 size_t kernels_matrix_bytes(const struct kernels_matrix *matrix)
 {
+    if (matrix->order == KERNELS_ORDER_ROWS) {
+        return (size_t)matrix->n_out * matrix->stride * (matrix->format == KERNELS_WEIGHT_F32 ? 4 : 2);
+    }
     size_t bytes = kernels_matrix_panel_bytes(matrix) * kernels_matrix_panels(matrix);
     return matrix->format == KERNELS_WEIGHT_INT4 ? bytes + int4_order_bytes(matrix) : bytes;
 }
@@ -147,6 +150,7 @@ void kernels_matrix_pack(const struct kernels_matrix *matrix, const void *rows, 
                          uint32_t panel_first, uint32_t panel_count, void *data)
 {
     CHECK(matrix->format <= KERNELS_WEIGHT_F16);
+    CHECK(matrix->order == KERNELS_ORDER_PANELS);
     CHECK(stride >= matrix->n_in);
     CHECK(panel_first + panel_count <= kernels_matrix_panels(matrix));
     const size_t row_bytes = stride * dtype_bytes(dtype), panel_bytes = kernels_matrix_panel_bytes(matrix);
@@ -194,6 +198,13 @@ void kernels_matrix_read(const struct kernels_matrix *matrix, uint32_t out, uint
 {
     CHECK(out < matrix->n_out);
     CHECK(in_first + count <= matrix->n_in);
+    if (matrix->order == KERNELS_ORDER_ROWS) {
+        const size_t first = (size_t)out * matrix->stride + in_first;
+        for (uint32_t i = 0; i < count; i++) {
+            ret_values[i] = element_as_f32(matrix->data, first + i, (enum dtype)matrix->format);
+        }
+        return;
+    }
     const unsigned char *panel = (const unsigned char *)matrix->data + out / KERNELS_PANEL * kernels_matrix_panel_bytes(matrix);
     const uint32_t o = out % KERNELS_PANEL;
     switch (matrix->format) {

@@ -1,4 +1,4 @@
-/* matrix: a weight matrix in the order that the products read it: panels of 16 outputs.
+/* matrix: a weight matrix in the order that the products read it: panels of 16 outputs, or rows for a device.
  * Flow:    model_weights (packs once at load, or maps a pack file) -> [matrix] -> kernels_gemm, kernels_embed
  * Thread:  any; packing writes disjoint panels, so several threads may share one matrix.
  * Memory:  the caller's: `data`, 64-byte aligned, kernels_matrix_bytes() long.
@@ -14,7 +14,9 @@
  *         integers over k (for unsigned times signed products). Packed by quantize.h
  *   INT4  blocks of 4 groups of inputs, see int_layout.h; k filled up to whole groups. With has_order
  *         a u32 for each input of that depth follows the last panel. By quantize.h
- * What is filled up, outputs past n_out and inputs past n_in, is zero and adds nothing. */
+ * What is filled up, outputs past n_out and inputs past n_in, is zero and adds nothing.
+ *
+ * KERNELS_ORDER_ROWS, for devices: F32, BF16 or F16 as [n_out][stride], row-major; inputs past n_in are zero. */
 #ifndef BATON_KERNELS_MATRIX_H
 #define BATON_KERNELS_MATRIX_H
 
@@ -38,6 +40,11 @@ enum kernels_weight {
     KERNELS_WEIGHT_COUNT,
 };
 
+enum kernels_order {
+    KERNELS_ORDER_PANELS = 0,
+    KERNELS_ORDER_ROWS = 1,
+};
+
 struct kernels_matrix {
     enum kernels_weight format;
     uint32_t n_out; /* >= 1 */
@@ -45,7 +52,9 @@ struct kernels_matrix {
     uint32_t group; /* INT4: inputs that share a scale: 32, 64 or 128; else 0 */
     bool has_zeros; /* INT4: each group has zero points of its own; else the zero point is 8 */
     bool has_order; /* INT4: groups are of inputs out of order: see int_layout.h */
-    const void *data;
+    enum kernels_order order;
+    uint32_t stride; /* ROWS: kernels_matrix_rows_stride(n_in), elements; else 0 */
+    const void *data; /* PANELS: 64-byte aligned; ROWS: 16-byte aligned, of the device */
 };
 
 /* "f32", "bf16", "f16", "int8", "int4". */
@@ -53,6 +62,9 @@ const char *kernels_weight_name(enum kernels_weight format);
 
 /* Takes the names above; false for any other. */
 bool kernels_weight_parse(const char *name, enum kernels_weight *ret_format);
+
+/* From one output to the next of KERNELS_ORDER_ROWS: what 16-byte loads of 2-byte values need. */
+static inline uint32_t kernels_matrix_rows_stride(uint32_t n_in) { return (n_in + 7) / 8 * 8; }
 
 static inline uint32_t kernels_matrix_panels(const struct kernels_matrix *matrix)
 {
@@ -62,11 +74,11 @@ static inline uint32_t kernels_matrix_panels(const struct kernels_matrix *matrix
 /* Inputs with those that fill up the depth. */
 uint32_t kernels_matrix_depth(const struct kernels_matrix *matrix);
 
-/* Bytes of one panel and of all; `data` is not read. */
+/* Bytes of one panel (PANELS) and of all, in either order; `data` is not read. */
 size_t kernels_matrix_panel_bytes(const struct kernels_matrix *matrix);
 size_t kernels_matrix_bytes(const struct kernels_matrix *matrix);
 
-/* Packs panels panel_first .. panel_first + panel_count - 1 out of a row-major matrix.
+/* Packs panels panel_first .. panel_first + panel_count - 1 out of a row-major matrix. Order PANELS.
  * matrix  the shape; format F32, BF16 or F16; its `data` is not read
  * rows    output 0 of the whole matrix, at any alignment; stride in elements, >= n_in. Another dtype
  *         than the format's is converted, to nearest, ties to even
@@ -76,7 +88,8 @@ void kernels_matrix_pack(const struct kernels_matrix *matrix, const void *rows, 
                          uint32_t panel_first, uint32_t panel_count, void *data);
 
 /* Reads inputs in_first .. in_first + count - 1 of one output as f32: the embedding of a token, tests.
- * INT8 and INT4 give scale * integer. A line of memory is touched for every 1 to 8 values. */
+ * INT8 and INT4 give scale * integer. A line of memory is touched for every 1 to 8 values of panels. Either
+ * order, where the data is host memory. */
 void kernels_matrix_read(const struct kernels_matrix *matrix, uint32_t out, uint32_t in_first, uint32_t count,
                          float *ret_values);
 

@@ -15,6 +15,8 @@
  * pair is 2 for bf16, whose dot-product instructions take two values a lane (and whose pairs come
  * apart by a shift and a mask where there are none), 1 for every other dtype.
  *
+ * A device takes values row by row (KV_ORDER_ROWS): K as [kv_head][token][head_dim], then V the same.
+ *
  * int8 and fp8_e4m3 have one bf16 scale per token, kv head and K or V, after the values:
  * [kv_head][tile][K|V][16 tokens]. A value is scale * code. The scale is the least bf16 not below
  * max|x| / 127 (int8) or / 448 (fp8), that quotient rounded to f32; the code is x / scale rounded to
@@ -38,12 +40,20 @@
 
 #define KV_TILE_TOKENS 16u /* block_tokens is a multiple of it */
 
+/* The numbers go over the wire in layout fingerprints: append only. */
+enum kv_order {
+    KV_ORDER_TILES = 0,
+    KV_ORDER_ROWS = 1,
+};
+#define KV_ORDER_COUNT 2
+
 struct kv_layout {
     uint32_t block_tokens; /* 16 or 32 */
     uint32_t layer_count;
     uint32_t kv_heads;
     uint32_t head_dim;
     enum dtype dtype;
+    enum kv_order order;
 };
 
 /* Values that lie side by side: see above. */
@@ -73,9 +83,16 @@ static inline size_t kv_layout_slice_bytes(const struct kv_layout *layout)
     return 2 * (size_t)layout->kv_heads * (kv_layout_head_bytes(layout) + scales);
 }
 
+/* KV_ORDER_ROWS: heads of V follow those of K. */
+static inline size_t kv_layout_row_offset(const struct kv_layout *layout, uint32_t head, uint32_t slot, uint32_t d)
+{
+    return (((size_t)head * layout->block_tokens + slot) * layout->head_dim + d) * dtype_bytes(layout->dtype);
+}
+
 /* From the start of a slice to dimension d of the K of a token. */
 static inline size_t kv_layout_k_offset(const struct kv_layout *layout, uint32_t head, uint32_t slot, uint32_t d)
 {
+    if (layout->order == KV_ORDER_ROWS) { return kv_layout_row_offset(layout, head, slot, d); }
     const uint32_t pair = kv_layout_pair(layout);
     size_t in_tile = ((size_t)(d / pair) * KV_TILE_TOKENS + slot % KV_TILE_TOKENS) * pair + d % pair;
     return head * kv_layout_head_bytes(layout) + slot / KV_TILE_TOKENS * kv_layout_tile_bytes(layout)
@@ -85,6 +102,7 @@ static inline size_t kv_layout_k_offset(const struct kv_layout *layout, uint32_t
 /* The same of its V. */
 static inline size_t kv_layout_v_offset(const struct kv_layout *layout, uint32_t head, uint32_t slot, uint32_t d)
 {
+    if (layout->order == KV_ORDER_ROWS) { return kv_layout_row_offset(layout, layout->kv_heads + head, slot, d); }
     const uint32_t pair = kv_layout_pair(layout), in = slot % KV_TILE_TOKENS;
     size_t in_tile = ((size_t)(in / pair) * layout->head_dim + d) * pair + in % pair;
     return (layout->kv_heads + head) * kv_layout_head_bytes(layout)

@@ -397,25 +397,24 @@ static void run_activation(struct forward *forward, uint32_t rows)
     uint32_t dim = config->ffn_size;
     if (config->activation == MODEL_SILU) {
         if (config->ffn_is_gated) {
-            kernels_silu_mul(forward->kernels, rows, dim, forward->gate, stride, forward->up, stride, forward->up,
-                             stride);
+            kernels_silu_mul(forward->kernels, &(struct kernels_silu_mul){
+                                                   .rows = rows, .dim = dim, .gate = forward->gate, .gate_stride = stride,
+                                                   .up = forward->up, .up_stride = stride, .out = forward->up, .out_stride = stride});
             return;
         }
-        for (uint32_t r = 0; r < rows; r++) { /* no published model: not worth a kernel of its own */
-            float *row = forward->up + r * stride;
-            kernels_silu_mul(forward->kernels, 1, dim, row, stride, forward->ones, stride, row, stride);
-        }
+        kernels_silu_mul(forward->kernels, &(struct kernels_silu_mul){
+                                               .rows = rows, .dim = dim, .gate = forward->up, .gate_stride = stride,
+                                               .up = forward->ones, .up_stride = 0, .out = forward->up, .out_stride = stride});
         return;
     }
     enum kernels_gelu_form form = config->activation == MODEL_GELU_ERF ? KERNELS_GELU_ERF : KERNELS_GELU_TANH;
     float *x = config->ffn_is_gated ? forward->gate : forward->up;
-    kernels_gelu(forward->kernels, form, rows, dim, x, stride, x, stride);
+    kernels_gelu(forward->kernels, &(struct kernels_gelu){.form = form, .rows = rows, .dim = dim, .x = x, .x_stride = stride,
+                                                          .out = x, .out_stride = stride});
     if (!config->ffn_is_gated) { return; }
-    for (uint32_t r = 0; r < rows; r++) {
-        const float *gate = forward->gate + r * stride;
-        float *up = forward->up + r * stride;
-        for (uint32_t i = 0; i < dim; i++) { up[i] *= gate[i]; }
-    }
+    kernels_mul(forward->kernels, &(struct kernels_mul){.rows = rows, .dim = dim, .a = forward->up, .a_stride = stride,
+                                                        .b = forward->gate, .b_stride = stride, .out = forward->up,
+                                                        .out_stride = stride});
 }
 
 /* x += down(act(...)) of norm(x) */
@@ -467,7 +466,7 @@ status_t forward_run(struct forward *forward, const struct forward_step *step, s
         run_norm(forward, &weights->attention_norm, &weights->attention_norm_bias, rows);
         run_projections(forward, step, layer, !is_last);
         TRY(kernels_sync(forward->kernels)); /* the layer's KV is in memory before anyone is told */
-        if (step->layer_done) { step->layer_done(layer, step->layer_done_user); }
+        if (step->layer_done) { step->layer_done(layer, kernels_mark(forward->kernels), step->layer_done_user); }
         if (is_last) {
             rows = drop_unwanted_rows(forward, step);
             if (rows == 0) { break; }

@@ -43,10 +43,11 @@ struct forward_span {
     enum forward_want want;
 };
 
-/* Called once a layer, in order, as soon as K and V of that layer are in the pool for all rows of
+/* Called once a layer, in order, as soon as the writes of K and V of that layer are queued for all rows of
  * the step, which is before that layer's attention: a push started here overlaps with the rest of
- * the layer and the next ones. Runs on the engine thread; must not block. */
-typedef void (*forward_layer_done_fn)(uint32_t layer, void *user);
+ * the layer and the next ones. They have been done once kernels_mark() `mark` is reached: on the CPU it is
+ * 0, done already; whoever moves the bytes waits for it. Runs on the engine thread; must not block. */
+typedef void (*forward_layer_done_fn)(uint32_t layer, uint64_t mark, void *user);
 
 struct forward_step {
     const struct forward_span *spans; /* [span_count]; a sequence appears at most once */

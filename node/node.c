@@ -114,10 +114,10 @@ static void on_step(void *user, const struct step_result *result)
     mailbox_post_wait(node->mailbox, &post);
 }
 
-static void on_layer(void *user, const struct step_plan *plan, uint32_t layer)
+static void on_layer(void *user, const struct step_plan *plan, uint32_t layer, uint64_t mark)
 {
     struct node *node = user;
-    if (node->ops->on_layer) { node->ops->on_layer(node->role, plan, layer, 0); }
+    if (node->ops->on_layer) { node->ops->on_layer(node->role, plan, layer, mark); }
 }
 
 static void on_kv_event(void *user, const struct kv_event *event)

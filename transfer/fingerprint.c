@@ -8,6 +8,7 @@
 #include "transfer/little_endian.h"
 
 #define WIRE_VERSION 1u
+#define ORDER_SHIFT 8u
 
 /* Above these no model known to us lies within a factor of 8; a decoder that accepts more
  * only hands overflow to its caller. */
@@ -37,7 +38,8 @@ void kv_fingerprint_encode(const struct kv_fingerprint *fingerprint, uint8_t ret
     memset(ret_wire, 0, KV_FINGERPRINT_WIRE_BYTES);
     ret_wire[0] = WIRE_VERSION;
     memcpy(ret_wire + AT_MODEL, fingerprint->model_hash, 32);
-    le32_store(ret_wire + AT_DTYPE, (uint32_t)fingerprint->layout.dtype);
+    /* The order of values lies above the dtype, where nodes that know but one wrote zeros and refuse all else. */
+    le32_store(ret_wire + AT_DTYPE, (uint32_t)fingerprint->layout.dtype | (uint32_t)fingerprint->layout.order << ORDER_SHIFT);
     le32_store(ret_wire + AT_BLOCK_TOKENS, fingerprint->layout.block_tokens);
     le32_store(ret_wire + AT_LAYERS, fingerprint->layout.layer_count);
     le32_store(ret_wire + AT_HEADS, fingerprint->layout.kv_heads);
@@ -59,12 +61,13 @@ status_t kv_fingerprint_decode(const void *wire, size_t wire_bytes, struct diag 
     const uint8_t *at = wire;
     if (wire_bytes != KV_FINGERPRINT_WIRE_BYTES) { return refuse(diag, "its size in bytes", (uint32_t)wire_bytes); }
     if (at[0] != WIRE_VERSION) { return refuse(diag, "its version", at[0]); }
-    uint32_t dtype = le32_load(at + AT_DTYPE);
+    uint32_t dtype = le32_load(at + AT_DTYPE) & ((1u << ORDER_SHIFT) - 1), order = le32_load(at + AT_DTYPE) >> ORDER_SHIFT;
     uint32_t block_tokens = le32_load(at + AT_BLOCK_TOKENS);
     uint32_t layers = le32_load(at + AT_LAYERS);
     uint32_t heads = le32_load(at + AT_HEADS);
     uint32_t head_dim = le32_load(at + AT_HEAD_DIM);
     if (dtype >= DTYPE_KV_COUNT) { return refuse(diag, "dtype", dtype); }
+    if (order >= KV_ORDER_COUNT) { return refuse(diag, "the order of values", order); }
     if (block_tokens == 0 || block_tokens > BLOCK_TOKENS_MAX) { return refuse(diag, "block_tokens", block_tokens); }
     if (layers == 0 || layers > LAYERS_MAX) { return refuse(diag, "layer_count", layers); }
     if (heads == 0 || heads > HEADS_MAX) { return refuse(diag, "kv_heads", heads); }
@@ -81,7 +84,8 @@ status_t kv_fingerprint_decode(const void *wire, size_t wire_bytes, struct diag 
     memset(ret_fingerprint, 0, sizeof *ret_fingerprint);
     memcpy(ret_fingerprint->model_hash, at + AT_MODEL, 32);
     ret_fingerprint->layout = (struct kv_layout){.block_tokens = block_tokens, .layer_count = layers,
-                                                 .kv_heads = heads, .head_dim = head_dim, .dtype = (enum dtype)dtype};
+                                                 .kv_heads = heads, .head_dim = head_dim, .dtype = (enum dtype)dtype,
+                                                 .order = (enum kv_order)order};
     ret_fingerprint->layout_version = le32_load(at + AT_LAYOUT_VERSION);
     memcpy(ret_fingerprint->kernel_set, kernels, chars);
     return STATUS_OK;
@@ -127,6 +131,7 @@ uint32_t kv_fingerprint_diff(const struct kv_fingerprint *ours, const struct kv_
         {"layer_count", ours->layout.layer_count, theirs->layout.layer_count},
         {"kv_heads", ours->layout.kv_heads, theirs->layout.kv_heads},
         {"head_dim", ours->layout.head_dim, theirs->layout.head_dim},
+        {"order", (uint32_t)ours->layout.order, (uint32_t)theirs->layout.order},
         {"layout_version", ours->layout_version, theirs->layout_version},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {

@@ -92,7 +92,7 @@ static void run_attention(struct bench *b, struct bench_case *c)
                                   .q_stride = (size_t)c->q_heads * c->head_dim, .out = b->out,
                                   .out_stride = (size_t)c->q_heads * c->head_dim, .sequences = sequences};
     a.kv.pool = b->set;
-    a.kv.layout = (struct kv_layout){16, 1, c->kv_heads, c->head_dim, DTYPE_BF16};
+    a.kv.layout = (struct kv_layout){16, 1, c->kv_heads, c->head_dim, DTYPE_BF16, KV_ORDER_TILES};
     a.kv.block_count = (uint32_t)(SET_BYTES / kv_layout_block_bytes(&a.kv.layout));
     a.sequence_count = c->kind == DECODE ? c->rows : 1;
     uint32_t used = c->tokens / 16;

@@ -634,7 +634,7 @@ static void att_output(const struct att_state *st, const struct kernels_attentio
                        const struct set_attention_tile *tile)
 {
     for (uint32_t i = 0; i < st->queries; i++) {
-        float *out = a->out + att_place(a, seq, tile, i, a->out_stride);
+        float *out = (float *)a->out + att_place(a, seq, tile, i, a->out_stride);
         const float *total = st->total + (size_t)i * st->dim_up;
         const vec weight = vec_set(st->total_weight[i]);
         for (uint32_t d = 0; d < st->dim; d += 16) {
@@ -651,7 +651,7 @@ static void attention_piece(const struct kernels_attention *a, const struct kern
     att_init(&st, a, tile, scratch);
     const vec factor = vec_set(a->scale * 1.44269504f); /* log2 e: weights are powers of two */
     for (uint32_t i = 0; i < st.queries; i++) {
-        const float *from = a->q + att_place(a, seq, tile, i, a->q_stride);
+        const float *from = (const float *)a->q + att_place(a, seq, tile, i, a->q_stride);
         float *q = st.q + (size_t)i * st.dim_up;
         for (uint32_t d = 0; d < st.dim; d += 16) {
             vec value = vec_mul(vec_load_part(from + d, st.dim - d < 16 ? st.dim - d : 16), factor);

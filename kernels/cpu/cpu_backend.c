@@ -226,97 +226,63 @@ ROWS_OPERATION(rope, (size_t)args->heads * args->rotary_dim)
 ROWS_OPERATION(embed, args->table->n_in)
 ROWS_OPERATION(kv_write, (size_t)2 * args->kv.layout.kv_heads * args->kv.layout.head_dim)
 
-/* Operations whose arguments are not a struct in kernels.h. */
-struct flat_args {
-    enum kernels_gelu_form form;
-    uint32_t dim;
-    float factor;
-    const float *a, *b;
-    float *out;
-    size_t a_stride, b_stride, out_stride;
-};
-
+/* Operations that a set has for one row. */
 static void silu_mul_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
 {
-    const struct flat_args *f = job->args;
+    const struct kernels_silu_mul *a = job->args;
+    const float *gate = a->gate, *up = a->up;
+    float *out = a->out;
     for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
-        job->cpu->set->silu_mul(f->dim, f->a + r * f->a_stride, f->b + r * f->b_stride, f->out + r * f->out_stride);
+        job->cpu->set->silu_mul(a->dim, gate + r * a->gate_stride, up + r * a->up_stride, out + r * a->out_stride);
     }
 }
 
-static void cpu_silu_mul(struct kernels *kernels, uint32_t rows, uint32_t dim, const float *gate, size_t gate_stride,
-                         const float *up, size_t up_stride, float *out, size_t out_stride)
+static void cpu_silu_mul(struct kernels *kernels, const struct kernels_silu_mul *args)
 {
-    struct flat_args f = {.dim = dim, .a = gate, .a_stride = gate_stride, .b = up, .b_stride = up_stride, .out = out,
-                          .out_stride = out_stride};
-    rows_run(kernels, rows, dim, &f, silu_mul_rows_run);
+    rows_run(kernels, args->rows, args->dim, args, silu_mul_rows_run);
+}
+
+static void mul_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
+{
+    const struct kernels_mul *m = job->args;
+    const float *a = m->a, *b = m->b;
+    float *out = m->out;
+    for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
+        job->cpu->set->mul(m->dim, a + r * m->a_stride, b + r * m->b_stride, out + r * m->out_stride);
+    }
+}
+
+static void cpu_mul(struct kernels *kernels, const struct kernels_mul *args)
+{
+    rows_run(kernels, args->rows, args->dim, args, mul_rows_run);
 }
 
 static void gelu_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
 {
-    const struct flat_args *f = job->args;
+    const struct kernels_gelu *a = job->args;
+    const float *x = a->x;
+    float *out = a->out;
     for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
-        job->cpu->set->gelu(f->form, f->dim, f->a + r * f->a_stride, f->out + r * f->out_stride);
+        job->cpu->set->gelu(a->form, a->dim, x + r * a->x_stride, out + r * a->out_stride);
     }
 }
 
-static void cpu_gelu(struct kernels *kernels, enum kernels_gelu_form form, uint32_t rows, uint32_t dim, const float *x,
-                     size_t x_stride, float *out, size_t out_stride)
+static void cpu_gelu(struct kernels *kernels, const struct kernels_gelu *args)
 {
-    struct flat_args f = {.form = form, .dim = dim, .a = x, .a_stride = x_stride, .out = out, .out_stride = out_stride};
-    rows_run(kernels, rows, dim, &f, gelu_rows_run);
+    rows_run(kernels, args->rows, args->dim, args, gelu_rows_run);
 }
 
-static void add_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
+static void gather_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
 {
-    const struct flat_args *f = job->args;
+    const struct kernels_gather_rows *a = job->args;
     for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
-        job->cpu->set->add(f->dim, f->a + r * f->a_stride, f->b + r * f->b_stride, f->out + r * f->out_stride);
+        memcpy((float *)a->out + r * a->out_stride, (const float *)a->x + a->from[r] * a->x_stride, a->dim * sizeof(float));
     }
 }
 
-static void cpu_add(struct kernels *kernels, uint32_t rows, uint32_t dim, const float *a, size_t a_stride,
-                    const float *b, size_t b_stride, float *out, size_t out_stride)
+static void cpu_gather_rows(struct kernels *kernels, const struct kernels_gather_rows *args)
 {
-    struct flat_args f = {.dim = dim, .a = a, .a_stride = a_stride, .b = b, .b_stride = b_stride, .out = out,
-                          .out_stride = out_stride};
-    rows_run(kernels, rows, dim, &f, add_rows_run);
-}
-
-static void scale_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
-{
-    const struct flat_args *f = job->args;
-    for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
-        job->cpu->set->scale(f->dim, f->factor, f->out + r * f->out_stride);
-    }
-}
-
-static void cpu_scale(struct kernels *kernels, uint32_t rows, uint32_t dim, float factor, float *x, size_t x_stride)
-{
-    struct flat_args f = {.dim = dim, .factor = factor, .out = x, .out_stride = x_stride};
-    rows_run(kernels, rows, dim, &f, scale_rows_run);
-}
-
-struct stats_args {
-    uint32_t vocab;
-    const float *logits;
-    size_t stride;
-    struct kernels_logit_stats *ret_stats;
-};
-
-static void logit_stats_rows_run(const struct rows_job *job, uint32_t row_first, uint32_t rows)
-{
-    const struct stats_args *s = job->args;
-    for (size_t r = row_first; r < (size_t)row_first + rows; r++) {
-        job->cpu->set->logit_stats(s->vocab, s->logits + r * s->stride, &s->ret_stats[r]);
-    }
-}
-
-static void cpu_logit_stats(struct kernels *kernels, uint32_t rows, uint32_t vocab, const float *logits, size_t stride,
-                            struct kernels_logit_stats *ret_stats)
-{
-    struct stats_args s = {.vocab = vocab, .logits = logits, .stride = stride, .ret_stats = ret_stats};
-    rows_run(kernels, rows, vocab, &s, logit_stats_rows_run);
+    rows_run(kernels, args->rows, args->dim, args, gather_rows_run);
 }
 
 /* ---- life ---------------------------------------------------------------------------------- */
@@ -333,11 +299,7 @@ static void cpu_destroy(struct kernels *kernels)
 
 static const struct kernels_backend cpu_ops = {
     .destroy = cpu_destroy,
-    .buffer_alloc = kernels_host_buffer_alloc,
-    .buffer_free = kernels_host_buffer_free,
-    .upload = kernels_host_copy,
-    .download = kernels_host_copy,
-    .sync = kernels_host_sync,
+    KERNELS_HOST_OPERATIONS,
     .gemm = cpu_gemm,
     .rmsnorm = cpu_rmsnorm,
     .layernorm = cpu_layernorm,
@@ -345,11 +307,10 @@ static const struct kernels_backend cpu_ops = {
     .embed = cpu_embed,
     .silu_mul = cpu_silu_mul,
     .gelu = cpu_gelu,
-    .add = cpu_add,
-    .scale = cpu_scale,
+    .mul = cpu_mul,
+    .gather_rows = cpu_gather_rows,
     .kv_write = cpu_kv_write,
     .attention = cpu_attention,
-    .logit_stats = cpu_logit_stats,
 };
 
 /* The pages of a worker's scratch are touched when used: packs are mapped for the deepest product

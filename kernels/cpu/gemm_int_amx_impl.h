@@ -89,7 +89,7 @@ static void amx_pack(const struct kernels_gemm *g, uint32_t row_first, uint32_t 
     if (int_is_packed(g, NULL, row_first, rows, GEMM_INT_BY_ROW, s)) { return; }
     const uint32_t n_in = g->weight->n_in;
     for (uint32_t r = 0; r < rows; r++) {
-        const float *x = g->x + (size_t)(row_first + r) * g->x_stride;
+        const float *x = (const float *)g->x + (size_t)(row_first + r) * g->x_stride;
         uint8_t *to = s->codes + r * stride;
         float factor;
         memset(to, 0, stride);

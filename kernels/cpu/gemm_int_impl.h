@@ -136,7 +136,7 @@ static void int8_pack(const struct kernels_gemm *g, uint32_t row_first, uint32_t
     for (uint32_t i = 0; i < tiles; i++) {
         uint32_t tile_rows = int_tile_rows(rows, tiles, i);
         for (uint32_t r = 0; r < tile_rows; r++) {
-            int8_pack_row(g->x + (size_t)(row_first + done + r) * g->x_stride, g->weight->n_in, tile_rows, to + 4 * r, &s->scales[done + r]);
+            int8_pack_row((const float *)g->x + (size_t)(row_first + done + r) * g->x_stride, g->weight->n_in, tile_rows, to + 4 * r, &s->scales[done + r]);
         }
         to += (size_t)tile_rows * int8_k(g->weight->n_in);
         done += tile_rows;
@@ -355,7 +355,7 @@ static void int4_pack(const struct kernels_gemm *g, uint32_t row_first, uint32_t
     for (uint32_t i = 0; i < tiles; i++) {
         uint32_t tile_rows = int_tile_rows(rows, tiles, i);
         for (uint32_t r = 0; r < tile_rows; r++) {
-            const float *x = g->x + (size_t)(row_first + done + r) * g->x_stride;
+            const float *x = (const float *)g->x + (size_t)(row_first + done + r) * g->x_stride;
             for (uint32_t group = 0; group < groups; group++) {
                 size_t at = (size_t)done * groups + (size_t)group * tile_rows + r;
                 int4_pack_group(x, order, group * m->group, g->weight->n_in, m->group, tile_rows,

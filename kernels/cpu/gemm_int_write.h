@@ -24,7 +24,7 @@ VEC_FN vec int_bias(const struct kernels_gemm *g, uint32_t out, uint32_t count)
 VEC_FN void int_write(const struct kernels_gemm *g, uint32_t row, uint32_t out, vec value)
 {
     uint32_t count = int_min(g->weight->n_out - out, KERNELS_PANEL);
-    float *to = g->out + (size_t)row * g->out_stride + out;
+    float *to = (float *)g->out + (size_t)row * g->out_stride + out;
     if (g->bias != NULL) { value = vec_add(value, int_bias(g, out, count)); }
     if (count == KERNELS_PANEL) {
         vec_store(to, g->accumulate ? vec_add(value, vec_load(to)) : value);

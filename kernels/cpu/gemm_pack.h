@@ -27,7 +27,7 @@ static void gemm_pack(const struct kernels_gemm *g, uint32_t row_first, uint32_t
     }
     const size_t stride = gemm_pack_stride(format, n_in);
     for (uint32_t r = 0; r < rows; r++) {
-        const float *x = g->x + (size_t)(row_first + r) * g->x_stride;
+        const float *x = (const float *)g->x + (size_t)(row_first + r) * g->x_stride;
         unsigned char *to = scratch->pack + r * stride;
         for (uint32_t k = 0; k < (n_in + 31) / 32 * 32; k += 16) {
             const uint32_t left = k < n_in ? n_in - k : 0;
@@ -55,7 +55,7 @@ VEC_FN const unsigned char *gemm_panel(const struct kernels_gemm *g, uint32_t pa
 VEC_FN void gemm_finish(const struct kernels_gemm *g, uint32_t row, uint32_t n, vec sum)
 {
     const uint32_t left = g->weight->n_out - n, count = left < 16 ? left : 16;
-    float *out = g->out + (size_t)row * g->out_stride + n;
+    float *out = (float *)g->out + (size_t)row * g->out_stride + n;
     if (g->bias != NULL) {
         sum = vec_add(sum, load_part(g->bias_dtype, (const unsigned char *)g->bias + (size_t)n * dtype_bytes(g->bias_dtype), count));
     }

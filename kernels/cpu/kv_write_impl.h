@@ -88,10 +88,12 @@ static void kv_write_rows(const struct kernels_kv_write *a, uint32_t row_first, 
 {
     const struct kv_layout *layout = &a->kv.layout;
     for (uint32_t row = row_first; row < row_first + rows; row++) {
+        if (a->slots[row].block == KERNELS_SLOT_NONE) { continue; }
         unsigned char *slice = (unsigned char *)a->kv.pool + kv_layout_slice_offset(layout, a->slots[row].block, a->kv.layer);
+        const float *k = (const float *)a->k + row * a->k_stride, *v = (const float *)a->v + row * a->v_stride;
         for (uint32_t head = 0; head < layout->kv_heads; head++) {
-            kv_write_head(layout, slice, head, a->slots[row].slot, false, a->k + row * a->k_stride + (size_t)head * layout->head_dim);
-            kv_write_head(layout, slice, head, a->slots[row].slot, true, a->v + row * a->v_stride + (size_t)head * layout->head_dim);
+            kv_write_head(layout, slice, head, a->slots[row].slot, false, k + (size_t)head * layout->head_dim);
+            kv_write_head(layout, slice, head, a->slots[row].slot, true, v + (size_t)head * layout->head_dim);
         }
     }
 }

@@ -22,8 +22,8 @@ VEC_FN vec row_load_as(enum dtype dtype, const void *p, size_t index, uint32_t c
 static void rmsnorm_rows(const struct kernels_rmsnorm *a, uint32_t row_first, uint32_t rows)
 {
     for (size_t i = (size_t)row_first * a->heads; i < (size_t)(row_first + rows) * a->heads; i++) {
-        const float *x = a->x + i / a->heads * a->x_stride + i % a->heads * a->dim;
-        float *out = a->out + i / a->heads * a->out_stride + i % a->heads * a->dim;
+        const float *x = (const float *)a->x + i / a->heads * a->x_stride + i % a->heads * a->dim;
+        float *out = (float *)a->out + i / a->heads * a->out_stride + i % a->heads * a->dim;
         vec squares = vec_zero();
         ROW_EACH(d, count, a->dim)
         {
@@ -42,8 +42,8 @@ static void rmsnorm_rows(const struct kernels_rmsnorm *a, uint32_t row_first, ui
 static void layernorm_rows(const struct kernels_layernorm *a, uint32_t row_first, uint32_t rows)
 {
     for (uint32_t row = row_first; row < row_first + rows; row++) {
-        const float *x = a->x + row * a->x_stride;
-        float *out = a->out + row * a->out_stride;
+        const float *x = (const float *)a->x + row * a->x_stride;
+        float *out = (float *)a->out + row * a->out_stride;
         vec sum = vec_zero(), squares = vec_zero();
         ROW_EACH(d, count, a->dim) { sum = vec_add(sum, row_load(x + d, count)); }
         vec mean = vec_set(vec_sum(sum) / (float)a->dim);
@@ -69,7 +69,7 @@ static void rope_rows(const struct kernels_rope *a, uint32_t row_first, uint32_t
         const float *cos_row = a->cos + (size_t)a->positions[row] * half;
         const float *sin_row = a->sin + (size_t)a->positions[row] * half;
         for (uint32_t head = 0; head < a->heads; head++) {
-            float *lo = a->x + row * a->x_stride + (size_t)head * a->head_dim;
+            float *lo = (float *)a->x + row * a->x_stride + (size_t)head * a->head_dim;
             float *hi = lo + half;
             ROW_EACH(d, count, half)
             {
@@ -139,33 +139,7 @@ static void gelu_row(enum kernels_gelu_form form, uint32_t dim, const float *x, 
     }
 }
 
-static void add_row(uint32_t dim, const float *a, const float *b, float *out)
+static void mul_row(uint32_t dim, const float *a, const float *b, float *out)
 {
-    ROW_EACH(d, count, dim) { row_store(out + d, vec_add(row_load(a + d, count), row_load(b + d, count)), count); }
-}
-
-static void scale_row(uint32_t dim, float factor, float *x)
-{
-    ROW_EACH(d, count, dim) { row_store(x + d, vec_mul(row_load(x + d, count), vec_set(factor)), count); }
-}
-
-static void logit_stats_row(uint32_t vocab, const float *logits, struct kernels_logit_stats *ret_stats)
-{
-    vec top = vec_set(-HUGE_VALF);
-    ROW_EACH(i, count, vocab)
-    {
-        /* max(value, top) is top where the value is NaN. */
-        top = vec_max(vec_keep(row_load(logits + i, count), 0, count, -HUGE_VALF), top);
-    }
-    float max = vec_max_lane(top);
-    uint32_t argmax = 0;
-    while (argmax + 1 < vocab && logits[argmax] != max) { argmax++; }
-    if (logits[argmax] != max) { argmax = 0; } /* all NaN */
-    vec sum = vec_zero();
-    ROW_EACH(i, count, vocab)
-    {
-        vec value = vec_exp(vec_sub(row_load(logits + i, count), vec_set(max)));
-        sum = vec_add(sum, vec_keep(value, 0, count, 0.0f));
-    }
-    *ret_stats = (struct kernels_logit_stats){.max = max, .argmax = argmax, .sum_exp = vec_sum(sum)};
+    ROW_EACH(d, count, dim) { row_store(out + d, vec_mul(row_load(a + d, count), row_load(b + d, count)), count); }
 }

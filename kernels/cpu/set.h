@@ -84,9 +84,7 @@ struct cpu_set {
     /* One row of dim values. */
     void (*silu_mul)(uint32_t dim, const float *gate, const float *up, float *out);
     void (*gelu)(enum kernels_gelu_form form, uint32_t dim, const float *x, float *out);
-    void (*add)(uint32_t dim, const float *a, const float *b, float *out);
-    void (*scale)(uint32_t dim, float factor, float *x);
-    void (*logit_stats)(uint32_t vocab, const float *logits, struct kernels_logit_stats *ret_stats);
+    void (*mul)(uint32_t dim, const float *a, const float *b, float *out);
 };
 
 extern const struct cpu_set set_scalar;

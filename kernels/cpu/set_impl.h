@@ -71,7 +71,5 @@ const struct cpu_set SET_SYMBOL = {
     .kv_write = kv_write_rows,
     .silu_mul = silu_mul_row,
     .gelu = gelu_row,
-    .add = add_row,
-    .scale = scale_row,
-    .logit_stats = logit_stats_row,
+    .mul = mul_row,
 };

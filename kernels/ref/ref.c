@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/backend.h"
 #include "kernels/ref/ref_int.h"
@@ -35,11 +36,11 @@ static void ref_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, 
         for (uint32_t n = 0; n < g->weight->n_out; n++) {
             kernels_matrix_read(g->weight, n, 0, g->weight->n_in, weights);
             for (uint32_t m = 0; m < g->rows; m++) {
-                const float *x = g->x + m * g->x_stride;
+                const float *x = (const float *)g->x + m * g->x_stride;
                 double sum = 0;
                 for (uint32_t k = 0; k < g->weight->n_in; k++) { sum += (double)x[k] * (double)weights[k]; }
                 if (g->bias != NULL) { sum += element(g->bias, g->bias_dtype, n); }
-                float *out = g->out + m * g->out_stride + n;
+                float *out = (float *)g->out + m * g->out_stride + n;
                 *out = (float)(g->accumulate ? sum + (double)*out : sum);
             }
         }
@@ -51,8 +52,8 @@ static void ref_rmsnorm(struct kernels *kernels, const struct kernels_rmsnorm *a
     (void)kernels;
     for (size_t v = 0; v < (size_t)a->rows * a->heads; v++) {
         size_t row = v / a->heads, head = v % a->heads;
-        const float *x = a->x + row * a->x_stride + head * a->dim;
-        float *out = a->out + row * a->out_stride + head * a->dim;
+        const float *x = (const float *)a->x + row * a->x_stride + head * a->dim;
+        float *out = (float *)a->out + row * a->out_stride + head * a->dim;
         double square = 0;
         for (uint32_t i = 0; i < a->dim; i++) { square += (double)x[i] * (double)x[i]; }
         double factor = 1 / sqrt(square / a->dim + (double)a->eps);
@@ -66,8 +67,8 @@ static void ref_layernorm(struct kernels *kernels, const struct kernels_layernor
 {
     (void)kernels;
     for (uint32_t row = 0; row < a->rows; row++) {
-        const float *x = a->x + row * a->x_stride;
-        float *out = a->out + row * a->out_stride;
+        const float *x = (const float *)a->x + row * a->x_stride;
+        float *out = (float *)a->out + row * a->out_stride;
         double mean = 0, var = 0;
         for (uint32_t i = 0; i < a->dim; i++) { mean += (double)x[i]; }
         mean /= a->dim;
@@ -88,7 +89,7 @@ static void ref_rope(struct kernels *kernels, const struct kernels_rope *a)
         const float *cos_row = a->cos + (size_t)a->positions[row] * half;
         const float *sin_row = a->sin + (size_t)a->positions[row] * half;
         for (uint32_t h = 0; h < a->heads; h++) {
-            float *x = a->x + row * a->x_stride + (size_t)h * a->head_dim;
+            float *x = (float *)a->x + row * a->x_stride + (size_t)h * a->head_dim;
             for (uint32_t i = 0; i < half; i++) {
                 double c = (double)cos_row[i], s = (double)sin_row[i];
                 double lo = (double)x[i], hi = (double)x[i + half];
@@ -114,64 +115,49 @@ static void ref_embed(struct kernels *kernels, const struct kernels_embed *a)
     }
 }
 
-static void ref_silu_mul(struct kernels *kernels, uint32_t rows, uint32_t dim, const float *gate, size_t gate_stride,
-                         const float *up, size_t up_stride, float *out, size_t out_stride)
+static void ref_silu_mul(struct kernels *kernels, const struct kernels_silu_mul *a)
 {
     (void)kernels;
-    for (uint32_t row = 0; row < rows; row++) {
-        for (uint32_t i = 0; i < dim; i++) {
-            double g = (double)gate[row * gate_stride + i];
-            out[row * out_stride + i] = (float)(g / (1 + exp(-g)) * (double)up[row * up_stride + i]);
+    for (size_t row = 0; row < a->rows; row++) {
+        const float *gate = (const float *)a->gate + row * a->gate_stride, *up = (const float *)a->up + row * a->up_stride;
+        float *out = (float *)a->out + row * a->out_stride;
+        for (uint32_t i = 0; i < a->dim; i++) {
+            double g = (double)gate[i];
+            out[i] = (float)(g / (1 + exp(-g)) * (double)up[i]);
         }
     }
 }
 
-static void ref_gelu(struct kernels *kernels, enum kernels_gelu_form form, uint32_t rows, uint32_t dim, const float *x,
-                     size_t x_stride, float *out, size_t out_stride)
+static void ref_mul(struct kernels *kernels, const struct kernels_mul *m)
 {
     (void)kernels;
-    for (uint32_t row = 0; row < rows; row++) {
-        for (uint32_t i = 0; i < dim; i++) {
-            double v = (double)x[row * x_stride + i];
+    for (size_t row = 0; row < m->rows; row++) {
+        const float *a = (const float *)m->a + row * m->a_stride, *b = (const float *)m->b + row * m->b_stride;
+        float *out = (float *)m->out + row * m->out_stride;
+        for (uint32_t i = 0; i < m->dim; i++) { out[i] = a[i] * b[i]; }
+    }
+}
+
+static void ref_gelu(struct kernels *kernels, const struct kernels_gelu *a)
+{
+    (void)kernels;
+    for (size_t row = 0; row < a->rows; row++) {
+        const float *x = (const float *)a->x + row * a->x_stride;
+        float *out = (float *)a->out + row * a->out_stride;
+        for (uint32_t i = 0; i < a->dim; i++) {
+            double v = (double)x[i];
             /* 1 + erf(y) is erfc(-y) and 1 + tanh(u) is 2 / (1 + exp(-2u)): no digits cancel. */
             double u = 0.79788456080286536 * (v + 0.044715 * v * v * v);
-            out[row * out_stride + i] = (float)(form == KERNELS_GELU_ERF ? v / 2 * erfc(v * -0.70710678118654752)
-                                                                         : v / (1 + exp(-2 * u)));
+            out[i] = (float)(a->form == KERNELS_GELU_ERF ? v / 2 * erfc(v * -0.70710678118654752) : v / (1 + exp(-2 * u)));
         }
     }
 }
 
-static void ref_add(struct kernels *kernels, uint32_t rows, uint32_t dim, const float *a, size_t a_stride,
-                    const float *b, size_t b_stride, float *out, size_t out_stride)
+static void ref_gather_rows(struct kernels *kernels, const struct kernels_gather_rows *a)
 {
     (void)kernels;
-    for (uint32_t row = 0; row < rows; row++) {
-        for (uint32_t i = 0; i < dim; i++) { out[row * out_stride + i] = a[row * a_stride + i] + b[row * b_stride + i]; }
-    }
-}
-
-static void ref_scale(struct kernels *kernels, uint32_t rows, uint32_t dim, float factor, float *x, size_t x_stride)
-{
-    (void)kernels;
-    for (uint32_t row = 0; row < rows; row++) {
-        for (uint32_t i = 0; i < dim; i++) { x[row * x_stride + i] *= factor; }
-    }
-}
-
-static void ref_logit_stats(struct kernels *kernels, uint32_t rows, uint32_t vocab, const float *logits, size_t stride,
-                            struct kernels_logit_stats *ret_stats)
-{
-    (void)kernels;
-    for (uint32_t row = 0; row < rows; row++) {
-        const float *x = logits + row * stride;
-        struct kernels_logit_stats stats = {.max = -HUGE_VALF};
-        for (uint32_t i = 0; i < vocab; i++) {
-            if (x[i] > stats.max) { stats.max = x[i]; stats.argmax = i; }
-        }
-        double sum = 0;
-        for (uint32_t i = 0; i < vocab; i++) { sum += exp((double)x[i] - (double)stats.max); }
-        stats.sum_exp = (float)sum;
-        ret_stats[row] = stats;
+    for (size_t row = 0; row < a->rows; row++) {
+        memcpy((float *)a->out + row * a->out_stride, (const float *)a->x + a->from[row] * a->x_stride, a->dim * sizeof(float));
     }
 }
 
@@ -179,11 +165,7 @@ static void ref_destroy(struct kernels *kernels) { free(ref(kernels)); }
 
 static const struct kernels_backend ref_ops = {
     .destroy = ref_destroy,
-    .buffer_alloc = kernels_host_buffer_alloc,
-    .buffer_free = kernels_host_buffer_free,
-    .upload = kernels_host_copy,
-    .download = kernels_host_copy,
-    .sync = kernels_host_sync,
+    KERNELS_HOST_OPERATIONS,
     .gemm = ref_gemm,
     .rmsnorm = ref_rmsnorm,
     .layernorm = ref_layernorm,
@@ -191,11 +173,10 @@ static const struct kernels_backend ref_ops = {
     .embed = ref_embed,
     .silu_mul = ref_silu_mul,
     .gelu = ref_gelu,
-    .add = ref_add,
-    .scale = ref_scale,
+    .mul = ref_mul,
+    .gather_rows = ref_gather_rows,
     .kv_write = ref_kv_write,
     .attention = ref_attention,
-    .logit_stats = ref_logit_stats,
 };
 
 status_t ref_create(struct kernels **ret_kernels, struct diag *diag)
@@ -206,7 +187,7 @@ status_t ref_create(struct kernels **ret_kernels, struct diag *diag)
         return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
     }
     handle->base = (struct kernels){.ops = &ref_ops, .set_name = "ref-double-v1", .isa_name = "ref", .threads = 1,
-                                .uses_host_memory = true};
+                                .uses_host_memory = true, .takes_any_order = true};
     *ret_kernels = &handle->base;
     return STATUS_OK;
 }

@@ -74,7 +74,7 @@ void ref_int_gemm(const struct kernels_gemm *g)
     CHECK(codes != NULL);
     CHECK(scales != NULL);
     for (uint32_t row = 0; row < g->rows; row++) {
-        const float *x = g->x + (size_t)row * g->x_stride;
+        const float *x = (const float *)g->x + (size_t)row * g->x_stride;
         if (m->format == KERNELS_WEIGHT_INT8) {
             quantize_x(x, m->n_in, codes, scales);
         } else {
@@ -87,7 +87,7 @@ void ref_int_gemm(const struct kernels_gemm *g)
                          : g->bias_dtype == DTYPE_F16 ? f16_to_f32(((const uint16_t *)g->bias)[out])
                                                       : ((const float *)g->bias)[out];
             }
-            float *to = g->out + (size_t)row * g->out_stride + out;
+            float *to = (float *)g->out + (size_t)row * g->out_stride + out;
             *to = g->accumulate ? value + *to : value;
         }
     }

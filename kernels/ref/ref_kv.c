@@ -58,12 +58,14 @@ void ref_kv_write(struct kernels *kernels, const struct kernels_kv_write *a)
     (void)kernels;
     const struct kv_layout *layout = &a->kv.layout;
     for (uint32_t row = 0; row < a->rows; row++) {
+        if (a->slots[row].block == KERNELS_SLOT_NONE) { continue; }
         unsigned char *slice = slice_at(&a->kv, a->slots[row].block);
         uint32_t slot = a->slots[row].slot;
         for (uint32_t h = 0; h < 2 * layout->kv_heads; h++) {
             bool of_v = h >= layout->kv_heads;
             uint32_t head = h % layout->kv_heads;
-            const float *x = (of_v ? a->v + row * a->v_stride : a->k + row * a->k_stride) + (size_t)head * layout->head_dim;
+            const float *x = of_v ? (const float *)a->v + row * a->v_stride : (const float *)a->k + row * a->k_stride;
+            x += (size_t)head * layout->head_dim;
             float scale = 1;
             if (kv_layout_has_scales(layout)) {
                 uint16_t bits = scale_of(x, layout->head_dim, layout->dtype);
@@ -87,8 +89,8 @@ static void attention_head(const struct kernels_attention *a, const struct kerne
     uint32_t kv_head = head / (a->q_heads / layout->kv_heads);
     uint32_t position = seq->position_first + row;
     uint32_t start = a->window == 0 || position < a->window ? 0 : position - a->window + 1;
-    const float *q = a->q + (seq->row_first + row) * a->q_stride + (size_t)head * dim;
-    float *out = a->out + (seq->row_first + row) * a->out_stride + (size_t)head * dim;
+    const float *q = (const float *)a->q + (seq->row_first + row) * a->q_stride + (size_t)head * dim;
+    float *out = (float *)a->out + (seq->row_first + row) * a->out_stride + (size_t)head * dim;
     double acc[KERNELS_HEAD_DIM_MAX] = {0};
     double max = -HUGE_VAL, sum = 0;
     for (int pass = 0; pass < 2; pass++) {

@@ -44,8 +44,9 @@ struct bench {
     uint32_t prompt_count, greedy_count;
 };
 
-static void on_layer(void *user, const struct step_plan *plan, uint32_t layer)
+static void on_layer(void *user, const struct step_plan *plan, uint32_t layer, uint64_t mark)
 {
+    (void)mark;
     struct bench *bench = user;
     pthread_mutex_lock(&bench->mutex);
     bench->layers_seen[bench->layers_count++ % LAYERS_MAX] = layer;

@@ -14,7 +14,7 @@
 static void wrong_piece(const struct set_gemm_piece *piece, struct set_scratch *scratch)
 {
     gemm_amx_emulated_piece(piece, scratch);
-    if (piece->rows == 33) { piece->g->out[32 * piece->g->out_stride + 5] += 0x1p-12f; }
+    if (piece->rows == 33) { ((float *)piece->g->out)[32 * piece->g->out_stride + 5] += 0x1p-12f; }
 }
 
 static void lost_config(const struct set_gemm_piece *piece, struct set_scratch *scratch)

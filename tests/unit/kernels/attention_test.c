@@ -270,7 +270,7 @@ static void later_infinity_is_not_seen(void **state)
     for (uint32_t i = 0; i < isas.count * DTYPE_KV_COUNT * 2; i++) {
         struct kernels *kernels = kernels_for(isas.names[i / DTYPE_KV_COUNT / 2], 2);
         struct scene s = scene_make(&random, 64, 1, 4, i % 2 ? 20 : 0, 150);
-        s.kv.layout = (struct kv_layout){16, 1, 1, 64, (enum dtype)(i / 2 % DTYPE_KV_COUNT)}; /* no larger than the pool in f32 */
+        s.kv.layout = (struct kv_layout){16, 1, 1, 64, (enum dtype)(i / 2 % DTYPE_KV_COUNT), KV_ORDER_TILES}; /* no larger than the pool in f32 */
         s.kv.layer = 0;
         s.kv.block_count = (uint32_t)(s.pool_bytes / kv_layout_block_bytes(&s.kv.layout));
         for (uint32_t b = 0; b < 3; b++) { s.blocks[0][b] = s.kv.block_count - 1 - b; }
@@ -354,7 +354,7 @@ static void codes_and_scales_by_hand(void **state)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct kernels *kernels = kernels_for("ref", 1);
         unsigned char pool[256] = {0};
-        struct kernels_kv kv = {.pool = pool, .layout = {16, 1, 1, 2, cases[i].dtype}, .block_count = 1};
+        struct kernels_kv kv = {.pool = pool, .layout = {16, 1, 1, 2, cases[i].dtype, KV_ORDER_TILES}, .block_count = 1};
         struct kernels_kv_slot slot = {0, 5};
         assert_true(kv_layout_block_bytes(&kv.layout) <= sizeof(pool));
         struct kernels_kv_write w = {.kv = kv, .rows = 1, .k = cases[i].x, .k_stride = 2, .v = cases[i].x, .v_stride = 2, .slots = &slot};
@@ -387,7 +387,7 @@ static void oracle_by_hand(void **state)
     uint32_t table[1] = {0};
     float q[2][2] = {{1, 1}, {1, 1}}, out[2][2] = {{0}};
     struct kernels_attention_sequence sequence = {0, 2, 0, table};
-    struct kernels_attention a = {.kv = {.pool = pool, .layout = {16, 1, 1, 2, DTYPE_F32}, .block_count = 1}, .q_heads = 1,
+    struct kernels_attention a = {.kv = {.pool = pool, .layout = {16, 1, 1, 2, DTYPE_F32, KV_ORDER_TILES}, .block_count = 1}, .q_heads = 1,
                                   .scale = 1, .q = q[0], .q_stride = 2, .out = out[0], .out_stride = 2,
                                   .sequences = &sequence, .sequence_count = 1};
     kernels_attention(kernels, &a);
@@ -434,10 +434,57 @@ static void kv_write_rounds_in_place(void **state)
     }
 }
 
+/* The oracle takes both orders of KV: the same rows, written and attended, give the same bits; and in rows each
+ * value lies at [K|V][head][slot][dimension], scales where they always lie. */
+static void oracle_takes_both_orders(void **state)
+{
+    (void)state;
+    enum { ROWS = 40, HEADS = 2, DIM = 6, BLOCKS = 3 };
+    struct random_state random = random_start("oracle_takes_both_orders");
+    for (int dtype = 0; dtype < DTYPE_KV_COUNT; dtype++) {
+        static float k[ROWS * HEADS * DIM], v[ROWS * HEADS * DIM], q[ROWS * 4 * DIM], out[2][ROWS * 4 * DIM];
+        random_fill(&random, k, DTYPE_F32, ROWS * HEADS * DIM, 2);
+        random_fill(&random, v, DTYPE_F32, ROWS * HEADS * DIM, 2);
+        random_fill(&random, q, DTYPE_F32, ROWS * 4 * DIM, 2);
+        struct kernels *ref = kernels_for("ref", 1);
+        struct kernels_kv_slot slots[ROWS];
+        for (uint32_t r = 0; r < ROWS; r++) { slots[r] = (struct kernels_kv_slot){BLOCKS - 1 - r / 16, r % 16}; }
+        const uint32_t blocks[BLOCKS] = {2, 1, 0};
+        struct kernels_attention_sequence sequence = {.row_count = ROWS, .blocks = blocks};
+        struct kernels_kv kv[2];
+        for (int order = 0; order < KV_ORDER_COUNT; order++) {
+            kv[order] = (struct kernels_kv){.layout = {16, 1, HEADS, DIM, (enum dtype)dtype, (enum kv_order)order}, .block_count = BLOCKS};
+            kv[order].pool = poisoned(BLOCKS * kv_layout_block_bytes(&kv[order].layout));
+            kernels_kv_write(ref, &(struct kernels_kv_write){.kv = kv[order], .rows = ROWS, .k = k, .k_stride = HEADS * DIM, .v = v,
+                                                             .v_stride = HEADS * DIM, .slots = slots});
+            kernels_attention(ref, &(struct kernels_attention){.kv = kv[order], .q_heads = 4, .scale = 0.4f, .q = q, .q_stride = 4 * DIM,
+                                                               .out = out[order], .out_stride = 4 * DIM, .sequences = &sequence,
+                                                               .sequence_count = 1});
+        }
+        assert_same_bits("out", out[1], out[0], ROWS * 4 * DIM);
+        const uint32_t element = dtype_bytes((enum dtype)dtype);
+        for (uint32_t row = 0; row < ROWS; row++) {
+            for (uint32_t head = 0; head < 2 * HEADS; head++) {
+                for (uint32_t d = 0; d < DIM; d++) {
+                    size_t tiles = head < HEADS ? kv_layout_k_offset(&kv[0].layout, head, row % 16, d)
+                                                : kv_layout_v_offset(&kv[0].layout, head - HEADS, row % 16, d);
+                    size_t rows = (((size_t)head * 16 + row % 16) * DIM + d) * element;
+                    size_t block = slots[row].block * kv_layout_block_bytes(&kv[0].layout);
+                    assert_memory_equal((char *)kv[1].pool + block + rows, (char *)kv[0].pool + block + tiles, element);
+                }
+            }
+        }
+        free(kv[0].pool);
+        free(kv[1].pool);
+        kernels_destroy(ref);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(oracle_by_hand),
+        cmocka_unit_test(oracle_takes_both_orders),
         cmocka_unit_test(codes_and_scales_by_hand),
         cmocka_unit_test(kv_write_rounds_in_place),
         cmocka_unit_test(later_infinity_is_not_seen),

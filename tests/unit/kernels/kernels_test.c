@@ -118,6 +118,72 @@ static void buffers(void **state)
     kernels_destroy(kernels);
 }
 
+/* On the CPU an exchange is plain memory, everything has been done when it returns, and nothing is ever replayed. */
+static void nothing_is_queued(void **state)
+{
+    (void)state;
+    struct kernels *kernels = kernels_for("auto", 1);
+    struct diag diag = {{0}};
+    unsigned char *exchange = NULL, *pinned = NULL;
+    assert_false(failed(kernels_exchange_alloc(kernels, 1000, (void **)&exchange, &diag)));
+    assert_false(failed(kernels_pinned_alloc(kernels, 1000, (void **)&pinned, &diag)));
+    assert_int_equal((uintptr_t)exchange % 64, 0);
+    assert_int_equal((uintptr_t)pinned % 64, 0);
+    kernels_exchange_send(kernels, exchange, 1000);
+    assert_int_equal(kernels_mark(kernels), 0);
+    assert_false(failed(kernels_wait(kernels, kernels_mark(kernels))));
+    assert_false(kernels_has_graphs(kernels));
+    assert_false(kernels_can_sample(kernels));
+    for (int i = 0; i < 2; i++) {
+        assert_true(kernels_graph_begin(kernels, 7));
+        kernels_graph_end(kernels);
+    }
+    assert_int_equal(kernels_activation_dtype(kernels), DTYPE_F32);
+    assert_int_equal(kernels_weight_order(kernels), KERNELS_ORDER_PANELS);
+    assert_int_equal(kernels_kv_order(kernels), KV_ORDER_TILES);
+    kernels_exchange_free(kernels, exchange, 1000);
+    kernels_pinned_free(kernels, pinned, 1000);
+    kernels_exchange_free(kernels, NULL, 0);
+    kernels_pinned_free(kernels, NULL, 0);
+    kernels_destroy(kernels);
+}
+
+/* A block is copied whole, over what was there, and its neighbours stay. */
+static void copy_of_a_block(void **state)
+{
+    (void)state;
+    struct kernels *kernels = kernels_for("auto", 1);
+    struct kernels_copy_block copy = {.layout = {16, 2, 1, 8, DTYPE_F32, KV_ORDER_TILES}, .block_count = 4, .from = 3, .to = 1};
+    size_t bytes = kv_layout_block_bytes(&copy.layout);
+    unsigned char *pool = malloc(4 * bytes);
+    assert_non_null(pool);
+    for (size_t i = 0; i < 4 * bytes; i++) { pool[i] = (unsigned char)(i / bytes * 50 + i % 47); }
+    copy.pool = pool;
+    kernels_copy_block(kernels, &copy);
+    for (size_t i = 0; i < 4 * bytes; i++) {
+        size_t from = i / bytes == 1 ? i + 2 * bytes : i;
+        assert_int_equal(pool[i], (unsigned char)(from / bytes * 50 + from % 47));
+    }
+    free(pool);
+    kernels_destroy(kernels);
+}
+
+/* A backend that is not there, or does not compute so, is refused by name. */
+static void unknown_backend(void **state)
+{
+    (void)state;
+    struct diag diag = {{0}};
+    struct kernels *kernels = NULL;
+    struct kernels_config config = {.backend = "abacus", .threads = 1};
+    assert_int_equal(kernels_create(&config, &kernels, &diag).code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "abacus"));
+    config = (struct kernels_config){.backend = "cpu", .threads = 1, .activations = DTYPE_BF16};
+    assert_int_equal(kernels_create(&config, &kernels, &diag).code, ST_INVALID_ARGUMENT);
+    config = (struct kernels_config){.backend = "cuda", .threads = 1, .activations = DTYPE_INT8};
+    assert_int_equal(kernels_create(&config, &kernels, &diag).code, ST_INVALID_ARGUMENT);
+    assert_null(kernels);
+}
+
 /* No operation takes memory: the heap is as it was after each of them. */
 static void no_allocation_after_create(void **state)
 {
@@ -127,11 +193,10 @@ static void no_allocation_after_create(void **state)
     static _Alignas(64) float weight[DIM * DIM];
     static float x[ROWS * DIM], out[ROWS * DIM], pool[4 * 2 * 16 * DIM];
     uint32_t table[4] = {3, 1, 0, 2};
-    struct kernels_kv kv = {.pool = pool, .layout = {16, 1, 1, DIM, DTYPE_F32}, .block_count = 4};
+    struct kernels_kv kv = {.pool = pool, .layout = {16, 1, 1, DIM, DTYPE_F32, KV_ORDER_TILES}, .block_count = 4};
     struct kernels_kv_slot slots[ROWS];
     for (uint32_t i = 0; i < ROWS; i++) { slots[i] = (struct kernels_kv_slot){table[i / 16], i % 16}; }
     struct kernels_attention_sequence sequence = {0, ROWS, 0, table};
-    struct kernels_logit_stats stats[ROWS];
     struct mallinfo2 before = mallinfo2();
     for (int turn = 0; turn < 50; turn++) {
         struct kernels_matrix matrix = {.format = KERNELS_WEIGHT_F32, .n_out = DIM, .n_in = DIM, .data = weight};
@@ -142,8 +207,8 @@ static void no_allocation_after_create(void **state)
         struct kernels_attention a = {.kv = kv, .q_heads = 1, .scale = 1, .q = x, .q_stride = DIM, .out = out, .out_stride = DIM,
                                       .sequences = &sequence, .sequence_count = 1};
         kernels_attention(kernels, &a);
-        kernels_silu_mul(kernels, ROWS, DIM, x, DIM, x, DIM, out, DIM);
-        kernels_logit_stats(kernels, ROWS, DIM, x, DIM, stats);
+        kernels_silu_mul(kernels, &(struct kernels_silu_mul){.rows = ROWS, .dim = DIM, .gate = x, .gate_stride = DIM, .up = x,
+                                                             .up_stride = DIM, .out = out, .out_stride = DIM});
     }
     struct mallinfo2 after = mallinfo2();
     assert_int_equal(before.uordblks, after.uordblks);
@@ -160,8 +225,10 @@ static void zero_rows(void **state)
     struct kernels_gemm g = {.weight = &matrix, .x_stride = 5, .out_stride = 3};
     kernels_gemm(kernels, &g, 1);
     kernels_gemm(kernels, NULL, 0);
-    kernels_add(kernels, 0, 5, NULL, 5, NULL, 5, NULL, 5);
-    struct kernels_attention a = {.kv = {.layout = {16, 1, 1, 8, DTYPE_F32}}, .q_heads = 1};
+    kernels_mul(kernels, &(struct kernels_mul){.dim = 5});
+    kernels_gather_rows(kernels, &(struct kernels_gather_rows){.dim = 5});
+    kernels_exchange_send(kernels, NULL, 0);
+    struct kernels_attention a = {.kv = {.layout = {16, 1, 1, 8, DTYPE_F32, KV_ORDER_TILES}}, .q_heads = 1};
     kernels_attention(kernels, &a);
     kernels_destroy(kernels);
 }
@@ -175,6 +242,9 @@ int main(void)
         cmocka_unit_test(automatic_choice),
         cmocka_unit_test(names_tell_orders_apart),
         cmocka_unit_test(buffers),
+        cmocka_unit_test(nothing_is_queued),
+        cmocka_unit_test(copy_of_a_block),
+        cmocka_unit_test(unknown_backend),
         cmocka_unit_test(no_allocation_after_create),
         cmocka_unit_test(zero_rows),
     };

@@ -131,11 +131,41 @@ static void integer_sizes(void **state)
     assert_int_equal(kernels_matrix_bytes(&m), 2 * (128 + 64) + 5 * 256 + 5 * 32 * 4);
 }
 
+/* In rows, an element lies at out * stride + in, whatever fills a row up is counted and not read. */
+static void rows_are_read_where_they_lie(void **state)
+{
+    (void)state;
+    struct random_state random = random_start("matrix rows");
+    for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
+        for (int format = 0; format <= KERNELS_WEIGHT_F16; format++) {
+            struct kernels_matrix m = {.format = (enum kernels_weight)format, .n_out = shapes[s][0], .n_in = shapes[s][1],
+                                       .order = KERNELS_ORDER_ROWS, .stride = kernels_matrix_rows_stride(shapes[s][1])};
+            assert_true(m.stride >= m.n_in && m.stride % 8 == 0 && m.stride - m.n_in < 8);
+            size_t count = (size_t)m.n_out * m.stride, element = dtype_bytes((enum dtype)format);
+            assert_int_equal(kernels_matrix_bytes(&m), count * element);
+            unsigned char *data = poisoned(count * element);
+            random_fill(&random, data, (enum dtype)format, count, 1);
+            m.data = data;
+            for (uint32_t out = 0; out < m.n_out; out++) {
+                float row[2048];
+                uint32_t first = random_range(&random, 0, m.n_in - 1);
+                kernels_matrix_read(&m, out, first, m.n_in - first, row);
+                for (uint32_t k = first; k < m.n_in; k++) {
+                    float value = (float)element_at(data, (enum dtype)format, (size_t)out * m.stride + k);
+                    assert_memory_equal(&row[k - first], &value, 4);
+                }
+            }
+            free(data);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(elements_lie_where_the_header_says),
         cmocka_unit_test(what_fills_up_is_zero),
+        cmocka_unit_test(rows_are_read_where_they_lie),
         cmocka_unit_test(odd_values_come_through),
         cmocka_unit_test(names),
         cmocka_unit_test(integer_sizes),

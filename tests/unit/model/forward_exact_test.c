@@ -263,8 +263,9 @@ struct layer_log {
     uint8_t *slices; /* [layer] of the first block */
 };
 
-static void log_layer(uint32_t layer, void *user)
+static void log_layer(uint32_t layer, uint64_t mark, void *user)
 {
+    assert_int_equal(mark, 0); /* done already */
     struct layer_log *log = user;
     const struct kv_layout *layout = &log->harness->layout;
     assert_int_equal(layer, log->calls++);

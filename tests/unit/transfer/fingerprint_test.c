@@ -26,7 +26,7 @@ static void hostile_bytes_are_refused(void **state)
     uint8_t wire[KV_FINGERPRINT_WIRE_BYTES];
     struct diag diag;
     static const struct { uint32_t at; uint8_t value; const char *field; } wounds[] = {
-        {0, 2, "version"}, {33, DTYPE_KV_COUNT, "dtype"}, {37, 0, "block_tokens"}, {39, 1, "block_tokens"}, {41, 0, "layer_count"},
+        {0, 2, "version"}, {33, DTYPE_KV_COUNT, "dtype"}, {34, KV_ORDER_COUNT, "order"}, {37, 0, "block_tokens"}, {39, 1, "block_tokens"}, {41, 0, "layer_count"},
         {44, 0x80, "layer_count"}, {45, 0, "kv_heads"}, {49, 0, "head_dim"}, {52, 1, "head_dim"}, {58, 0x07, "kernel_set"},
         {88, 'x', "kernel_set"},
     };
@@ -61,6 +61,12 @@ static void round_trip(void **state)
         kv_fingerprint_encode(&a, wire);
         assert_int_equal(kv_fingerprint_decode(wire, sizeof wire, NULL, &out).code, ST_OK);
         assert_int_equal(out.layout.dtype, dtype);
+        assert_int_equal(out.layout.order, KV_ORDER_TILES);
+        a.layout.order = KV_ORDER_ROWS;
+        kv_fingerprint_encode(&a, wire);
+        assert_int_equal(kv_fingerprint_decode(wire, sizeof wire, NULL, &out).code, ST_OK);
+        assert_memory_equal(&a, &out, sizeof a);
+        a.layout.order = KV_ORDER_TILES;
     }
 }
 
@@ -70,7 +76,7 @@ static void every_field_counts(void **state)
     (void)state;
     uint8_t hash_a[KV_FINGERPRINT_HASH_BYTES], hash_b[KV_FINGERPRINT_HASH_BYTES];
     char text[512];
-    for (int field = 0; field < 8; field++) {
+    for (int field = 0; field < 9; field++) {
         struct kv_fingerprint a = sample(), b = sample();
         const char *want = "";
         switch (field) {
@@ -81,6 +87,7 @@ static void every_field_counts(void **state)
         case 4: b.layout.kv_heads = 4; want = "kv_heads: ours 8, theirs 4"; break;
         case 5: b.layout.head_dim = 64; want = "head_dim: ours 128, theirs 64"; break;
         case 6: b.layout_version++; want = "layout_version: ours 2, theirs 3"; break;
+        case 7: b.layout.order = KV_ORDER_ROWS; want = "order: ours 0, theirs 1"; break;
         default: strcpy(b.kernel_set, "cuda-1"); want = "kernel_set: ours cpu-avx512-1, theirs cuda-1"; break;
         }
         kv_fingerprint_hash(&a, hash_a);
