@@ -2,20 +2,22 @@
 # Assembles what a container of Baton holds: the programs, the shared libraries they need and
 # nothing else: no shell, no package manager. The Dockerfiles call it in their build stage; the
 # test in tests/deploy calls it too, so that what is tested is what ships.
-#   deploy/images/rootfs.sh OUT_DIR PROGRAM... [--model=DIR]
-# Programs come to /usr/bin, the model to /models/<its name>. Prints the size.
+#   deploy/images/rootfs.sh OUT_DIR PROGRAM... [--library=FILE]... [--model=DIR]
+# Programs come to /usr/bin, the model to /models/<its name>, a --library, which a program loads at run
+# time by its name, with what it needs itself to /usr/lib. Prints the size.
 set -euo pipefail
 
 out= model=
-programs=()
+programs=() libraries=()
 for word in "$@"; do
   case "$word" in
     --model=*) model="${word#*=}" ;;
+    --library=*) libraries+=("${word#*=}") ;;
     -*) echo "rootfs.sh: $word: no such flag" >&2; exit 2 ;;
     *) if [[ -z "$out" ]]; then out="$word"; else programs+=("$word"); fi ;;
   esac
 done
-[[ -n "$out" && ${#programs[@]} -gt 0 ]] || { echo "usage: rootfs.sh OUT_DIR PROGRAM... [--model=DIR]" >&2; exit 2; }
+[[ -n "$out" && ${#programs[@]} -gt 0 ]] || { echo "usage: rootfs.sh OUT_DIR PROGRAM... [--library=FILE]... [--model=DIR]" >&2; exit 2; }
 [[ ! -e "$out" ]] || [[ -d "$out" && -z "$(ls -A "$out")" ]] || { echo "rootfs.sh: $out is not empty" >&2; exit 1; }
 
 # Debian's merged layout, so that every library lies where the loader looks without a cache.
@@ -36,18 +38,28 @@ copy_library() {
   owners_wanted["$real"]=1 owners_wanted["${real#/usr}"]=1
 }
 
-for program in "${programs[@]}"; do
-  install -m 755 "$program" "$out/usr/bin/"
-  # Line tables stay on the build machine; function names stay, for backtraces.
-  ! command -v strip > /dev/null || strip --strip-debug "$out/usr/bin/$(basename "$program")"
-  if ldd "$program" | grep 'not found' >&2; then
-    echo "rootfs.sh: $program needs the libraries above" >&2
+copy_needed() { # FILE: the libraries that it is linked with
+  if ldd "$1" | grep 'not found' >&2; then
+    echo "rootfs.sh: $1 needs the libraries above" >&2
     exit 1
   fi
   # "libx.so => /path (0x..)" and the loader's own "/lib64/ld-linux... (0x..)".
   while read -r library; do copy_library "$library"; done < <(
-    ldd "$program" | sed -n -e 's/.*=> \(\/[^ ]*\) .*/\1/p' -e 's/^[[:space:]]*\(\/[^ ]*\) (.*/\1/p' | sort -u
+    ldd "$1" | sed -n -e 's/.*=> \(\/[^ ]*\) .*/\1/p' -e 's/^[[:space:]]*\(\/[^ ]*\) (.*/\1/p' | sort -u
   )
+}
+
+for program in "${programs[@]}"; do
+  install -m 755 "$program" "$out/usr/bin/"
+  # Line tables stay on the build machine; function names stay, for backtraces.
+  ! command -v strip > /dev/null || strip --strip-debug "$out/usr/bin/$(basename "$program")"
+  copy_needed "$program"
+done
+for library in "${libraries[@]}"; do
+  [[ -f "$library" ]] || { echo "rootfs.sh: --library=$library: no such file" >&2; exit 1; }
+  install -D -m 755 "$(readlink -f "$library")" "$out/usr/lib/$(basename "$library")"
+  owners_wanted["$(readlink -f "$library")"]=1
+  copy_needed "$library"
 done
 
 # Debian's licences travel with its libraries. Each library is unknown under one of its two names.

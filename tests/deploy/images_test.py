@@ -68,6 +68,19 @@ class Roots(unittest.TestCase):
                     self.assertFalse(os.lstat(os.path.join(at, name)).st_mode & 0o6000, name)
             self.assertTrue(os.path.exists(os.path.join(root, "usr/share/doc/libc6/copyright")))
 
+    def test_a_library_of_run_time(self):
+        """--library brings a file under the name that programs load it by, and what it is linked with."""
+        library = next(path for path in glob.glob("/usr/lib/*/libpcre2-8.so.0") + glob.glob("/lib/*/libpcre2-8.so.0"))
+        with tempfile.TemporaryDirectory() as folder:
+            root = folder + "/root"
+            rootfs = [os.path.join(IMAGES, "rootfs.sh"), root, "/bin/true"]
+            subprocess.run([*rootfs, "--library=" + library], check=True)
+            self.assertTrue(os.path.isfile(root + "/usr/lib/libpcre2-8.so.0"))
+            run = subprocess.run([rootfs[0], folder + "/other", "/bin/true", "--library=" + folder + "/libnone.so.1"],
+                                 capture_output=True, text=True)
+            self.assertNotEqual(run.returncode, 0)
+            self.assertIn("libnone.so.1: no such file", run.stderr)
+
     def test_a_missing_library_is_named(self):
         """rootfs.sh fails where a program cannot be made whole, and on a folder that is in use."""
         with tempfile.TemporaryDirectory() as folder:
