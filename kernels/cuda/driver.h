@@ -147,7 +147,7 @@ struct cuda_driver {
 
     /* Copies and fills, queued. 0 bytes, rows or copies queue nothing. Host memory is pinned and held until
      * the stream has passed. ON_DEVICE takes imported memory too. copy_batch promises no order among its copies:
-     * they must not overlap; the array is read before it returns. */
+     * they must not overlap; the array is read before it returns; FAILED_PRECONDITION while the stream is capturing. */
     status_t (*copy)(const struct cuda_driver *self, enum cuda_copy_kind kind, void *to, const void *from,
                      size_t bytes, struct cuda_stream *stream, struct diag *diag);
     status_t (*copy_2d)(const struct cuda_driver *self, const struct cuda_copy_2d *copy,
@@ -200,7 +200,8 @@ struct cuda_driver {
                                   struct cuda_ipc_handle *ret_handle, struct diag *diag);
     status_t (*ipc_import_memory)(const struct cuda_driver *self, const struct cuda_ipc_handle *handle,
                                   void **ret_device, struct diag *diag);
-    void (*ipc_close_memory)(const struct cuda_driver *self, void *device); /* takes NULL; waits */
+    /* Takes NULL. No copy of it may be under way. */
+    void (*ipc_close_memory)(const struct cuda_driver *self, void *device);
     /* event_destroy ends an imported event too. */
     status_t (*ipc_export_event)(const struct cuda_driver *self, struct cuda_event *event,
                                  struct cuda_ipc_handle *ret_handle, struct diag *diag);
@@ -252,10 +253,15 @@ struct cuda_driver {
                          struct cuda_stream *stream, struct diag *diag);
 };
 
-/* Opens device number `device` of this machine. Which of the implementations it is, is settled by linking.
+/* Opens device number `device` of this machine. Which of the implementations it is, is settled by linking: a node names
+ * driver_real among its own deps, an emulated node the emulated device. The reference is weak, so that the many programs
+ * that link the kernels without either stay free of device code: there it is NULL, and the caller must ask.
  * Returns owned; end with ret->close(ret).
  * Errors   FAILED_PRECONDITION (node): no driver, no cuBLASLt, no such device, or no code for its architecture
  *          in this binary; diag says which, where it was sought, and what to do. */
+#ifndef CUDA_DRIVER_IMPLEMENTATION /* who defines it does so strongly, that two in one program are an error */
+__attribute__((weak))
+#endif
 NODISCARD status_t cuda_driver_open(uint32_t device, const struct cuda_driver **ret_driver, struct diag *diag);
 
 #endif
