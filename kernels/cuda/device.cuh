@@ -36,7 +36,7 @@ struct alignas(16) words4 {
 
 #ifdef __CUDACC__
 
-#define DEVICE_FN static __device__ __forceinline__
+#define DEVICE_FN [[maybe_unused]] static __device__ __forceinline__
 
 extern __shared__ __align__(128) unsigned char device_shared_bytes[];
 

@@ -58,8 +58,8 @@ void cuda_kv_write_shape(const struct cuda_kv_write_args *args, struct cuda_laun
 
 /* A whole layer's work between the product q|k|v and attention, in one launch: the norms of the heads of q and k where
  * the model has them, the rotation where there are tables, q in place, k and v to their slots. Every value is rounded
- * to `dtype` after the norm and after the rotation, so the bits are those of cuda_rmsnorm, cuda_rope and cuda_kv_write
- * one after another. k and v are only read. */
+ * to `dtype` after the norm and after the rotation, so the bits are those of cuda_rope, with a norm or without, and
+ * cuda_kv_write one after another. k and v are only read. */
 struct cuda_qkv_store_args {
     struct cuda_kv_place kv;
     uint32_t rows;
@@ -74,7 +74,7 @@ struct cuda_qkv_store_args {
     uint64_t v_stride;
     const void *q_norm; /* [head_dim]; NULL: none */
     const void *k_norm;
-    enum dtype norm_dtype;
+    enum dtype q_norm_dtype, k_norm_dtype;
     float norm_eps;
     const float *cos; /* [position][rotary_dim / 2] */
     const float *sin;

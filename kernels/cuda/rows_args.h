@@ -70,6 +70,9 @@ struct cuda_rope_args {
     const float *cos; /* [position][rotary_dim / 2] */
     const float *sin;
     const uint32_t *positions; /* [rows] */
+    const void *norm;          /* [head_dim]: each head becomes its cuda_rmsnorm first; NULL: none */
+    enum dtype norm_dtype;
+    float norm_eps;
 };
 void cuda_rope_shape(const struct cuda_rope_args *args, struct cuda_launch *ret_launch);
 
