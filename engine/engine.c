@@ -65,7 +65,7 @@ uint64_t engine_memory_bytes(const struct engine_config *config)
 {
     struct forward_limits limits = limits_of(config);
     uint64_t vocab = model_get_config(config->model)->vocab_size;
-    return forward_scratch_bytes(config->model, &limits) + 4 * vocab * logits_rows_of(config) +
+    return forward_scratch_bytes(config->model, config->kernels, &limits) + 4 * vocab * logits_rows_of(config) +
            sampler_scratch_bytes((uint32_t)vocab) + (uint64_t)config->slot_count * sizeof(struct slot) +
            (uint64_t)config->rows_max * sizeof(struct token_logprob) +
            (uint64_t)config->spans_max * sizeof(struct forward_span) +

@@ -1,5 +1,6 @@
 #include "model/forward.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,18 +9,21 @@
 #include "kernels/kernels.h"
 #include "model/model_tensors.h"
 #include "model/rope_table.h"
+#include "model/step_rows.h"
 
-/* Rows of activations begin on a cache line. */
-#define ROW_ALIGNMENT_FLOATS 16u
-#define PART_ALIGNMENT 64u
+#define PART_ALIGNMENT 64u /* of arrays, and of rows in them */
+#define UPLOAD_PIECE_BYTES ((size_t)1 << 20)
 
 _Static_assert(2 * ROPE_TABLE_PAIRS_MAX == KERNELS_HEAD_DIM_MAX, "every head the kernels take has its angles");
 
-/* Sizes of a row of each activation in floats, and where each array begins in the one scratch buffer. */
+/* Where each array begins in the one scratch buffer, in bytes, and from row to row, in elements. x and x_kept are f32,
+ * the tables of angles too, all others of the activations' dtype. q, k and v of a row lie side by side, gate and up
+ * too, so that a device can make one product of each. */
 struct scratch_plan {
-    size_t hidden_stride, q_stride, kv_stride, ffn_stride, pair_count;
-    size_t x, normed, q, k, v, attended, gate, up, cos, sin, ones; /* byte offsets of float arrays */
-    size_t ids, positions, row_numbers, slots, sequences;
+    size_t hidden_stride, qkv_stride, attended_stride, ffn_stride;
+    size_t q_dim, kv_dim, pair_count;
+    size_t x, x_kept, normed, qkv, attended, ffn, cos, sin, ones;
+    uint32_t angle_rows; /* of cos and sin: those of a step, or of the whole context on a device */
     size_t total;
 };
 
@@ -27,32 +31,33 @@ struct forward {
     const struct model_config *config;
     const struct model_weights *weights;
     struct kernels *kernels;
+    enum dtype dtype; /* of activations */
     struct kv_layout layout;
     struct forward_limits limits;
     struct rope_table rope;
     struct scratch_plan plan;
     uint8_t *scratch;
+    struct step_rows rows;
+    uint64_t graph_key; /* its high half: no other forward pass has it */
 
     float *x;        /* the residual stream */
-    float *normed;   /* input of the projections; after a run: the final hidden states of kept_rows rows */
-    float *q, *k, *v;
-    float *attended;
-    float *gate, *up;
-    float *cos, *sin; /* [row][pair_count] of this step */
-    float *ones;      /* [ffn]: the other factor where silu is not gated */
-    uint32_t *ids, *positions;
-    uint32_t *row_numbers; /* 0, 1, 2 ...: which row of cos and sin a row reads */
-    struct kernels_kv_slot *slots;
-    struct kernels_attention_sequence *sequences;
+    float *x_kept;   /* its rows that want logits, where others do not */
+    void *normed;    /* input of the projections; after a run: the final hidden states of the rows that want logits */
+    void *q, *k, *v; /* columns of one buffer */
+    void *attended;
+    void *gate, *up; /* columns of one buffer */
+    float *cos, *sin; /* [angle_rows][pair_count] */
+    void *ones;       /* [ffn]: the other factor where silu is not gated */
 
-    uint32_t rows;      /* of the step that runs */
-    uint32_t kept_rows; /* that want logits */
+    /* What the rest of a step computes on: all rows, then those that are kept. */
+    struct live {
+        uint32_t rows;
+        float *x;
+        const struct kernels_attention_sequence *sequences;
+        const uint32_t *angles; /* which row of cos and sin a row reads */
+    } live;
+    uint32_t ready_rows; /* of normed, for logits */
 };
-
-static size_t padded(size_t floats)
-{
-    return (floats + ROW_ALIGNMENT_FLOATS - 1) / ROW_ALIGNMENT_FLOATS * ROW_ALIGNMENT_FLOATS;
-}
 
 static size_t take_part(struct scratch_plan *plan, size_t bytes)
 {
@@ -61,37 +66,50 @@ static size_t take_part(struct scratch_plan *plan, size_t bytes)
     return at;
 }
 
-static struct scratch_plan plan_scratch(const struct model_config *config, const struct forward_limits *limits)
+static bool needs_ones(const struct model_config *config) { return config->activation == MODEL_SILU && !config->ffn_is_gated; }
+
+static struct scratch_plan plan_scratch(const struct model_config *config, const struct forward_limits *limits,
+                                        enum dtype dtype, bool is_host)
 {
     struct scratch_plan plan = {0};
-    size_t rows = limits->rows_max;
-    plan.hidden_stride = padded(config->hidden_size);
-    plan.q_stride = padded((size_t)config->q_heads * config->head_dim);
-    plan.kv_stride = padded((size_t)config->kv_heads * config->head_dim);
-    plan.ffn_stride = padded(config->ffn_size);
+    const size_t rows = limits->rows_max, bytes = dtype_bytes(dtype), step = PART_ALIGNMENT / bytes;
+#define PADDED(count) (((size_t)(count) + step - 1) / step * step)
+    plan.q_dim = (size_t)config->q_heads * config->head_dim;
+    plan.kv_dim = (size_t)config->kv_heads * config->head_dim;
+    plan.hidden_stride = PADDED(config->hidden_size);
+    plan.qkv_stride = PADDED(plan.q_dim + 2 * plan.kv_dim);
+    plan.attended_stride = PADDED(plan.q_dim);
+    plan.ffn_stride = PADDED((config->ffn_is_gated ? 2 : 1) * (size_t)config->ffn_size);
+#undef PADDED
     plan.pair_count = config->rope == MODEL_ROPE_NONE ? 0 : config->head_dim / 2;
-    plan.x = take_part(&plan, rows * plan.hidden_stride * 4);
-    plan.normed = take_part(&plan, rows * plan.hidden_stride * 4);
-    plan.q = take_part(&plan, rows * plan.q_stride * 4);
-    plan.k = take_part(&plan, rows * plan.kv_stride * 4);
-    plan.v = take_part(&plan, rows * plan.kv_stride * 4);
-    plan.attended = take_part(&plan, rows * plan.q_stride * 4);
-    plan.gate = take_part(&plan, config->ffn_is_gated ? rows * plan.ffn_stride * 4 : 0);
-    plan.up = take_part(&plan, rows * plan.ffn_stride * 4);
-    plan.cos = take_part(&plan, rows * plan.pair_count * 4);
-    plan.sin = take_part(&plan, rows * plan.pair_count * 4);
-    plan.ones = take_part(&plan, plan.ffn_stride * 4);
-    plan.ids = take_part(&plan, rows * sizeof(uint32_t));
-    plan.positions = take_part(&plan, rows * sizeof(uint32_t));
-    plan.row_numbers = take_part(&plan, rows * sizeof(uint32_t));
-    plan.slots = take_part(&plan, rows * sizeof(struct kernels_kv_slot));
-    plan.sequences = take_part(&plan, (size_t)limits->spans_max * sizeof(struct kernels_attention_sequence));
+    plan.angle_rows = is_host ? limits->rows_max : config->context_tokens;
+    plan.x = take_part(&plan, rows * plan.hidden_stride * sizeof(float));
+    plan.x_kept = take_part(&plan, rows * plan.hidden_stride * sizeof(float));
+    plan.normed = take_part(&plan, rows * plan.hidden_stride * bytes);
+    plan.qkv = take_part(&plan, rows * plan.qkv_stride * bytes);
+    plan.attended = take_part(&plan, rows * plan.attended_stride * bytes);
+    plan.ffn = take_part(&plan, rows * plan.ffn_stride * bytes);
+    plan.cos = take_part(&plan, plan.angle_rows * plan.pair_count * sizeof(float));
+    plan.sin = take_part(&plan, plan.angle_rows * plan.pair_count * sizeof(float));
+    plan.ones = take_part(&plan, needs_ones(config) ? config->ffn_size * bytes : 0);
     return plan;
 }
 
-size_t forward_scratch_bytes(const struct model *model, const struct forward_limits *limits)
+static struct step_rows_limits rows_limits(const struct model_config *config, const struct forward_limits *limits,
+                                           uint32_t block_tokens)
 {
-    return plan_scratch(model_get_config(model), limits).total;
+    return (struct step_rows_limits){.rows_max = limits->rows_max, .spans_max = limits->spans_max,
+                                     .context_tokens = config->context_tokens, .vocab_size = config->vocab_size,
+                                     .block_tokens = block_tokens};
+}
+
+size_t forward_scratch_bytes(const struct model *model, const struct kernels *kernels, const struct forward_limits *limits)
+{
+    const struct model_config *config = model_get_config(model);
+    const bool is_host = !kernels || kernels_uses_host_memory(kernels);
+    const enum dtype dtype = kernels ? kernels_activation_dtype(kernels) : DTYPE_F32;
+    const struct step_rows_limits rows = rows_limits(config, limits, KV_TILE_TOKENS);
+    return plan_scratch(config, limits, dtype, is_host).total + step_rows_bytes(&rows, !is_host);
 }
 
 static bool layout_fits(const struct kv_layout *layout, const struct model_config *config)
@@ -105,28 +123,64 @@ static void point_into_scratch(struct forward *forward)
 {
     const struct scratch_plan *plan = &forward->plan;
     uint8_t *base = forward->scratch;
+    const size_t bytes = dtype_bytes(forward->dtype);
     forward->x = (float *)(void *)(base + plan->x);
-    forward->normed = (float *)(void *)(base + plan->normed);
-    forward->q = (float *)(void *)(base + plan->q);
-    forward->k = (float *)(void *)(base + plan->k);
-    forward->v = (float *)(void *)(base + plan->v);
-    forward->attended = (float *)(void *)(base + plan->attended);
-    forward->gate = (float *)(void *)(base + plan->gate);
-    forward->up = (float *)(void *)(base + plan->up);
+    forward->x_kept = (float *)(void *)(base + plan->x_kept);
+    forward->normed = base + plan->normed;
+    forward->q = base + plan->qkv;
+    forward->k = base + plan->qkv + plan->q_dim * bytes;
+    forward->v = base + plan->qkv + (plan->q_dim + plan->kv_dim) * bytes;
+    forward->attended = base + plan->attended;
+    forward->gate = base + plan->ffn;
+    forward->up = base + plan->ffn + (forward->config->ffn_is_gated ? forward->config->ffn_size * bytes : 0);
     forward->cos = (float *)(void *)(base + plan->cos);
     forward->sin = (float *)(void *)(base + plan->sin);
-    forward->ones = (float *)(void *)(base + plan->ones);
-    forward->ids = (uint32_t *)(void *)(base + plan->ids);
-    forward->positions = (uint32_t *)(void *)(base + plan->positions);
-    forward->row_numbers = (uint32_t *)(void *)(base + plan->row_numbers);
-    forward->slots = (struct kernels_kv_slot *)(void *)(base + plan->slots);
-    forward->sequences = (struct kernels_attention_sequence *)(void *)(base + plan->sequences);
-    for (size_t i = 0; i < forward->plan.ffn_stride; i++) { forward->ones[i] = 1.0f; }
+    forward->ones = base + plan->ones;
+}
+
+/* What does not change from step to step: the ones, and a device's angles of every position. The host's are made for
+ * the rows of each step. */
+static status_t fill_constants(struct forward *forward, struct diag *diag)
+{
+    struct kernels *kernels = forward->kernels;
+    const struct scratch_plan *plan = &forward->plan;
+    void *piece = NULL;
+    TRY(kernels_pinned_alloc(kernels, UPLOAD_PIECE_BYTES, &piece, diag));
+    status_t st = STATUS_OK;
+    if (needs_ones(forward->config)) {
+        const size_t bytes = dtype_bytes(forward->dtype), room = UPLOAD_PIECE_BYTES / bytes;
+        for (size_t at = 0; at < forward->config->ffn_size && !failed(st); at += room) {
+            const size_t left = forward->config->ffn_size - at, count = left < room ? left : room;
+            for (size_t i = 0; i < count; i++) {
+                const uint16_t half = forward->dtype == DTYPE_BF16 ? f32_to_bf16(1.0f) : f32_to_f16(1.0f);
+                if (bytes == 4) { ((float *)piece)[i] = 1.0f; } else { ((uint16_t *)piece)[i] = half; }
+            }
+            kernels_upload(kernels, (uint8_t *)forward->ones + at * bytes, piece, count * bytes);
+            st = kernels_sync(kernels);
+        }
+    }
+    const size_t row_bytes = plan->pair_count * sizeof(float);
+    if (row_bytes != 0 && !kernels_uses_host_memory(kernels)) {
+        const uint32_t room = (uint32_t)(UPLOAD_PIECE_BYTES / 2 / row_bytes);
+        float *cos = piece, *sin = cos + room * plan->pair_count;
+        for (uint32_t at = 0; at < plan->angle_rows && !failed(st); at += room) {
+            const uint32_t left = plan->angle_rows - at, count = left < room ? left : room;
+            for (uint32_t i = 0; i < count; i++) {
+                rope_table_row(&forward->rope, at + i, cos + i * plan->pair_count, sin + i * plan->pair_count);
+            }
+            kernels_upload(kernels, forward->cos + at * plan->pair_count, cos, count * row_bytes);
+            kernels_upload(kernels, forward->sin + at * plan->pair_count, sin, count * row_bytes);
+            st = kernels_sync(kernels);
+        }
+    }
+    kernels_pinned_free(kernels, piece, UPLOAD_PIECE_BYTES);
+    return st;
 }
 
 status_t forward_create(const struct model *model, struct kernels *kernels, const struct kv_layout *layout,
                         const struct forward_limits *limits, struct diag *diag, struct forward **ret_forward)
 {
+    static _Atomic uint64_t created;
     const struct model_config *config = model_get_config(model);
     if (limits->rows_max == 0 || limits->spans_max == 0) {
         diag_set(diag, "a step needs room for at least one row and one span");
@@ -138,9 +192,10 @@ status_t forward_create(const struct model *model, struct kernels *kernels, cons
                  config->head_dim);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
-    if (!kernels_uses_host_memory(kernels)) {
-        diag_set(diag, "the kernels \"%s\" do not read host memory, where this forward pass keeps weights and rows",
-                 kernels_set_name(kernels));
+    const struct model_weights *weights = model_get_weights(model);
+    if (!weights->head.data || weights->head.matrix.order != kernels_weight_order(kernels)) {
+        diag_set(diag, "the kernels \"%s\" do not read the model's weights where they are: %s", kernels_set_name(kernels),
+                 kernels_uses_host_memory(kernels) ? "they lie on a device" : "they are not on the device yet");
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
     }
     struct forward *forward = calloc(1, sizeof *forward);
@@ -149,198 +204,111 @@ status_t forward_create(const struct model *model, struct kernels *kernels, cons
         return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
     }
     forward->config = config;
-    forward->weights = model_get_weights(model);
+    forward->weights = weights;
     forward->kernels = kernels;
+    forward->dtype = kernels_activation_dtype(kernels);
     forward->layout = *layout;
     forward->limits = *limits;
-    forward->plan = plan_scratch(config, limits);
+    forward->graph_key = (atomic_fetch_add(&created, 1) + 1) << 32;
+    forward->plan = plan_scratch(config, limits, forward->dtype, kernels_uses_host_memory(kernels));
+    if (config->rope != MODEL_ROPE_NONE) { rope_table_init(&forward->rope, config); }
     void *scratch = NULL;
     status_t st = kernels_buffer_alloc(kernels, forward->plan.total, &scratch, diag);
-    if (failed(st)) {
-        free(forward);
-        return st;
-    }
+    if (failed(st)) { goto fail; }
     forward->scratch = scratch;
     point_into_scratch(forward);
-    if (config->rope != MODEL_ROPE_NONE) { rope_table_init(&forward->rope, config); }
+    const struct step_rows_limits rows = rows_limits(config, limits, layout->block_tokens);
+    st = step_rows_init(&forward->rows, kernels, &rows, diag);
+    if (failed(st)) { goto fail; }
+    st = fill_constants(forward, diag);
+    if (failed(st)) { goto fail; }
     *ret_forward = forward;
     return STATUS_OK;
+fail:
+    forward_destroy(forward);
+    return st;
 }
 
 void forward_destroy(struct forward *forward)
 {
     if (!forward) { return; }
-    kernels_buffer_free(forward->kernels, forward->scratch, forward->plan.total);
+    step_rows_fini(&forward->rows);
+    if (forward->scratch) { kernels_buffer_free(forward->kernels, forward->scratch, forward->plan.total); }
     free(forward);
-}
-
-/* ---- a step's rows ------------------------------------------------------------------------ */
-
-static uint32_t span_kept(const struct forward_span *span)
-{
-    return span->want == FORWARD_WANT_ALL ? span->row_count : span->want == FORWARD_WANT_LAST ? 1u : 0u;
-}
-
-static status_t check_span(const struct forward *forward, const struct forward_step *step, uint32_t index,
-                           struct diag *diag)
-{
-    const struct model_config *config = forward->config;
-    const struct forward_span *span = &step->spans[index];
-    uint64_t end = (uint64_t)span->first_position + span->row_count;
-    if (span->row_count == 0 || end > config->context_tokens) {
-        diag_set(diag, "span %u has positions %u to %llu; the model takes 1 to %u tokens", index, span->first_position,
-                 (unsigned long long)end, config->context_tokens);
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
-    }
-    for (uint32_t r = 0; r < span->row_count; r++) {
-        uint32_t block = span->block_table[(span->first_position + r) / forward->layout.block_tokens];
-        if (span->tokens[r] >= config->vocab_size) {
-            diag_set(diag, "span %u, position %u: token %u is not in the vocabulary of %u", index,
-                     span->first_position + r, span->tokens[r], config->vocab_size);
-            return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
-        }
-        if (block >= step->kv_block_count) {
-            diag_set(diag, "span %u, position %u: block %u is not in the pool of %u", index, span->first_position + r,
-                     block, step->kv_block_count);
-            return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
-        }
-    }
-    return STATUS_OK;
-}
-
-static status_t check_step(const struct forward *forward, const struct forward_step *step, struct diag *diag)
-{
-    uint64_t rows = 0;
-    if (step->span_count > forward->limits.spans_max) {
-        diag_set(diag, "a step of %u spans; the limit is %u", step->span_count, forward->limits.spans_max);
-        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
-    }
-    for (uint32_t i = 0; i < step->span_count; i++) {
-        rows += step->spans[i].row_count;
-        TRY(check_span(forward, step, i, diag));
-    }
-    if (rows > forward->limits.rows_max) {
-        diag_set(diag, "a step of %llu rows; the limit is %u", (unsigned long long)rows, forward->limits.rows_max);
-        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_REQUEST);
-    }
-    return STATUS_OK;
-}
-
-/* Spreads the spans over flat arrays of rows. */
-static void lay_out_rows(struct forward *forward, const struct forward_step *step)
-{
-    uint32_t row = 0;
-    forward->kept_rows = 0;
-    for (uint32_t i = 0; i < step->span_count; i++) {
-        const struct forward_span *span = &step->spans[i];
-        forward->sequences[i] = (struct kernels_attention_sequence){
-            .row_first = row,
-            .row_count = span->row_count,
-            .position_first = span->first_position,
-            .blocks = span->block_table,
-        };
-        for (uint32_t r = 0; r < span->row_count; r++, row++) {
-            uint32_t position = span->first_position + r;
-            forward->ids[row] = span->tokens[r];
-            forward->positions[row] = position;
-            forward->row_numbers[row] = row;
-            forward->slots[row] = (struct kernels_kv_slot){
-                .block = span->block_table[position / forward->layout.block_tokens],
-                .slot = position % forward->layout.block_tokens,
-            };
-            if (forward->plan.pair_count > 0) {
-                rope_table_row(&forward->rope, position, forward->cos + row * forward->plan.pair_count,
-                               forward->sin + row * forward->plan.pair_count);
-            }
-        }
-        forward->kept_rows += span_kept(span);
-    }
-    forward->rows = row;
-}
-
-/* From the last layer's attention on, only rows that want logits matter. They move to the front, in
- * order, with their own angles; attention over one row alone has the bits it has among others. */
-static uint32_t drop_unwanted_rows(struct forward *forward, const struct forward_step *step)
-{
-    size_t stride = forward->plan.hidden_stride;
-    size_t row_bytes = forward->config->hidden_size * sizeof(float);
-    uint32_t kept = 0, row = 0;
-    for (uint32_t i = 0; i < step->span_count; i++) {
-        const struct forward_span *span = &step->spans[i];
-        uint32_t count = span_kept(span);
-        uint32_t skipped = span->row_count - count;
-        forward->sequences[i].row_first = kept;
-        forward->sequences[i].row_count = count;
-        forward->sequences[i].position_first = span->first_position + skipped;
-        for (uint32_t r = 0; r < count; r++, kept++) {
-            uint32_t from = row + skipped + r;
-            forward->row_numbers[kept] = from;
-            if (from == kept) { continue; }
-            memcpy(forward->x + kept * stride, forward->x + from * stride, row_bytes);
-            memcpy(forward->normed + kept * stride, forward->normed + from * stride, row_bytes);
-        }
-        row += span->row_count;
-    }
-    CHECK(kept == forward->kept_rows);
-    return kept;
 }
 
 /* ---- the parts of a layer ----------------------------------------------------------------- */
 
-static struct kernels_gemm product(const struct model_tensor *weight, const struct model_tensor *bias, uint32_t rows,
-                                   const float *x, size_t x_stride, float *out, size_t out_stride)
+/* x is of the activations' dtype; out too, unless the caller says otherwise. */
+static struct kernels_gemm product(const struct forward *forward, const struct model_tensor *weight,
+                                   const struct model_tensor *bias, const void *x, size_t x_stride, void *out,
+                                   size_t out_stride)
 {
     return (struct kernels_gemm){
-        .rows = rows,
+        .rows = forward->live.rows,
         .weight = &weight->matrix,
         .x = x,
+        .x_dtype = forward->dtype,
         .x_stride = x_stride,
         .bias = bias ? bias->data : NULL,
         .bias_dtype = bias ? bias->dtype : DTYPE_F32,
         .out = out,
+        .out_dtype = forward->dtype,
         .out_stride = out_stride,
     };
 }
 
+/* x += weight * y */
+static void add_product(struct forward *forward, const struct model_tensor *weight, const struct model_tensor *bias,
+                        const void *y, size_t y_stride)
+{
+    struct kernels_gemm gemm = product(forward, weight, bias, y, y_stride, forward->live.x, forward->plan.hidden_stride);
+    gemm.out_dtype = DTYPE_F32;
+    gemm.accumulate = true;
+    kernels_gemm(forward->kernels, &gemm, 1);
+}
+
 /* normed = norm(x) */
-static void run_norm(struct forward *forward, const struct model_tensor *weight, const struct model_tensor *bias,
-                     uint32_t rows)
+static void run_norm(struct forward *forward, const struct model_tensor *weight, const struct model_tensor *bias)
 {
     const struct model_config *config = forward->config;
-    size_t stride = forward->plan.hidden_stride;
+    const size_t stride = forward->plan.hidden_stride;
     if (config->norm == MODEL_NORM_RMS) {
-        kernels_rmsnorm(forward->kernels, &(struct kernels_rmsnorm){
-                                              .rows = rows, .heads = 1, .dim = config->hidden_size, .x = forward->x,
-                                              .x_stride = stride, .weight = weight->data, .weight_dtype = weight->dtype,
-                                              .eps = config->norm_eps, .out = forward->normed, .out_stride = stride});
+        kernels_rmsnorm(forward->kernels,
+                        &(struct kernels_rmsnorm){.rows = forward->live.rows, .heads = 1, .dim = config->hidden_size,
+                                                  .x = forward->live.x, .x_stride = stride, .weight = weight->data,
+                                                  .weight_dtype = weight->dtype, .eps = config->norm_eps,
+                                                  .out = forward->normed, .out_dtype = forward->dtype, .out_stride = stride});
         return;
     }
     CHECK(weight->dtype == bias->dtype);
-    kernels_layernorm(forward->kernels, &(struct kernels_layernorm){
-                                            .rows = rows, .dim = config->hidden_size, .x = forward->x,
-                                            .x_stride = stride, .weight = weight->data, .bias = bias->data,
-                                            .dtype = weight->dtype, .eps = config->norm_eps, .out = forward->normed,
-                                            .out_stride = stride});
+    kernels_layernorm(forward->kernels,
+                      &(struct kernels_layernorm){.rows = forward->live.rows, .dim = config->hidden_size,
+                                                  .x = forward->live.x, .x_stride = stride, .weight = weight->data,
+                                                  .bias = bias->data, .dtype = weight->dtype, .eps = config->norm_eps,
+                                                  .out = forward->normed, .out_dtype = forward->dtype, .out_stride = stride});
 }
 
-/* Norm of each head, then rotation, where the model has them; on q or on k, in place. */
-static void norm_and_rotate(struct forward *forward, const struct model_tensor *norm, uint32_t rows, uint32_t heads,
-                            float *x, size_t x_stride)
+/* Norm of each head, where the model has it, and rotation; of q or k, in place. */
+static struct kernels_rope rope_of(const struct forward *forward, const struct model_tensor *norm, uint32_t heads, void *x)
 {
     const struct model_config *config = forward->config;
-    if (config->qk_norm) {
-        kernels_rmsnorm(forward->kernels,
-                        &(struct kernels_rmsnorm){.rows = rows, .heads = heads, .dim = config->head_dim, .x = x,
-                                                  .x_stride = x_stride, .weight = norm->data,
-                                                  .weight_dtype = norm->dtype, .eps = config->norm_eps, .out = x,
-                                                  .out_stride = x_stride});
-    }
-    if (config->rope == MODEL_ROPE_NONE) { return; }
-    kernels_rope(forward->kernels,
-                 &(struct kernels_rope){.rows = rows, .heads = heads, .head_dim = config->head_dim,
-                                        .rotary_dim = config->head_dim, .x = x, .x_stride = x_stride,
-                                        .cos = forward->cos, .sin = forward->sin, .positions = forward->row_numbers,
-                                        .position_count = forward->rows});
+    return (struct kernels_rope){
+        .rows = forward->live.rows,
+        .heads = heads,
+        .head_dim = config->head_dim,
+        .rotary_dim = config->rope == MODEL_ROPE_NONE ? 0 : config->head_dim,
+        .x = x,
+        .dtype = forward->dtype,
+        .x_stride = forward->plan.qkv_stride,
+        .cos = forward->cos,
+        .sin = forward->sin,
+        .positions = forward->live.angles,
+        .position_count = forward->plan.angle_rows,
+        .norm = config->qk_norm ? norm->data : NULL,
+        .norm_dtype = config->qk_norm ? norm->dtype : DTYPE_F32,
+        .norm_eps = config->norm_eps,
+    };
 }
 
 static struct kernels_kv layer_kv(const struct forward *forward, const struct forward_step *step, uint32_t layer)
@@ -349,94 +317,118 @@ static struct kernels_kv layer_kv(const struct forward *forward, const struct fo
         .pool = step->kv_pool, .layout = forward->layout, .block_count = step->kv_block_count, .layer = layer};
 }
 
-/* K and V of every row into the pool; q too, unless this is the last layer, where fewer rows need it. */
+/* K and V of every row into the pool; and q, unless fewer rows will need it. */
 static void run_projections(struct forward *forward, const struct forward_step *step, uint32_t layer, bool with_q)
 {
+    const struct model_config *config = forward->config;
     const struct model_layer *weights = &forward->weights->layers[layer];
     const struct scratch_plan *plan = &forward->plan;
-    uint32_t rows = forward->rows;
-    size_t stride = plan->hidden_stride;
-    struct kernels_gemm gemms[3] = {
-        product(&weights->k, &weights->k_bias, rows, forward->normed, stride, forward->k, plan->kv_stride),
-        product(&weights->v, &weights->v_bias, rows, forward->normed, stride, forward->v, plan->kv_stride),
-        product(&weights->q, &weights->q_bias, rows, forward->normed, stride, forward->q, plan->q_stride),
+    const size_t stride = plan->hidden_stride;
+    const struct kernels_gemm gemms[3] = {
+        product(forward, &weights->q, &weights->q_bias, forward->normed, stride, forward->q, plan->qkv_stride),
+        product(forward, &weights->k, &weights->k_bias, forward->normed, stride, forward->k, plan->qkv_stride),
+        product(forward, &weights->v, &weights->v_bias, forward->normed, stride, forward->v, plan->qkv_stride),
     };
-    kernels_gemm(forward->kernels, gemms, with_q ? 3 : 2);
-    norm_and_rotate(forward, &weights->k_norm, rows, forward->config->kv_heads, forward->k, plan->kv_stride);
-    kernels_kv_write(forward->kernels,
-                     &(struct kernels_kv_write){.kv = layer_kv(forward, step, layer), .rows = rows, .k = forward->k,
-                                                .k_stride = plan->kv_stride, .v = forward->v,
-                                                .v_stride = plan->kv_stride, .slots = forward->slots});
+    kernels_gemm(forward->kernels, with_q ? gemms : gemms + 1, with_q ? 3 : 2);
+    struct kernels_rope_kv rope = {
+        .k = rope_of(forward, &weights->k_norm, config->kv_heads, forward->k),
+        .write = {.kv = layer_kv(forward, step, layer), .rows = forward->live.rows, .dtype = forward->dtype,
+                  .k = forward->k, .k_stride = plan->qkv_stride, .v = forward->v, .v_stride = plan->qkv_stride,
+                  .slots = forward->rows.slots},
+        .q = rope_of(forward, &weights->q_norm, config->q_heads, forward->q),
+    };
+    if (!with_q) { rope.q.rows = 0; }
+    kernels_rope_kv(forward->kernels, &rope);
+}
+
+/* Goes on with the rows that want logits alone, and computes the q that run_projections() left out. Attention over one
+ * row has the bits that it has among others. */
+static void drop_unwanted_rows(struct forward *forward, const struct model_layer *weights)
+{
+    const struct scratch_plan *plan = &forward->plan;
+    const struct step_rows *rows = &forward->rows;
+    const bool is_host = kernels_uses_host_memory(forward->kernels);
+    kernels_gather_rows(forward->kernels,
+                        &(struct kernels_gather_rows){.rows = rows->kept_rows, .dim = forward->config->hidden_size,
+                                                      .x = forward->x, .x_rows = rows->rows, .x_stride = plan->hidden_stride,
+                                                      .from = rows->kept_from, .out = forward->x_kept,
+                                                      .out_stride = plan->hidden_stride});
+    forward->live = (struct live){.rows = rows->kept_rows, .x = forward->x_kept, .sequences = rows->kept_sequences,
+                                  .angles = is_host ? rows->kept_from : rows->kept_positions};
+    run_norm(forward, &weights->attention_norm, &weights->attention_norm_bias);
+    const struct kernels_gemm q =
+        product(forward, &weights->q, &weights->q_bias, forward->normed, plan->hidden_stride, forward->q, plan->qkv_stride);
+    kernels_gemm(forward->kernels, &q, 1);
+    const struct kernels_rope rope = rope_of(forward, &weights->q_norm, forward->config->q_heads, forward->q);
+    kernels_rope(forward->kernels, &rope);
 }
 
 /* x += o(attention(q)) */
-static void run_attention(struct forward *forward, const struct forward_step *step, uint32_t layer, uint32_t rows)
+static void run_attention(struct forward *forward, const struct forward_step *step, uint32_t layer)
 {
     const struct model_config *config = forward->config;
     const struct model_layer *weights = &forward->weights->layers[layer];
     const struct scratch_plan *plan = &forward->plan;
-    norm_and_rotate(forward, &weights->q_norm, rows, config->q_heads, forward->q, plan->q_stride);
     kernels_attention(forward->kernels,
                       &(struct kernels_attention){.kv = layer_kv(forward, step, layer), .q_heads = config->q_heads,
                                                   .scale = model_config_attention_scale(config, layer),
-                                                  .window = model_config_window(config, layer), .q = forward->q,
-                                                  .q_stride = plan->q_stride, .out = forward->attended,
-                                                  .out_stride = plan->q_stride, .sequences = forward->sequences,
-                                                  .sequence_count = step->span_count});
-    struct kernels_gemm out = product(&weights->o, &weights->o_bias, rows, forward->attended, plan->q_stride,
-                                      forward->x, plan->hidden_stride);
-    out.accumulate = true;
-    kernels_gemm(forward->kernels, &out, 1);
+                                                  .window = model_config_window(config, layer), .dtype = forward->dtype,
+                                                  .q = forward->q, .q_stride = plan->qkv_stride, .out = forward->attended,
+                                                  .out_stride = plan->attended_stride,
+                                                  .sequences = forward->live.sequences,
+                                                  .sequence_count = forward->rows.sequence_count,
+                                                  .rows = forward->live.rows,
+                                                  .row_count_max = forward->rows.row_count_max,
+                                                  .context_max = forward->rows.context_max});
+    add_product(forward, &weights->o, &weights->o_bias, forward->attended, plan->attended_stride);
 }
 
 /* up = act(gate) * up, or up = act(up). */
-static void run_activation(struct forward *forward, uint32_t rows)
+static void run_activation(struct forward *forward)
 {
     const struct model_config *config = forward->config;
-    size_t stride = forward->plan.ffn_stride;
-    uint32_t dim = config->ffn_size;
+    const size_t stride = forward->plan.ffn_stride;
+    const uint32_t dim = config->ffn_size, rows = forward->live.rows;
     if (config->activation == MODEL_SILU) {
-        if (config->ffn_is_gated) {
-            kernels_silu_mul(forward->kernels, &(struct kernels_silu_mul){
-                                                   .rows = rows, .dim = dim, .gate = forward->gate, .gate_stride = stride,
-                                                   .up = forward->up, .up_stride = stride, .out = forward->up, .out_stride = stride});
-            return;
+        struct kernels_silu_mul silu = {.rows = rows, .dim = dim, .dtype = forward->dtype, .gate = forward->gate,
+                                        .gate_stride = stride, .up = forward->up, .up_stride = stride,
+                                        .out = forward->up, .out_stride = stride};
+        if (!config->ffn_is_gated) {
+            silu.gate = forward->up;
+            silu.up = forward->ones;
+            silu.up_stride = 0;
         }
-        kernels_silu_mul(forward->kernels, &(struct kernels_silu_mul){
-                                               .rows = rows, .dim = dim, .gate = forward->up, .gate_stride = stride,
-                                               .up = forward->ones, .up_stride = 0, .out = forward->up, .out_stride = stride});
+        kernels_silu_mul(forward->kernels, &silu);
         return;
     }
-    enum kernels_gelu_form form = config->activation == MODEL_GELU_ERF ? KERNELS_GELU_ERF : KERNELS_GELU_TANH;
-    float *x = config->ffn_is_gated ? forward->gate : forward->up;
-    kernels_gelu(forward->kernels, &(struct kernels_gelu){.form = form, .rows = rows, .dim = dim, .x = x, .x_stride = stride,
-                                                          .out = x, .out_stride = stride});
+    void *x = config->ffn_is_gated ? forward->gate : forward->up;
+    kernels_gelu(forward->kernels,
+                 &(struct kernels_gelu){.form = config->activation == MODEL_GELU_ERF ? KERNELS_GELU_ERF : KERNELS_GELU_TANH,
+                                        .rows = rows, .dim = dim, .dtype = forward->dtype, .x = x, .x_stride = stride,
+                                        .out = x, .out_stride = stride});
     if (!config->ffn_is_gated) { return; }
-    kernels_mul(forward->kernels, &(struct kernels_mul){.rows = rows, .dim = dim, .a = forward->up, .a_stride = stride,
-                                                        .b = forward->gate, .b_stride = stride, .out = forward->up,
-                                                        .out_stride = stride});
+    kernels_mul(forward->kernels,
+                &(struct kernels_mul){.rows = rows, .dim = dim, .dtype = forward->dtype, .a = forward->up, .a_stride = stride,
+                                      .b = forward->gate, .b_stride = stride, .out = forward->up, .out_stride = stride});
 }
 
 /* x += down(act(...)) of norm(x) */
-static void run_ffn(struct forward *forward, uint32_t layer, uint32_t rows)
+static void run_ffn(struct forward *forward, uint32_t layer)
 {
     const struct model_layer *weights = &forward->weights->layers[layer];
     const struct scratch_plan *plan = &forward->plan;
-    run_norm(forward, &weights->ffn_norm, &weights->ffn_norm_bias, rows);
+    run_norm(forward, &weights->ffn_norm, &weights->ffn_norm_bias);
     struct kernels_gemm gemms[2];
     uint32_t count = 0;
-    gemms[count++] = product(&weights->up, &weights->up_bias, rows, forward->normed, plan->hidden_stride, forward->up,
-                             plan->ffn_stride);
     if (forward->config->ffn_is_gated) {
-        gemms[count++] = product(&weights->gate, &weights->gate_bias, rows, forward->normed, plan->hidden_stride,
+        gemms[count++] = product(forward, &weights->gate, &weights->gate_bias, forward->normed, plan->hidden_stride,
                                  forward->gate, plan->ffn_stride);
     }
+    gemms[count++] = product(forward, &weights->up, &weights->up_bias, forward->normed, plan->hidden_stride, forward->up,
+                             plan->ffn_stride);
     kernels_gemm(forward->kernels, gemms, count);
-    run_activation(forward, rows);
-    struct kernels_gemm down = product(&weights->down, &weights->down_bias, rows, forward->up, plan->ffn_stride,
-                                       forward->x, plan->hidden_stride);
-    down.accumulate = true;
-    kernels_gemm(forward->kernels, &down, 1);
+    run_activation(forward);
+    add_product(forward, &weights->down, &weights->down_bias, forward->up, plan->ffn_stride);
 }
 
 static void run_embedding(struct forward *forward)
@@ -444,58 +436,109 @@ static void run_embedding(struct forward *forward)
     const struct model_tensor *table = &forward->weights->embedding;
     const struct model_tensor *positions = &forward->weights->positions;
     kernels_embed(forward->kernels,
-                  &(struct kernels_embed){.rows = forward->rows, .table = &table->matrix, .ids = forward->ids,
+                  &(struct kernels_embed){.rows = forward->live.rows, .table = &table->matrix, .ids = forward->rows.ids,
                                           .position_table = positions->data,
                                           .position_count = positions->rows, .position_dtype = positions->dtype,
-                                          .positions = forward->positions, .out = forward->x,
+                                          .positions = forward->rows.positions, .out = forward->live.x,
                                           .out_stride = forward->plan.hidden_stride});
+}
+
+/* ---- a step ------------------------------------------------------------------------------- */
+
+/* Queues everything. layer_done  may be NULL. */
+static void run_layers(struct forward *forward, const struct forward_step *step, forward_layer_done_fn layer_done)
+{
+    struct step_rows *rows = &forward->rows;
+    const uint32_t layer_count = forward->config->layer_count;
+    run_embedding(forward);
+    for (uint32_t layer = 0; layer < layer_count; layer++) {
+        const struct model_layer *weights = &forward->weights->layers[layer];
+        const bool drops_rows = layer + 1 == layer_count && rows->kept_rows < rows->rows;
+        run_norm(forward, &weights->attention_norm, &weights->attention_norm_bias);
+        run_projections(forward, step, layer, !drops_rows);
+        if (layer_done) { layer_done(layer, kernels_mark(forward->kernels), step->layer_done_user); }
+        if (drops_rows) {
+            if (rows->kept_rows == 0) { return; }
+            drop_unwanted_rows(forward, weights);
+        }
+        run_attention(forward, step, layer);
+        run_ffn(forward, layer);
+    }
+    run_norm(forward, &forward->weights->final_norm, &forward->weights->final_norm_bias);
+}
+
+/* Sizes of a decode step that are recorded: each costs some memory and one slow step. */
+static uint32_t graph_rows(const struct forward *forward, uint32_t rows)
+{
+    static const uint32_t sizes[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024};
+    const uint32_t most = forward->limits.rows_max < forward->limits.spans_max ? forward->limits.rows_max : forward->limits.spans_max;
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        if (sizes[i] >= rows) { return sizes[i] < most ? sizes[i] : most; }
+    }
+    return rows;
+}
+
+/* One row for each of many sequences, as it comes step after step: of a few sizes, each recorded once. The mark of
+ * every layer is that of the whole. */
+static void run_decode_graph(struct forward *forward, const struct forward_step *step)
+{
+    struct step_rows *rows = &forward->rows;
+    step_rows_fill_up(rows, graph_rows(forward, rows->rows));
+    rows->context_max = forward->config->context_tokens;
+    step_rows_send(rows);
+    forward->live.rows = forward->ready_rows = rows->rows;
+    if (kernels_graph_begin(forward->kernels, forward->graph_key | rows->rows)) {
+        run_layers(forward, step, NULL);
+        kernels_graph_end(forward->kernels);
+    }
+    if (!step->layer_done) { return; }
+    const uint64_t mark = kernels_mark(forward->kernels);
+    for (uint32_t layer = 0; layer < forward->config->layer_count; layer++) { step->layer_done(layer, mark, step->layer_done_user); }
 }
 
 status_t forward_run(struct forward *forward, const struct forward_step *step, struct diag *diag,
                      uint32_t *ret_logits_rows)
 {
-    forward->kept_rows = 0;
-    TRY(check_step(forward, step, diag));
-    lay_out_rows(forward, step);
-    if (forward->rows > 0) { run_embedding(forward); }
-    uint32_t layer_count = forward->rows > 0 ? forward->config->layer_count : 0;
-    for (uint32_t layer = 0; layer < layer_count; layer++) {
-        const struct model_layer *weights = &forward->weights->layers[layer];
-        bool is_last = layer + 1 == layer_count;
-        uint32_t rows = forward->rows;
-        run_norm(forward, &weights->attention_norm, &weights->attention_norm_bias, rows);
-        run_projections(forward, step, layer, !is_last);
-        TRY(kernels_sync(forward->kernels)); /* the layer's KV is in memory before anyone is told */
-        if (step->layer_done) { step->layer_done(layer, kernels_mark(forward->kernels), step->layer_done_user); }
-        if (is_last) {
-            rows = drop_unwanted_rows(forward, step);
-            if (rows == 0) { break; }
-            struct kernels_gemm q = product(&weights->q, &weights->q_bias, rows, forward->normed,
-                                            forward->plan.hidden_stride, forward->q, forward->plan.q_stride);
-            kernels_gemm(forward->kernels, &q, 1);
+    struct step_rows *rows = &forward->rows;
+    const bool is_host = kernels_uses_host_memory(forward->kernels);
+    forward->ready_rows = 0;
+    TRY(step_rows_set(rows, step, diag));
+    const uint32_t wanted = rows->kept_rows;
+    forward->ready_rows = wanted;
+    forward->live = (struct live){.rows = rows->rows, .x = forward->x, .sequences = rows->sequences,
+                                  .angles = is_host ? rows->numbers : rows->positions};
+    if (is_host) {
+        const size_t pairs = forward->plan.pair_count;
+        for (uint32_t r = 0; pairs > 0 && r < rows->rows; r++) {
+            rope_table_row(&forward->rope, rows->positions[r], forward->cos + r * pairs, forward->sin + r * pairs);
         }
-        run_attention(forward, step, layer, rows);
-        run_ffn(forward, layer, rows);
     }
-    if (forward->kept_rows > 0) {
-        run_norm(forward, &forward->weights->final_norm, &forward->weights->final_norm_bias, forward->kept_rows);
+    if (rows->is_decode && kernels_has_graphs(forward->kernels)) {
+        run_decode_graph(forward, step);
+    } else if (rows->rows > 0) {
+        step_rows_send(rows);
+        run_layers(forward, step, step->layer_done);
     }
-    TRY(kernels_sync(forward->kernels));
-    if (ret_logits_rows) { *ret_logits_rows = forward->kept_rows; }
+    if (ret_logits_rows) { *ret_logits_rows = wanted; }
     return STATUS_OK;
 }
 
+uint32_t forward_ready_rows(const struct forward *forward) { return forward->ready_rows; }
+
 status_t forward_logits(struct forward *forward, uint32_t first, uint32_t count, struct diag *diag, float *ret_logits)
 {
-    if (first > forward->kept_rows || count > forward->kept_rows - first) {
+    if (first > forward->ready_rows || count > forward->ready_rows - first) {
         diag_set(diag, "logits of rows %u to %u are asked for; the last step kept %u", first, first + count,
-                 forward->kept_rows);
+                 forward->ready_rows);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }
     if (count == 0) { return STATUS_OK; }
-    size_t stride = forward->plan.hidden_stride;
-    struct kernels_gemm head = product(&forward->weights->head, NULL, count, forward->normed + first * stride, stride,
-                                       ret_logits, forward->config->vocab_size);
+    const size_t stride = forward->plan.hidden_stride;
+    const uint8_t *normed = (const uint8_t *)forward->normed + first * stride * dtype_bytes(forward->dtype);
+    struct kernels_gemm head = product(forward, &forward->weights->head, NULL, normed, stride, ret_logits,
+                                       forward->config->vocab_size);
+    head.rows = count;
+    head.out_dtype = DTYPE_F32;
     kernels_gemm(forward->kernels, &head, 1);
-    return kernels_sync(forward->kernels);
+    return STATUS_OK;
 }

@@ -52,20 +52,24 @@ typedef void (*forward_layer_done_fn)(uint32_t layer, uint64_t mark, void *user)
 struct forward_step {
     const struct forward_span *spans; /* [span_count]; a sequence appears at most once */
     uint32_t span_count;
-    void *kv_pool;                    /* first byte of block 0; 64-byte aligned; kv_layout of create */
+    void *kv_pool;                    /* first byte of block 0; 64-byte aligned; kv_layout of create; of kernels that
+                                         have graphs the same in every step, as its block count */
     uint32_t kv_block_count;          /* blocks of the pool; every block table entry is below it */
     forward_layer_done_fn layer_done; /* may be NULL */
     void *layer_done_user;
 };
 
-/* Bytes that create will take for these limits, for the memory plan: about
- * 4 * rows_max * (2 * hidden + 2 * (q_heads + kv_heads) * head_dim + 2 * ffn). */
-size_t forward_scratch_bytes(const struct model *model, const struct forward_limits *limits);
+/* Bytes that create will take for these limits, for the memory plan: about rows_max * (8 * hidden + A * (hidden
+ * + 2 * (q_heads + kv_heads) * head_dim + 2 * ffn)), A those of an activation. On a device also the angles of the
+ * whole context, and block tables.
+ * kernels  NULL: those of a CPU. */
+size_t forward_scratch_bytes(const struct model *model, const struct kernels *kernels, const struct forward_limits *limits);
 
 /* Holds model and kernels until forward_destroy().
  * layout   of the pool that steps will name; must be model_kv_layout()'s for this model
  * Errors   INVALID_ARGUMENT (node): a zero limit or a foreign layout; FAILED_PRECONDITION (node): the
- *          kernels do not read host memory; RESOURCE_EXHAUSTED (node): no memory. */
+ *          weights are not where these kernels read them: model_to_device(); RESOURCE_EXHAUSTED (node): no memory;
+ *          INTERNAL (node): the device failed. */
 NODISCARD status_t forward_create(const struct model *model, struct kernels *kernels, const struct kv_layout *layout,
                                   const struct forward_limits *limits, struct diag *diag,
                                   struct forward **ret_forward);
@@ -74,22 +78,27 @@ NODISCARD status_t forward_create(const struct model *model, struct kernels *ker
 void forward_destroy(struct forward *forward);
 
 /* Runs all layers over the step's rows: writes their K and V into the pool, and keeps the final
- * hidden state of each row that wants logits until the next run.
+ * hidden state of each row that wants logits until the next run. All is queued when it returns, and done on a CPU;
+ * kernels_sync() comes before the next run, and says whether the device failed.
+ * Where kernels_has_graphs(), a step of single rows that all want logits is filled up to one of a few sizes, recorded
+ * once and queued as a whole from then on.
  * step            borrows
  * ret_logits_rows rows that want logits, numbered in span order and by position inside a span;
  *                 may be NULL
  * Errors   INVALID_ARGUMENT (request): a token is not in the vocabulary, a position not in the context
  *          or a block not in the pool, diag names span and value; RESOURCE_EXHAUSTED (request): the step
- *          is over the limits. Nothing was written then and layer_done was not called. INTERNAL (node):
- *          the device failed.
+ *          is over the limits. Nothing was written then and layer_done was not called.
  * Cost     2 * weights * rows flops; every weight read once a step. Of the last layer only K and V are
  *          computed for rows that want no logits. */
 NODISCARD status_t forward_run(struct forward *forward, const struct forward_step *step, struct diag *diag,
                                uint32_t *ret_logits_rows);
 
-/* Logits of rows first .. first+count-1 of the last run, in that numbering. Call it in chunks when
- * the vocabulary is large: a row's bits do not depend on the cut.
- * ret_logits  f32 [count][vocab_size], 64-byte aligned
+/* Rows of the last run that forward_logits() takes: those that want logits, and what filled the step up. */
+uint32_t forward_ready_rows(const struct forward *forward);
+
+/* Logits of rows first .. first+count-1 of the last run, in that numbering; queued. Call it in chunks when
+ * the vocabulary is large: a row's bits do not depend on the cut, save on a device that is not deterministic.
+ * ret_logits  f32 [count][vocab_size], 64-byte aligned, memory that the kernels write
  * Errors   INVALID_ARGUMENT (request): the last run kept fewer rows. */
 NODISCARD status_t forward_logits(struct forward *forward, uint32_t first, uint32_t count, struct diag *diag,
                                   float *ret_logits);

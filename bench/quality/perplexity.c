@@ -231,6 +231,7 @@ static status_t measure_document(struct run *run, const uint32_t *ids, uint32_t 
     uint32_t rows = 0;
     TRY(forward_run(run->forward, &step, diag, &rows));
     TRY(forward_logits(run->forward, 0, rows, diag, run->logits));
+    TRY(kernels_sync(run->kernels));
     for (uint32_t i = 0; i < rows; i++) {
         add_token(run->logits + (size_t)i * vocab, reference != NULL ? reference + (size_t)i * vocab : NULL, vocab, ids[i + 1], sums);
     }
