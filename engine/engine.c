@@ -7,14 +7,11 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "engine/logits_rows.h"
 #include "model/forward.h"
 #include "model/logprobs.h"
 #include "model/sampler.h"
 #include "model/sampler_state.h"
-
-/* Rows of logits computed at once. The head's weights are read once per chunk, so it should
- * hold a whole decode batch; 64 rows of a 152k vocabulary are 39 MB. */
-#define LOGITS_ROWS_MAX 64u
 
 struct slot {
     struct sampler_state state;
@@ -33,9 +30,7 @@ struct engine {
     struct forward *forward;
     struct forward_span *spans; /* [spans_max] */
     struct slot *slots;         /* [slot_count] */
-    float *logits;              /* [logits_rows][vocab_size] */
-    size_t logits_bytes;
-    uint32_t logits_rows;
+    struct logits_rows *logits;
     void *scratch_memory;
     struct sampler_scratch scratch;
     struct step_sample *samples;           /* [sample_capacity] */
@@ -51,11 +46,6 @@ struct engine {
     bool stop;
 };
 
-static uint32_t logits_rows_of(const struct engine_config *config)
-{
-    return config->rows_max < LOGITS_ROWS_MAX ? config->rows_max : LOGITS_ROWS_MAX;
-}
-
 static struct forward_limits limits_of(const struct engine_config *config)
 {
     return (struct forward_limits){.rows_max = config->rows_max, .spans_max = config->spans_max};
@@ -65,7 +55,7 @@ uint64_t engine_memory_bytes(const struct engine_config *config)
 {
     struct forward_limits limits = limits_of(config);
     uint64_t vocab = model_get_config(config->model)->vocab_size;
-    return forward_scratch_bytes(config->model, config->kernels, &limits) + 4 * vocab * logits_rows_of(config) +
+    return forward_scratch_bytes(config->model, config->kernels, &limits) + logits_rows_bytes(config->kernels, (uint32_t)vocab, config->rows_max) +
            sampler_scratch_bytes((uint32_t)vocab) + (uint64_t)config->slot_count * sizeof(struct slot) +
            (uint64_t)config->rows_max * sizeof(struct token_logprob) +
            (uint64_t)config->spans_max * sizeof(struct forward_span) +
@@ -120,9 +110,10 @@ static void copy_block(struct engine *engine, const struct step_copy *copy)
 {
     CHECK(copy->source_block < engine->config.block_count);
     CHECK(copy->destination_block < engine->config.block_count);
-    unsigned char *pool = engine->config.kv_pool;
-    size_t bytes = kv_layout_block_bytes(&engine->config.layout);
-    memcpy(pool + copy->destination_block * bytes, pool + copy->source_block * bytes, bytes);
+    kernels_copy_block(engine->config.kernels,
+                       &(struct kernels_copy_block){.pool = engine->config.kv_pool, .layout = engine->config.layout,
+                                                    .block_count = engine->config.block_count, .from = copy->source_block,
+                                                    .to = copy->destination_block});
 }
 
 static void to_token_logprob(const struct logprob_row *row, struct token_logprob *out)
@@ -135,28 +126,39 @@ static void to_token_logprob(const struct logprob_row *row, struct token_logprob
     }
 }
 
-/* Walks the logits rows that a step asked for, computing them a chunk at a time. */
-struct logits_cursor {
-    struct engine *engine;
-    uint32_t rows;  /* asked for in all */
-    uint32_t next;  /* row that comes next */
-    uint32_t first; /* of the chunk in the buffer */
-    uint32_t count;
+/* Walks the rows of a plan that want logits, in the order in which the forward pass numbers them. */
+struct row_walk {
+    const struct step_plan *plan;
+    uint32_t span_index;
+    uint32_t row; /* of that span, when all of its rows are wanted */
 };
 
-static status_t next_logits(struct logits_cursor *cursor, struct diag *diag, const float **ret_logits)
+static bool span_wants_logits(const struct step_span *span) { return span->prompt_logprobs >= 0 || span->sample_count > 0; }
+
+/* Returns the row's span. ret_row  its number in the span. */
+static const struct step_span *next_row(struct row_walk *walk, uint32_t *ret_row)
 {
-    struct engine *engine = cursor->engine;
-    CHECK(cursor->next < cursor->rows);
-    if (cursor->next >= cursor->first + cursor->count) {
-        cursor->first = cursor->next;
-        cursor->count = cursor->rows - cursor->next;
-        if (cursor->count > engine->logits_rows) { cursor->count = engine->logits_rows; }
-        TRY(forward_logits(engine->forward, cursor->first, cursor->count, diag, engine->logits));
+    for (;; walk->span_index++) {
+        CHECK(walk->span_index < walk->plan->span_count);
+        if (span_wants_logits(&walk->plan->spans[walk->span_index])) { break; }
     }
-    *ret_logits = engine->logits + (size_t)(cursor->next - cursor->first) * engine->vocab_size;
-    cursor->next++;
-    return STATUS_OK;
+    const struct step_span *span = &walk->plan->spans[walk->span_index];
+    const uint32_t row = span->prompt_logprobs >= 0 ? walk->row++ : span->row_count - 1;
+    if (row + 1 == span->row_count) {
+        walk->span_index++;
+        walk->row = 0;
+    }
+    *ret_row = row;
+    return span;
+}
+
+/* The one sampler of a row whose logits serve for nothing else; NULL else. */
+static const struct sampler_state *lone_sampler(const struct engine *engine, const struct step_span *span)
+{
+    if (span->prompt_logprobs >= 0 || span->sample_count != 1) { return NULL; }
+    CHECK(span->sample_slots[0] < engine->config.slot_count);
+    const struct slot *slot = &engine->slots[span->sample_slots[0]];
+    return slot->params.logprobs < 0 ? &slot->state : NULL;
 }
 
 static status_t take_prompt_logprob(struct engine *engine, const struct step_span *span, uint32_t row,
@@ -192,6 +194,55 @@ static status_t take_sample(struct engine *engine, uint32_t slot_index, uint32_t
     return STATUS_OK;
 }
 
+/* The same for a token that the device chose. */
+static void add_sample(struct engine *engine, uint32_t slot_index, uint32_t token)
+{
+    struct slot *slot = &engine->slots[slot_index];
+    CHECK(engine->result.sample_count < engine->sample_capacity);
+    struct step_sample *sample = &engine->samples[engine->result.sample_count++];
+    sample->token = token;
+    sample->has_logprob = false;
+    sampler_state_add_output(&slot->state, token);
+}
+
+/* Everything that is wanted of row `index` of the chunk of logits. */
+static status_t finish_row(struct engine *engine, const struct step_span *span, uint32_t row, uint32_t index, struct diag *diag)
+{
+    if (logits_rows_is_sampled(engine->logits, index)) {
+        uint32_t token;
+        TRY(logits_rows_token(engine->logits, index, diag, &token));
+        add_sample(engine, span->sample_slots[0], token);
+        return STATUS_OK;
+    }
+    const float *logits;
+    TRY(logits_rows_host(engine->logits, index, &logits));
+    if (span->prompt_logprobs >= 0) { TRY(take_prompt_logprob(engine, span, row, logits, diag)); }
+    if (row + 1 != span->row_count) { return STATUS_OK; }
+    for (uint32_t s = 0; s < span->sample_count; s++) {
+        TRY(take_sample(engine, span->sample_slots[s], span->first_position + span->row_count, logits, diag));
+    }
+    return STATUS_OK;
+}
+
+/* wanted  rows of the step that want logits. */
+static status_t finish_step(struct engine *engine, const struct step_plan *plan, uint32_t wanted, struct diag *diag)
+{
+    struct row_walk listed = {.plan = plan}, finished = {.plan = plan};
+    for (uint32_t first = 0; first < wanted;) {
+        const uint32_t count = logits_rows_begin(engine->logits, first, wanted);
+        uint32_t row;
+        for (uint32_t i = 0; i < count; i++) { logits_rows_add(engine->logits, lone_sampler(engine, next_row(&listed, &row))); }
+        TRY(logits_rows_run(engine->logits, diag));
+        for (uint32_t i = 0; i < count; i++) {
+            const struct step_span *span = next_row(&finished, &row);
+            TRY(finish_row(engine, span, row, i, diag));
+        }
+        first += count;
+    }
+    /* Without logits nothing has waited yet. */
+    return wanted == 0 ? kernels_sync(engine->config.kernels) : STATUS_OK;
+}
+
 static void layer_done(uint32_t layer, uint64_t mark, void *user)
 {
     struct engine *engine = user;
@@ -202,7 +253,7 @@ static status_t run_step(struct engine *engine, const struct step_plan *plan, st
 {
     for (uint32_t i = 0; i < plan->open_count; i++) { TRY(slot_open(engine, &plan->opens[i], diag)); }
     for (uint32_t i = 0; i < plan->copy_count; i++) { copy_block(engine, &plan->copies[i]); }
-    if (plan->span_count == 0) { return STATUS_OK; }
+    if (plan->span_count == 0) { return plan->copy_count > 0 ? kernels_sync(engine->config.kernels) : STATUS_OK; }
     CHECK(plan->span_count <= engine->config.spans_max);
     for (uint32_t i = 0; i < plan->span_count; i++) {
         const struct step_span *span = &plan->spans[i];
@@ -224,24 +275,9 @@ static status_t run_step(struct engine *engine, const struct step_plan *plan, st
         .layer_done = layer_done,
         .layer_done_user = engine,
     };
-    struct logits_cursor cursor = {.engine = engine};
-    TRY(forward_run(engine->forward, &step, diag, &cursor.rows));
-    for (uint32_t i = 0; i < plan->span_count; i++) {
-        const struct step_span *span = &plan->spans[i];
-        const float *logits = NULL;
-        if (span->prompt_logprobs >= 0) {
-            for (uint32_t row = 0; row < span->row_count; row++) {
-                TRY(next_logits(&cursor, diag, &logits));
-                TRY(take_prompt_logprob(engine, span, row, logits, diag));
-            }
-        } else if (span->sample_count > 0) {
-            TRY(next_logits(&cursor, diag, &logits));
-        }
-        for (uint32_t s = 0; s < span->sample_count; s++) {
-            TRY(take_sample(engine, span->sample_slots[s], span->first_position + span->row_count, logits, diag));
-        }
-    }
-    return STATUS_OK;
+    uint32_t wanted;
+    TRY(forward_run(engine->forward, &step, diag, &wanted));
+    return finish_step(engine, plan, wanted, diag);
 }
 
 static void *engine_main(void *user)
@@ -276,11 +312,6 @@ static void *engine_main(void *user)
 static status_t take_memory(struct engine *engine, struct diag *diag)
 {
     const struct engine_config *config = &engine->config;
-    engine->logits_rows = logits_rows_of(config);
-    engine->logits_bytes = (size_t)engine->logits_rows * engine->vocab_size * sizeof(float);
-    void *logits = NULL;
-    TRY(kernels_buffer_alloc(config->kernels, engine->logits_bytes, &logits, diag));
-    engine->logits = logits;
     engine->spans = calloc(config->spans_max, sizeof *engine->spans);
     engine->slots = calloc(config->slot_count, sizeof *engine->slots);
     engine->sample_capacity = config->slot_count + config->rows_max;
@@ -293,7 +324,8 @@ static status_t take_memory(struct engine *engine, struct diag *diag)
     }
     sampler_scratch_init(&engine->scratch, engine->vocab_size, engine->scratch_memory);
     struct forward_limits limits = limits_of(config);
-    return forward_create(config->model, config->kernels, &config->layout, &limits, diag, &engine->forward);
+    TRY(forward_create(config->model, config->kernels, &config->layout, &limits, diag, &engine->forward));
+    return logits_rows_create(config->kernels, engine->forward, engine->vocab_size, config->rows_max, diag, &engine->logits);
 }
 
 status_t engine_create(const struct engine_config *config, struct engine **ret_engine, struct diag *diag)
@@ -331,8 +363,8 @@ void engine_destroy(struct engine *engine)
         pthread_mutex_unlock(&engine->mutex);
         pthread_join(engine->thread, NULL);
     }
+    logits_rows_destroy(engine->logits);
     forward_destroy(engine->forward);
-    kernels_buffer_free(engine->config.kernels, engine->logits, engine->logits_bytes);
     for (uint32_t i = 0; engine->slots && i < engine->config.slot_count; i++) {
         free(engine->slots[i].memory);
         free(engine->slots[i].logit_bias);

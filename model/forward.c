@@ -57,6 +57,7 @@ struct forward {
         const uint32_t *angles; /* which row of cos and sin a row reads */
     } live;
     uint32_t ready_rows; /* of normed, for logits */
+    bool is_recorded;    /* the last run */
 };
 
 static size_t take_part(struct scratch_plan *plan, size_t bytes)
@@ -502,6 +503,7 @@ status_t forward_run(struct forward *forward, const struct forward_step *step, s
     struct step_rows *rows = &forward->rows;
     const bool is_host = kernels_uses_host_memory(forward->kernels);
     forward->ready_rows = 0;
+    forward->is_recorded = false;
     TRY(step_rows_set(rows, step, diag));
     const uint32_t wanted = rows->kept_rows;
     forward->ready_rows = wanted;
@@ -513,7 +515,8 @@ status_t forward_run(struct forward *forward, const struct forward_step *step, s
             rope_table_row(&forward->rope, rows->positions[r], forward->cos + r * pairs, forward->sin + r * pairs);
         }
     }
-    if (rows->is_decode && kernels_has_graphs(forward->kernels)) {
+    forward->is_recorded = rows->is_decode && kernels_has_graphs(forward->kernels);
+    if (forward->is_recorded) {
         run_decode_graph(forward, step);
     } else if (rows->rows > 0) {
         step_rows_send(rows);
@@ -524,6 +527,7 @@ status_t forward_run(struct forward *forward, const struct forward_step *step, s
 }
 
 uint32_t forward_ready_rows(const struct forward *forward) { return forward->ready_rows; }
+bool forward_is_recorded(const struct forward *forward) { return forward->is_recorded; }
 
 status_t forward_logits(struct forward *forward, uint32_t first, uint32_t count, struct diag *diag, float *ret_logits)
 {

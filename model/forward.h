@@ -9,6 +9,7 @@
 #ifndef BATON_MODEL_FORWARD_H
 #define BATON_MODEL_FORWARD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -95,6 +96,9 @@ NODISCARD status_t forward_run(struct forward *forward, const struct forward_ste
 
 /* Rows of the last run that forward_logits() takes: those that want logits, and what filled the step up. */
 uint32_t forward_ready_rows(const struct forward *forward);
+
+/* Whether the last run was a decode step of one of the recorded sizes. */
+bool forward_is_recorded(const struct forward *forward);
 
 /* Logits of rows first .. first+count-1 of the last run, in that numbering; queued. Call it in chunks when
  * the vocabulary is large: a row's bits do not depend on the cut, save on a device that is not deterministic.

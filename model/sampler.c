@@ -43,6 +43,21 @@ void sampler_scratch_init(struct sampler_scratch *scratch, uint32_t vocab_size, 
     scratch->logits = (float *)(scratch->blocks + (vocab_size + TOKEN_MASS_BLOCK - 1) / TOKEN_MASS_BLOCK);
 }
 
+status_t sampler_logit_is_nan(const struct sampler_state *state, uint32_t token, struct diag *diag)
+{
+    diag_set(diag, "the logits of output position %u, sequence %u, are not numbers (token %u is NaN); the weights "
+             "or a kernel are at fault", state->output_count, state->sequence, token);
+    return STATUS(ST_INTERNAL, SCOPE_REQUEST);
+}
+
+status_t sampler_nothing_to_choose(const struct sampler_state *state, struct diag *diag)
+{
+    diag_set(diag, "no token may be chosen at output position %u, sequence %u: every logit is -inf; the weights "
+             "or a kernel are at fault, or min_tokens and stop_token_ids rule out every token",
+             state->output_count, state->sequence);
+    return STATUS(ST_INTERNAL, SCOPE_REQUEST);
+}
+
 status_t sampler_choose(const struct sampler_state *state, const float *logits,
                         const struct sampler_scratch *scratch, struct diag *diag, uint32_t *ret_token)
 {
@@ -50,17 +65,8 @@ status_t sampler_choose(const struct sampler_state *state, const float *logits,
     const struct sampling_params *params = state->params;
     struct row row = {.logits = adjust(state, logits, scratch), .count = state->vocab_size};
     struct logit_scan scan = token_mass_scan(row.logits, row.count);
-    if (scan.has_nan) {
-        diag_set(diag, "the logits of output position %u, sequence %u, are not numbers (token %u is NaN); the weights "
-                 "or a kernel are at fault", state->output_count, state->sequence, scan.nan_at);
-        return STATUS(ST_INTERNAL, SCOPE_REQUEST);
-    }
-    if (scan.max == -INFINITY) {
-        diag_set(diag, "no token may be chosen at output position %u, sequence %u: every logit is -inf; the weights "
-                 "or a kernel are at fault, or min_tokens and stop_token_ids rule out every token",
-                 state->output_count, state->sequence);
-        return STATUS(ST_INTERNAL, SCOPE_REQUEST);
-    }
+    if (scan.has_nan) { return sampler_logit_is_nan(state, scan.nan_at, diag); }
+    if (scan.max == -INFINITY) { return sampler_nothing_to_choose(state, diag); }
     if (params->temperature == 0.0f) {
         *ret_token = scan.argmax;
         return STATUS_OK;

@@ -48,6 +48,10 @@ size_t sampler_scratch_bytes(uint32_t vocab_size);
 /* memory  sampler_scratch_bytes(), 8-byte aligned; held until the scratch is dropped. */
 void sampler_scratch_init(struct sampler_scratch *scratch, uint32_t vocab_size, void *memory);
 
+/* What sampler_choose() says where it cannot choose, for whoever samples elsewhere. INTERNAL (request). */
+NODISCARD status_t sampler_logit_is_nan(const struct sampler_state *state, uint32_t token, struct diag *diag);
+NODISCARD status_t sampler_nothing_to_choose(const struct sampler_state *state, struct diag *diag);
+
 /* Samples output token number state->output_count. Does not add it to the state: the caller does
  * (sampler_state_add_output), once it stands.
  * logits    f32 [vocab_size], as the model gave them; read only. +inf: its holders share the draw.

@@ -65,15 +65,26 @@ void sampler_state_init(struct sampler_state *state, const struct sampling_param
     memset(state->slots, 0, slots * sizeof state->slots[0]);
 }
 
-static struct sampler_count *entry_of(struct sampler_state *state, uint32_t token)
+/* The slot that holds a token, or the free one where it would be put. */
+static uint32_t slot_of(const struct sampler_state *state, uint32_t token)
 {
     /* Fibonacci hashing: ids that occur together are often close together. */
     uint32_t slot = (uint32_t)((token * (uint64_t)0x9e3779b97f4a7c15u) >> 32) & state->slot_mask;
-    while (state->slots[slot] != 0) {
-        struct sampler_count *entry = &state->counts[state->slots[slot] - 1];
-        if (entry->token == token) { return entry; }
+    while (state->slots[slot] != 0 && state->counts[state->slots[slot] - 1].token != token) {
         slot = (slot + 1) & state->slot_mask;
     }
+    return slot;
+}
+
+uint32_t sampler_state_find(const struct sampler_state *state, uint32_t token)
+{
+    return state->count_len == 0 ? UINT32_MAX : state->slots[slot_of(state, token)] - 1;
+}
+
+static struct sampler_count *entry_of(struct sampler_state *state, uint32_t token)
+{
+    uint32_t slot = slot_of(state, token);
+    if (state->slots[slot] != 0) { return &state->counts[state->slots[slot] - 1]; }
     CHECK(state->count_len < state->count_max);
     struct sampler_count *entry = &state->counts[state->count_len++];
     state->slots[slot] = state->count_len;

@@ -52,6 +52,9 @@ void sampler_state_init(struct sampler_state *state, const struct sampling_param
 /* The prompt's tokens, in one call or several, prompt_tokens in all. token < vocab_size (CHECK). */
 void sampler_state_add_prompt(struct sampler_state *state, const uint32_t *tokens, uint32_t count);
 
+/* Where a token lies in counts; UINT32_MAX: it is not counted. O(1). */
+uint32_t sampler_state_find(const struct sampler_state *state, uint32_t token);
+
 /* The next output token, sampled here or elsewhere; at most max_tokens (CHECK).
  * token < vocab_size (CHECK). O(1). */
 void sampler_state_add_output(struct sampler_state *state, uint32_t token);
