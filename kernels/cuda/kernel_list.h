@@ -22,7 +22,13 @@
 #define CUDA_KERNELS_ATTENTION(X)
 
 /* sample*.cu, args in sample_args.h */
-#define CUDA_KERNELS_SAMPLE(X)
+#define CUDA_KERNELS_SAMPLE(X)              \
+    X(sample_adjust, cuda_sample_args)       \
+    X(sample_scan, cuda_sample_args)         \
+    X(sample_histogram, cuda_sample_args)    \
+    X(sample_select, cuda_sample_args)       \
+    X(sample_select_again, cuda_sample_args) \
+    X(sample_draw, cuda_sample_args)
 
 /* gemv.cu, args in gemv_args.h */
 #define CUDA_KERNELS_GEMV(X)

@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/cuda/kernel_list.h"
 #include "kernels/cuda/launch.h"
 
 #ifdef __cplusplus
@@ -29,9 +30,24 @@ extern "C" {
 #endif
 
 struct kernels_sample; /* kernels/kernels.h */
-struct kernels_sample_row;
-struct kernels_sample_adjust;
-struct kernels_sample_result;
+
+/* kernels_sample_adjust, _row, _result and _fault, for texts that cannot include kernels.h because they are compiled
+ * for the device: the same fields at the same places, which sample_args.c asserts. */
+struct cuda_sample_adjustment {
+    uint32_t token, output_count;
+    float bias;
+    uint8_t has_bias, is_masked, is_seen;
+};
+struct cuda_sample_row {
+    uint32_t adjust_first, adjust_count;
+    float temperature, top_p, min_p, repetition, frequency, presence;
+    uint32_t top_k;
+    uint64_t bits;
+};
+struct cuda_sample_result {
+    uint32_t token, fault, fault_at;
+};
+enum cuda_sample_fault { CUDA_SAMPLE_OK = 0, CUDA_SAMPLE_NAN = 1, CUDA_SAMPLE_NONE = 2 };
 
 enum cuda_sample_step {
     CUDA_SAMPLE_ADJUST,
@@ -46,6 +62,7 @@ enum cuda_sample_step {
 #define CUDA_SAMPLE_THREADS 512u
 #define CUDA_SAMPLE_CHUNK 8192u           /* tokens of a row that one block reads: 16 a thread */
 #define CUDA_SAMPLE_BINS CUDA_SAMPLE_THREADS /* of the histogram, and of a digit in the exact selection */
+#define CUDA_SAMPLE_SHARED_BYTES 8192u
 #define CUDA_SAMPLE_LIST_MAX 8192u        /* tokens gathered of one bin; more (equal logits) are found in the row itself */
 #define CUDA_SAMPLE_FEW_MAX 1024u         /* top_k up to here gathers all that it keeps, so masses are of those alone */
 
@@ -70,16 +87,18 @@ struct cuda_sample_state {
     uint32_t arrived[CUDA_SAMPLE_STEPS]; /* blocks of this row that have finished their chunk */
     uint32_t listed[2];                  /* tokens that SELECT, SELECT_AGAIN found in their bin */
     uint32_t todo;                       /* which of the later steps this row needs: 1 << enum cuda_sample_step */
+    uint32_t top_k;                      /* 0: no limit, or none that matters */
+    uint32_t bins_have_mass;             /* HISTOGRAM sums masses; they decide top_p */
     float max;
     float bin_scale;  /* bins per unit of logit */
-    float mass_reach; /* tokens farther than this below max weigh 0, or less than min_p asks for */
+    float mass_reach; /* tokens farther than this below max weigh 0 */
+    float draw_reach; /* tokens farther than this below max weigh 0, or less than min_p asks for */
     double inverse_temperature;
     uint64_t floor_mass; /* min_p; 0: none */
     uint32_t bin[2];     /* of the cut: SELECT, SELECT_AGAIN */
     uint64_t above[2];   /* tokens or mass in better bins */
     uint64_t needed[2];  /* what the run must hold: tokens or mass */
-    struct cuda_sample_run run; /* kept so far */
-    uint64_t total;      /* mass of the row (HISTOGRAM) */
+    struct cuda_sample_run run; /* what is kept so far; only DRAW applies min_p */
 };
 
 struct cuda_sample_args {
@@ -89,9 +108,9 @@ struct cuda_sample_args {
     uint32_t reserved;
     float *logits; /* [rows][stride] */
     uint64_t stride;
-    const struct kernels_sample_row *params; /* [rows] */
-    const struct kernels_sample_adjust *adjusts;
-    struct kernels_sample_result *results; /* [rows] */
+    const struct cuda_sample_row *params; /* [rows] */
+    const struct cuda_sample_adjustment *adjusts;
+    struct cuda_sample_result *results; /* [rows] */
     /* The workspace. */
     struct cuda_sample_state *states;      /* [rows] */
     struct cuda_sample_extreme *extremes;  /* [rows][chunks] */
@@ -108,6 +127,8 @@ size_t cuda_sample_workspace_bytes(uint32_t rows_max, uint32_t vocab);
  * followed here. rows 0 gives steps that launch nothing. logits is 4-byte aligned; fastest where its base and its
  * stride are multiples of 16 bytes. */
 struct cuda_sample_args cuda_sample_args_of(const struct kernels_sample *sample, void *workspace, uint32_t rows_max);
+
+enum cuda_kernel cuda_sample_kernel(enum cuda_sample_step step);
 
 /* The shape of one step: a function of rows and vocab alone. Launch cuda_sample_kernel(step) with it. */
 void cuda_sample_shape(const struct cuda_sample_args *args, enum cuda_sample_step step, struct cuda_launch *ret_launch);
