@@ -12,11 +12,21 @@
 #ifndef BATON_KERNELS_CUDA_KERNEL_LIST_H
 #define BATON_KERNELS_CUDA_KERNEL_LIST_H
 
-/* rows.cu, args in rows_args.h */
-#define CUDA_KERNELS_ROWS(X)
+/* rows.cu and crc32c.cu, args in rows_args.h */
+#define CUDA_KERNELS_ROWS(X)                 \
+    X(embed, cuda_embed_args)                \
+    X(rmsnorm, cuda_rmsnorm_args)            \
+    X(layernorm, cuda_layernorm_args)        \
+    X(rope, cuda_rope_args)                  \
+    X(map, cuda_map_args)                    \
+    X(gather_rows, cuda_gather_rows_args)    \
+    X(copy_blocks, cuda_copy_blocks_args)    \
+    X(crc32c, cuda_crc32c_args)
 
 /* kv_write.cu, args in kv_args.h */
-#define CUDA_KERNELS_KV(X)
+#define CUDA_KERNELS_KV(X)            \
+    X(kv_write, cuda_kv_write_args)   \
+    X(qkv_store, cuda_qkv_store_args)
 
 /* attention_*.cu, args in attention_args.h */
 #define CUDA_KERNELS_ATTENTION(X)

@@ -19,6 +19,8 @@
 extern "C" {
 #endif
 
+#define CUDA_ROW_THREADS_MAX 1024u
+
 /* out[row] = table[ids[row]] (+ position_table[positions[row]]), f32. */
 struct cuda_embed_args {
     uint32_t rows, dim;
@@ -111,6 +113,9 @@ struct cuda_gather_rows_args {
 };
 void cuda_gather_rows_shape(const struct cuda_gather_rows_args *args, struct cuda_launch *ret_launch);
 
+#define CUDA_COPY_PIECE 32768u /* bytes of a block that one block of threads moves */
+#define CUDA_COPY_PAIRS_MAX 65535u
+
 /* Copies whole blocks inside a pool. No block is both read and written by one launch. */
 struct cuda_block_pair {
     uint32_t from, to; /* indices of blocks; 0xffffffff in `to`: the pair is skipped */
@@ -119,12 +124,15 @@ struct cuda_copy_blocks_args {
     void *pool; /* block 0, 16-byte aligned */
     uint64_t block_bytes; /* a multiple of 16 */
     const struct cuda_block_pair *pairs;
-    uint32_t pair_count;
+    uint32_t pair_count; /* <= CUDA_COPY_PAIRS_MAX */
 };
 void cuda_copy_blocks_shape(const struct cuda_copy_blocks_args *args, struct cuda_launch *ret_launch);
 
+#define CUDA_CRC32C_PIECE 65536u /* bytes of a range that one block of threads sums */
+#define CUDA_CRC32C_RANGES_MAX 65535u
+
 /* ret_crcs[i] ^= crc32c(0, base + ranges[i].offset, ranges[i].bytes), as base/crc32c has it. The caller zeroes
- * ret_crcs before, in order with the launch: pieces of one range come from several blocks, in any order. */
+ * ret_crcs before, in order with the launch: pieces of one range come from several blocks, in any order. A range of 0 bytes leaves 0. */
 struct cuda_crc32c_range {
     uint64_t offset; /* a multiple of 16 */
     uint32_t bytes;  /* a multiple of 16, <= bytes_max */
@@ -134,7 +142,7 @@ struct cuda_crc32c_range {
 struct cuda_crc32c_args {
     const void *base; /* 16-byte aligned */
     const struct cuda_crc32c_range *ranges;
-    uint32_t range_count;
+    uint32_t range_count; /* <= CUDA_CRC32C_RANGES_MAX */
     uint32_t bytes_max; /* of any range: the grid follows from it */
     uint32_t *ret_crcs; /* [range_count] */
     uint32_t stride_basis[128];                /* the rest by cuda_crc32c_prepare(): powers of x in GF(2)[x] / P */
