@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "tests/conformance/driver.h"
+#include "tests/conformance/forger_ucx.h"
 #include "tests/conformance/peer.h"
 #include "transfer/cable_shm.h"
 #include "transfer/cable_tcp.h"
@@ -132,6 +133,10 @@ bool forger_cable(struct forger *forger, const char *cable, const uint8_t token[
     assert_int_equal(forger->ack.offer_count, 1);
     const struct kv_cable_offer *offer = &forger->ack.offers[0].offer;
     if (forger->cable_fd >= 0) { close(forger->cable_fd); }
+    if (strcmp(cable, "ucx") == 0) {
+        forger->ucx = forger_ucx_open(offer, &forger->layout, token);
+        return forger->ucx != NULL;
+    }
     if (strcmp(cable, "shm") == 0) { return shm_connect(forger, offer, token); }
     char host[KV_ADDRESS_CHARS_MAX + 1];
     snprintf(host, sizeof host, "%.*s", (int)offer->size - 3, (const char *)offer->bytes + 3);
@@ -148,6 +153,7 @@ void forger_close(struct forger *forger)
 {
     close(forger->link_fd);
     if (forger->cable_fd >= 0) { close(forger->cable_fd); }
+    forger_ucx_close(forger->ucx);
     kv_endpoint_pool_free(&forger->pool);
 }
 
@@ -168,6 +174,14 @@ bool forger_frame(struct forger *forger, const char *cable, const struct kv_fram
         uint8_t *slice = (uint8_t *)forger->pool.base + kv_layout_slice_offset(&forger->layout, i, layer_here);
         peer_slice_fill(slice, slice_bytes, seed, frame->layer, frame->first + i);
         crc[i] = crc32c(0, slice, slice_bytes) ^ crc_xor;
+    }
+    if (strcmp(cable, "ucx") == 0) {
+        static uint8_t slices[1u << 20];
+        assert_true(frame->count * slice_bytes <= sizeof slices);
+        for (uint32_t i = 0; i < frame->count; i++) {
+            memcpy(slices + i * slice_bytes, (uint8_t *)forger->pool.base + kv_layout_slice_offset(&forger->layout, i, layer_here), slice_bytes);
+        }
+        return forger_ucx_frame(forger->ucx, frame, slices, crc);
     }
     if (strcmp(cable, "shm") == 0) {
         uint8_t packet[SHM_PACKET_BYTES_MAX];

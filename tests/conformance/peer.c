@@ -427,6 +427,8 @@ int peer_main(int argc, char **argv)
         .cables = argument(argc, argv, "cables", "auto"),
         .tcp_listen = peer.is_receiver ? argument(argc, argv, "tcp", "127.0.0.1:0") : NULL,
         .uds_dir = argument(argc, argv, "uds", NULL),
+        .ucx = {.mode = (enum kv_ucx_mode)atoi(argument(argc, argv, "ucx", getenv("BATON_UCX_MODE") ? getenv("BATON_UCX_MODE") : "0")),
+                .library = getenv("BATON_UCX_LIBRARY")},
         .on_event = on_event,
         .stream = socket_stream_ops(),
         .stream_context = peer.streams,
