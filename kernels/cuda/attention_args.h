@@ -16,6 +16,30 @@
 #define CUDA_ATTENTION_TILE 64u     /* packed rows (token x q head of a group) of a block of the prefill kernel */
 #define CUDA_ATTENTION_DIM_MAX 256u
 
+/* Shared memory, of a template for heads of up to `dim` values and KV of `bytes` a value: what the kernels carve and
+ * what the plan asks for. */
+#define CUDA_ATTENTION_UNIT_BYTES(dim, bytes) (CUDA_ATTENTION_GROUP * (dim) * (bytes)) /* K or V of 16 tokens */
+#define CUDA_ATTENTION_QUERY_BYTES(dim) ((dim) > 128u ? 32u * (dim) : 0u) /* of a warp, where registers do not hold them */
+/* Prefill: a stage is K, V and the scales of a step; totals are kept where results are deterministic. */
+#define CUDA_ATTENTION_STAGE_BYTES(dim, bytes) (8u * CUDA_ATTENTION_UNIT_BYTES(dim, bytes) + ((bytes) == 1u ? 256u : 0u))
+#define CUDA_ATTENTION_TOTAL_BYTES(dim) (((dim) / 2u + 4u) * 4u * CUDA_ATTENTION_THREADS)
+#define CUDA_ATTENTION_STAGES_MAX 3u
+/* Decode: a warp's ring has so many units, each with its scales, that a block's four fill half an H100's SM. A piece
+ * of up to 16 rows is put where the ring was. */
+#define CUDA_ATTENTION_SLOT_BYTES(dim, bytes) (CUDA_ATTENTION_UNIT_BYTES(dim, bytes) + ((bytes) == 1u ? 32u : 0u))
+#define CUDA_ATTENTION_SLOTS(dim, bytes)                                         \
+    ((dim) > 128u ? 16384u / CUDA_ATTENTION_UNIT_BYTES(dim, bytes)                \
+                  : 24576u / CUDA_ATTENTION_UNIT_BYTES(dim, bytes) < 12u          \
+                        ? 24576u / CUDA_ATTENTION_UNIT_BYTES(dim, bytes)          \
+                        : 12u)
+#define CUDA_ATTENTION_PIECE_BYTES(dim) (CUDA_ATTENTION_GROUP * ((dim) + 2u) * 4u)
+#define CUDA_ATTENTION_RING_BYTES(dim, bytes)                                                             \
+    (CUDA_ATTENTION_SLOTS(dim, bytes) * CUDA_ATTENTION_SLOT_BYTES(dim, bytes) > CUDA_ATTENTION_PIECE_BYTES(dim) \
+         ? CUDA_ATTENTION_SLOTS(dim, bytes) * CUDA_ATTENTION_SLOT_BYTES(dim, bytes)                       \
+         : CUDA_ATTENTION_PIECE_BYTES(dim))
+#define CUDA_ATTENTION_DECODE_BYTES(dim, bytes) \
+    (4u * (CUDA_ATTENTION_RING_BYTES(dim, bytes) + CUDA_ATTENTION_QUERY_BYTES(dim)) + 16u)
+
 /* struct kernels_attention_sequence, byte for byte (attention_plan.c asserts it). */
 struct cuda_attention_sequence {
     uint32_t row_first;
@@ -46,13 +70,14 @@ struct cuda_attention_args {
     const unsigned char *slices; /* this layer's slice of block 0 */
     uint64_t block_bytes;        /* from there to that of the next block */
     uint32_t block_tokens;       /* a multiple of 16 */
+    uint32_t group_shift;        /* block_tokens is 16 << group_shift; not for the plain kernel */
     uint32_t v_offset;           /* from a slice's start: V of head 0 */
     uint32_t scale_offset;       /* scales of head 0; as kv_layout.h says */
 
     uint32_t stages; /* of the ring of K and V in shared memory */
 
     /* Decode: a piece is what one warp summed of one (sequence, kv head, tile of 16 q heads). */
-    float *pieces;       /* [piece_capacity][rows of a tile][head_dim + 2]; not kept from launch to launch */
+    float *pieces;       /* [piece_capacity][rows of a tile][head_dim + 2], each up to 16 bytes; not kept from launch to launch */
     uint32_t *arrivals;  /* [sequences x kv heads x tiles]: zero between launches */
     uint32_t piece_capacity;
 };

@@ -29,7 +29,44 @@
     X(qkv_store, cuda_qkv_store_args)
 
 /* attention_*.cu, args in attention_args.h */
-#define CUDA_KERNELS_ATTENTION(X)
+#define CUDA_KERNELS_ATTENTION(X)                           \
+    X(attention_plain, cuda_attention_args)                 \
+    X(attention_prefill_bf16_64, cuda_attention_args)       \
+    X(attention_prefill_bf16_128, cuda_attention_args)      \
+    X(attention_prefill_bf16_256, cuda_attention_args)      \
+    X(attention_prefill_bf16_fp8_64, cuda_attention_args)   \
+    X(attention_prefill_bf16_fp8_128, cuda_attention_args)  \
+    X(attention_prefill_bf16_fp8_256, cuda_attention_args)  \
+    X(attention_prefill_bf16_int8_64, cuda_attention_args)  \
+    X(attention_prefill_bf16_int8_128, cuda_attention_args) \
+    X(attention_prefill_bf16_int8_256, cuda_attention_args) \
+    X(attention_prefill_f16_64, cuda_attention_args)        \
+    X(attention_prefill_f16_128, cuda_attention_args)       \
+    X(attention_prefill_f16_256, cuda_attention_args)       \
+    X(attention_prefill_f16_fp8_64, cuda_attention_args)    \
+    X(attention_prefill_f16_fp8_128, cuda_attention_args)   \
+    X(attention_prefill_f16_fp8_256, cuda_attention_args)   \
+    X(attention_prefill_f16_int8_64, cuda_attention_args)   \
+    X(attention_prefill_f16_int8_128, cuda_attention_args)  \
+    X(attention_prefill_f16_int8_256, cuda_attention_args)  \
+    X(attention_decode_bf16_64, cuda_attention_args)        \
+    X(attention_decode_bf16_128, cuda_attention_args)       \
+    X(attention_decode_bf16_256, cuda_attention_args)       \
+    X(attention_decode_bf16_fp8_64, cuda_attention_args)    \
+    X(attention_decode_bf16_fp8_128, cuda_attention_args)   \
+    X(attention_decode_bf16_fp8_256, cuda_attention_args)   \
+    X(attention_decode_bf16_int8_64, cuda_attention_args)   \
+    X(attention_decode_bf16_int8_128, cuda_attention_args)  \
+    X(attention_decode_bf16_int8_256, cuda_attention_args)  \
+    X(attention_decode_f16_64, cuda_attention_args)         \
+    X(attention_decode_f16_128, cuda_attention_args)        \
+    X(attention_decode_f16_256, cuda_attention_args)        \
+    X(attention_decode_f16_fp8_64, cuda_attention_args)     \
+    X(attention_decode_f16_fp8_128, cuda_attention_args)    \
+    X(attention_decode_f16_fp8_256, cuda_attention_args)    \
+    X(attention_decode_f16_int8_64, cuda_attention_args)    \
+    X(attention_decode_f16_int8_128, cuda_attention_args)   \
+    X(attention_decode_f16_int8_256, cuda_attention_args)
 
 /* sample*.cu, args in sample_args.h */
 #define CUDA_KERNELS_SAMPLE(X)              \
