@@ -22,6 +22,13 @@ void kv_memory_inbox_fini(struct kv_memory_inbox *inbox)
     *inbox = (struct kv_memory_inbox){.fd = -1};
 }
 
+void kv_memory_inbox_poke(struct kv_memory_inbox *inbox)
+{
+    uint64_t one = 1;
+    ssize_t wrote;
+    do { wrote = write(inbox->fd, &one, sizeof one); } while (wrote < 0 && errno == EINTR);
+}
+
 void kv_memory_inbox_put(struct kv_memory_op *op)
 {
     struct kv_memory_inbox *inbox = op->user;
@@ -30,9 +37,7 @@ void kv_memory_inbox_put(struct kv_memory_op *op)
     *(inbox->first == NULL ? &inbox->first : &inbox->last->next) = op;
     inbox->last = op;
     /* Under the lock: who takes the last op may end the inbox, and with it the descriptor. */
-    uint64_t one = 1;
-    ssize_t wrote;
-    do { wrote = write(inbox->fd, &one, sizeof one); } while (wrote < 0 && errno == EINTR);
+    kv_memory_inbox_poke(inbox);
     pthread_mutex_unlock(&inbox->lock);
 }
 

@@ -30,6 +30,9 @@ void kv_memory_inbox_put(struct kv_memory_op *op);
 /* All that came since, oldest first, linked by next; NULL: nothing. The descriptor is quiet after. */
 struct kv_memory_op *kv_memory_inbox_take_all(struct kv_memory_inbox *inbox);
 
+/* Makes the descriptor readable with nothing there: a turn of the loop for its own sake. */
+void kv_memory_inbox_poke(struct kv_memory_inbox *inbox);
+
 /* Waits until something is there. For the end of an owner, who waits for his own ops. */
 void kv_memory_inbox_wait(struct kv_memory_inbox *inbox);
 

@@ -32,6 +32,7 @@ void tcp_conn_destroy(struct conn *conn)
     kv_loop_remove(cable->host->loop, &conn->watch);
     tcp_io_fini(&conn->io);
     if (conn->watch.fd >= 0) { close(conn->watch.fd); }
+    tcp_stages_end(conn);
     while (conn->queue_first) {
         struct kv_cable_push *push = conn->queue_first;
         conn->queue_first = push->next;
@@ -196,6 +197,8 @@ static void conn_on_ready(struct kv_watch *watch, uint32_t events)
         tcp_lookup_answered(conn);
     } else if (conn->state != CS_READY) {
         setup_step(conn);
+    } else if (conn->waits_for_stage) { /* nothing is asked for but the end, or it would be told for ever */
+        tcp_conn_fail(conn, STATUS(ST_UNAVAILABLE, SCOPE_PEER), "the peer hung up");
     } else if (!conn->is_sender) {
         tcp_receiver_run(conn);
     } else if (((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && !tcp_sender_peer_lives(conn)) || !tcp_sender_pump(conn)) {
@@ -241,6 +244,7 @@ static void tcp_close(struct kv_cable *cable)
         kv_loop_remove(cable->host->loop, &cable->listener);
         close(cable->listener.fd);
     }
+    tcp_stages_close(cable);
     tcp_tls_destroy(cable->tls);
     free(cable->conns);
     free(cable);
@@ -306,6 +310,7 @@ static status_t tcp_open(const struct kv_cable_host *host, struct diag *diag, st
     cable->slice_bytes = kv_layout_slice_bytes(host->layout);
     cable->conns = calloc(host->links_max, sizeof(struct conn *));
     status_t st = cable->conns ? STATUS_OK : STATUS_CAUSE(ST_RESOURCE_EXHAUSTED, SCOPE_NODE, ENOMEM);
+    if (!failed(st)) { st = tcp_stages_open(cable, diag); }
     if (!failed(st) && host->tls.cert_file) { st = tcp_tls_create(&host->tls, diag, &cable->tls); }
     if (!failed(st) && host->tcp_listen[0]) { st = listener_open(cable, diag); }
     if (failed(st)) {

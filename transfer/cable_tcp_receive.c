@@ -1,7 +1,8 @@
 /* cable_tcp_receive: D's half of the tcp cable: frames off the wire, straight into the blocks.
  * Flow:    a connection that is ready -> [cable_tcp_receive] -> the endpoint's frame_accept, frame_landed
  * Thread:  the transfer thread.
- * Memory:  the connection's own; a frame's slices are read to where they stay. */
+ * Memory:  the connection's own; a frame's slices are read to where they stay, or, where that is on a
+ *          device, into a stage. */
 #include "transfer/cable_tcp_state.h"
 
 #include <errno.h>
@@ -34,8 +35,9 @@ static int body_iov(const struct conn *conn, struct iovec iov[KV_FRAME_BLOCKS_MA
     uint64_t within = conn->body_at % slice_bytes;
     int pieces = 0;
     for (uint32_t i = (uint32_t)(conn->body_at / slice_bytes); i < conn->frame.count; i++) {
-        uint8_t *slice = (uint8_t *)host->pool.base +
-                         kv_layout_slice_offset(host->layout, conn->landing.blocks[i], conn->frame.layer);
+        uint8_t *slice = conn->stage ? conn->stage->host + i * slice_bytes
+                                     : (uint8_t *)host->pool.base +
+                                           kv_layout_slice_offset(host->layout, conn->landing.blocks[i], conn->frame.layer);
         iov[pieces].iov_base = slice + within;
         iov[pieces++].iov_len = slice_bytes - within;
         within = 0;
@@ -71,6 +73,7 @@ static enum tcp_step receive_step(struct conn *conn, uint64_t *taken)
         step = tcp_head_receive(conn, TCP_HEADER_BYTES);
         if (step != STEP_ON || conn->head_at < TCP_HEADER_BYTES) { return step; }
         if (!tcp_frame_header_read(conn->head, (uint32_t)cable->slice_bytes, &conn->frame)) { return STEP_CORRUPT; }
+        if (cable->stages && conn->frame.count > host->frame_blocks) { return STEP_CORRUPT; } /* larger than any sender's */
         conn->receive = RS_CRCS;
         return STEP_ON;
     case RS_CRCS: {
@@ -83,11 +86,22 @@ static enum tcp_step receive_step(struct conn *conn, uint64_t *taken)
         conn->crc_now = 0;
         conn->crc_ok = true;
         bool accepted = host->frame_accept(host->endpoint, conn->link, &conn->frame, &conn->landing);
-        conn->receive = accepted ? RS_SLICES : RS_DRAIN;
+        conn->receive = !accepted ? RS_DRAIN : cable->stages ? RS_STAGE : RS_SLICES;
         return STEP_ON;
     }
+    case RS_STAGE:
+        if (!host->landing_is_live(host->endpoint, &conn->landing)) {
+            conn->receive = RS_DRAIN;
+        } else if (tcp_stage_fill(conn)) {
+            conn->receive = RS_SLICES;
+        } else { /* the bytes stay in the socket until there is one */
+            conn->waits_for_stage = true;
+            return failed(kv_loop_watch(host->loop, &conn->watch, 0)) ? STEP_BROKEN : STEP_BLOCKED;
+        }
+        return STEP_ON;
     case RS_SLICES: {
         if (!host->landing_is_live(host->endpoint, &conn->landing)) { /* revoked in mid-frame */
+            tcp_stage_empty(conn);
             conn->receive = RS_DRAIN;
             return STEP_ON;
         }
@@ -99,6 +113,11 @@ static enum tcp_step receive_step(struct conn *conn, uint64_t *taken)
         body_sum(conn, iov, (uint64_t)got);
         if (conn->body_at < body_bytes) { return STEP_ON; }
         conn->receive = RS_HEADER;
+        if (conn->stage && conn->crc_ok) {
+            tcp_stage_scatter(conn);
+            return STEP_ON;
+        }
+        tcp_stage_empty(conn);
         uint32_t link = conn->link;
         host->frame_landed(host->endpoint, link, &conn->landing, &conn->frame, conn->crc_ok);
         return cable->conns[link] == conn ? STEP_ON : STEP_GONE;

@@ -1,5 +1,6 @@
 /* cable_tcp_state: what the files of the tcp cable share: a connection, the cable, and the moves between them.
- * Flow:    cable_tcp (set-up, ops), cable_tcp_receive (D), cable_tcp_send (P), cable_tcp_resolve (P)
+ * Flow:    cable_tcp (set-up, ops), cable_tcp_receive (D), cable_tcp_send (P), cable_tcp_resolve (P),
+ *          cable_tcp_stage (where the pool lies on a device)
  * Thread:  the transfer thread.
  * Memory:  one connection per link, and the strangers'. */
 #ifndef BATON_TRANSFER_CABLE_TCP_STATE_H
@@ -8,11 +9,12 @@
 #include <stdbool.h>
 #include <sys/socket.h>
 
+#include "kv/kv_memory_inbox.h"
 #include "transfer/cable_tcp.h"
 #include "transfer/loop.h"
 #include "transfer/tcp_io.h"
 
-enum { STRANGERS_MAX = 64 };
+enum { STRANGERS_MAX = 64, TCP_STAGES_EACH = 4 };
 /* One turn of one connection, so that many links share the thread. */
 #define TURN_BYTES (4u * 1024u * 1024u)
 
@@ -25,7 +27,26 @@ enum conn_state {
     CS_READY,
 };
 
-enum receive_state { RS_HEADER, RS_CRCS, RS_SLICES, RS_DRAIN };
+enum receive_state { RS_HEADER, RS_CRCS, RS_STAGE, RS_SLICES, RS_DRAIN };
+
+enum stage_state {
+    STAGE_FREE,
+    STAGE_READING, /* P: its op is under way */
+    STAGE_READY,   /* P: a frame's slices, to be sent */
+    STAGE_FILLING, /* D: a frame's slices are coming in */
+    STAGE_WRITING, /* D: its op is under way */
+};
+
+struct tcp_stage {
+    struct kv_memory_op op;
+    struct kv_cable *cable;
+    enum stage_state state;
+    struct conn *conn;          /* NULL: ended meanwhile */
+    struct kv_cable_push *push; /* P */
+    struct kv_frame frame;      /* D, WRITING */
+    struct kv_landing landing;
+    uint8_t *host; /* [frame_blocks][slice_bytes] */
+};
 
 struct conn {
     struct kv_watch watch; /* first: the callback casts back */
@@ -45,10 +66,14 @@ struct conn {
     uint64_t body_at;   /* bytes of the slices received */
     uint32_t crc_now;   /* of the slice that is coming in */
     bool crc_ok;
+    struct tcp_stage *stage; /* of that frame; NULL: the slices go straight to their blocks */
+    bool waits_for_stage;
     /* P */
     struct kv_cable_push *queue_first, *queue_last;
     uint64_t sent_at; /* bytes of the first push's frame that the kernel has taken; its head included */
     bool head_made;
+    struct tcp_stage *stages[TCP_STAGES_EACH]; /* of the first pushes of the queue, in its order */
+    uint32_t stage_count;
     uint16_t peer_port; /* while resolving */
     uint8_t token[KV_CABLE_TOKEN_BYTES];
 };
@@ -64,6 +89,13 @@ struct kv_cable {
     struct conn **conns; /* [links_max] */
     struct conn *strangers[STRANGERS_MAX];
     uint64_t births;
+    /* a pool on a device */
+    struct tcp_stage *stages; /* [stage_count] */
+    uint32_t stage_count, stages_free;
+    uint8_t *stage_memory;
+    bool stage_is_wanted;
+    struct kv_memory_inbox inbox;
+    struct kv_watch inbox_watch;
 };
 
 /* How far a read got. GONE: the connection was destroyed by what it led to. */
@@ -90,6 +122,27 @@ void tcp_sender_abort(struct kv_cable *cable, uint32_t link, uint32_t send_slot)
 bool tcp_sender_pump(struct conn *conn);
 /* Whether what became readable is not the connection's end. */
 bool tcp_sender_peer_lives(struct conn *conn);
+
+/* ---- cable_tcp_stage.c; the first two take a pool in host memory too, and do nothing */
+status_t tcp_stages_open(struct kv_cable *cable, struct diag *diag);
+/* When no connection is left. Waits for what is under way. */
+void tcp_stages_close(struct kv_cable *cable);
+/* A connection's end: staged pushes leave its queue. */
+void tcp_stages_end(struct conn *conn);
+/* P: begins to read what waits, as far as there are stages. */
+void tcp_stages_gather(struct conn *conn);
+/* P: whether the first push's slices are there. */
+bool tcp_stage_is_ready(const struct conn *conn);
+/* P: the first push was sent. */
+void tcp_stage_shift(struct conn *conn);
+/* P: a staged push is dropped. True: it is done now; false: when its slices are no longer read. */
+bool tcp_stage_leave(struct tcp_stage *stage);
+/* D: a stage for the frame that is coming in. False: none is free; wanted. */
+bool tcp_stage_fill(struct conn *conn);
+/* D: the frame is whole: its slices go to their blocks, and frame_landed follows. */
+void tcp_stage_scatter(struct conn *conn);
+/* D: the frame is thrown away. */
+void tcp_stage_empty(struct conn *conn);
 
 /* ---- cable_tcp_resolve.c */
 /* Begins to connect to `name`; digits at once, others when a look-up answers. */

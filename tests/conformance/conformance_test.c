@@ -1,5 +1,6 @@
 /* conformance_test: what every cable must hold, with real processes that are killed, stopped,
  * cut off and lied to. Run with the cable's name: conformance_test tcp.
+ * With _device behind the name the pools of both sides lie on a fake device.
  * A cable joins by its name in kv_cables[] and, for the forged frames, a case in forger.c. */
 #include <signal.h>
 #include <stdio.h>
@@ -459,6 +460,96 @@ static void flipped_bits_are_seen(void **state)
     }
 }
 
+/* Blocks that the device still copies into are not given back, whatever has happened to the grant
+ * or the link; when the copies have ended, they are, and nothing has been written that should not. */
+static void copies_under_way_hold_their_blocks(void **state)
+{
+    (void)state;
+    if (!pools_on_device) {
+        print_message("  copies in host memory end where they began\n");
+        skip();
+    }
+    for (int way = 0; way < 3; way++) {
+        proc_start(&d, NULL, "role=d layers=4 heads=8 dim=128 blocks=64");
+        proc_start(&p, NULL, "role=p layers=4 heads=8 dim=128 blocks=64");
+        transfer_checked(&d, &p, 1, 3);
+        tell(&d, "hold 0");
+        tell(&p, "send %016x 9 %s full", 2, grant(&d, 2, 64, 60000));
+        stat_wait(&d, "ops_under_way", 1);
+        uint64_t start_ns = clock_now_ns();
+        if (way == 0) {
+            proc_kill(&p, SIGKILL);
+        } else {
+            tell(way == 1 ? &d : &p, "%s %016x", way == 1 ? "revoke" : "abort", 2);
+        }
+        char line[LINE_MAX_CHARS];
+        stat_wait(&d, way == 1 ? "revoked" : "failed", 1);
+        assert_false(line_next(&d, 100, line)); /* it is over, and not told yet */
+        assert_int_equal(stat_of(&d, "free_blocks"), 0);
+        assert_true(elapsed_ms(start_ns) < 10000);
+        tell(&d, "unhold 0");
+        if (way == 1) {
+            (void)expect(&d, "fenced %016llx", 2ULL);
+        } else {
+            const char *how = expect(&d, "failed %016llx", 2ULL);
+            assert_non_null(strstr(how, "fenced"));
+            assert_int_equal(strncmp(how, way == 0 ? "UNAVAILABLE" : "ABORTED", 7), 0);
+        }
+        if (way != 0) { (void)expect(&p, "send_failed %016llx", 2ULL); }
+        audit_quiet(&d);
+        if (way == 0) { proc_start(&p, NULL, "role=p layers=4 heads=8 dim=128 blocks=64 epoch=2"); }
+        transfer_checked(&d, &p, 3, 64);
+        pair_quit();
+    }
+}
+
+/* P's last act is to wait until D reads its pool no more. */
+static void a_pool_ends_after_its_last_reader(void **state)
+{
+    (void)state;
+    if (!pools_on_device || strcmp(cable_name, "shm") != 0) {
+        print_message("  no pool is lent on a device\n");
+        skip();
+    }
+    proc_start(&d, NULL, "role=d layers=4 heads=8 dim=128 blocks=64");
+    proc_start(&p, NULL, "role=p layers=4 heads=8 dim=128 blocks=64");
+    transfer_checked(&d, &p, 1, 3);
+    assert_int_equal(stat_of(&p, "imports"), 1);
+    tell(&d, "hold 0");
+    tell(&p, "send %016x 9 %s full", 2, grant(&d, 2, 64, 60000));
+    stat_wait(&d, "ops_under_way", 1);
+    tell(&p, "quit 0");
+    stat_wait(&d, "failed", 1); /* P's link has ended, P itself has not */
+    tell(&d, "unhold 0");
+    (void)expect(&d, "failed %016llx", 2ULL);
+    proc_quit(&p); /* the fake ends a process whose pool is freed under a reader */
+    audit_quiet(&d);
+    proc_quit(&d);
+}
+
+/* A device that is lost on either side ends the transfers and the link, with its own code there and
+ * UNAVAILABLE at the peer; nothing hangs, and both sides can end. */
+static void a_lost_device_ends_the_link(void **state)
+{
+    (void)state;
+    if (!pools_on_device) {
+        print_message("  no device to lose\n");
+        skip();
+    }
+    for (int side = 0; side < 2; side++) {
+        proc_start(&d, NULL, "role=d layers=4 heads=8 dim=128 blocks=64");
+        proc_start(&p, NULL, "role=p layers=4 heads=8 dim=128 blocks=64");
+        transfer_checked(&d, &p, 1, 3);
+        tell(side == 0 ? &d : &p, "lose 0");
+        tell(&p, "send %016x 9 %s full", 2, grant(&d, 2, 64, 60000));
+        const char *at_d = side == 0 ? "INTERNAL fenced" : "UNAVAILABLE fenced";
+        const char *at_p = side == 0 ? "UNAVAILABLE" : "INTERNAL";
+        assert_int_equal(strncmp(expect(&d, "failed %016llx", 2ULL), at_d, strlen(at_d)), 0);
+        assert_int_equal(strncmp(expect(&p, "send_failed %016llx", 2ULL), at_p, strlen(at_p)), 0);
+        pair_quit();
+    }
+}
+
 /* Nodes with different layouts never exchange a block, and the refusal names the difference. */
 static void different_layouts_are_refused(void **state)
 {
@@ -506,6 +597,34 @@ static void falls_back_to_tcp(void **state)
     assert_non_null(strstr(how, "shm is not offered by the receiver"));
     (void)expect(&d, "landed %016llx", 1ULL);
     pair_quit();
+}
+
+/* Pools that cannot be copied from one to the other on a device use tcp, and the reason is told. */
+static void mixed_pools_fall_back_to_tcp(void **state)
+{
+    (void)state;
+    if (!pools_on_device || strcmp(cable_name, "tcp") != 0) {
+        print_message("  runs with tcp and devices\n");
+        skip();
+    }
+    static const struct { const char *d, *p, *why; } pairs[] = {
+        {"memory=host", "memory=fake", "the receiver's is not on a device"},
+        {"memory=fake", "memory=host", "the receiver's is on a device"},
+        {"memory=fake device=1", "memory=fake device=2", "these are on two"},
+        {"memory=fake device=0", "memory=fake device=0", "shm is not offered by the receiver"},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        char args[128];
+        snprintf(args, sizeof args, "role=d layers=2 blocks=8 cables=auto %s", pairs[i].d);
+        proc_start(&d, NULL, args);
+        snprintf(args, sizeof args, "role=p layers=2 blocks=8 cables=auto %s", pairs[i].p);
+        proc_start(&p, NULL, args);
+        tell(&p, "send %016x 5 %s full", 1, grant(&d, 1, 8, 20000));
+        const char *how = expect(&p, "acked %016llx", 1ULL);
+        if (strncmp(how, "tcp", 3) != 0 || !strstr(how, pairs[i].why)) { fail_msg("pair %zu: %s", i, how); }
+        assert_int_equal(strncmp(expect(&d, "landed %016llx", 1ULL), "good", 4), 0);
+        pair_quit();
+    }
 }
 
 /* With certificates the tcp cable is TLS; a stranger's certificate, or none, gets no cable. */
@@ -635,7 +754,14 @@ static bool ucx_is_here(void)
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "peer") == 0) { return peer_main(argc - 1, argv + 1); }
-    if (argc > 1) { cable_name = argv[1]; }
+    char name[32] = "";
+    if (argc > 1) {
+        snprintf(name, sizeof name, "%s", argv[1]);
+        char *suffix = strstr(name, "_device");
+        pools_on_device = suffix != NULL;
+        if (suffix) { *suffix = '\0'; }
+        cable_name = name;
+    }
     if (strcmp(cable_name, "ucx") == 0 && !ucx_is_here()) { return 0; }
     if (argc > 2) { cmocka_set_test_filter(argv[2]); }
     signal(SIGPIPE, SIG_IGN);
@@ -645,6 +771,10 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(transfers_side_by_side_do_not_mix, procs_end),
         cmocka_unit_test_teardown(different_layouts_are_refused, procs_end),
         cmocka_unit_test_teardown(falls_back_to_tcp, procs_end),
+        cmocka_unit_test_teardown(mixed_pools_fall_back_to_tcp, procs_end),
+        cmocka_unit_test_teardown(copies_under_way_hold_their_blocks, procs_end),
+        cmocka_unit_test_teardown(a_pool_ends_after_its_last_reader, procs_end),
+        cmocka_unit_test_teardown(a_lost_device_ends_the_link, procs_end),
         cmocka_unit_test_teardown(forged_frames_land_nowhere, procs_end),
         cmocka_unit_test_teardown(wrong_sums_are_data_loss, procs_end),
         cmocka_unit_test_teardown(flipped_bits_are_seen, procs_end),
@@ -658,5 +788,5 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(cut_link_is_seen, procs_end),
         cmocka_unit_test_teardown(abort_storm, procs_end),
     };
-    return cmocka_run_group_tests_name(cable_name, tests, NULL, NULL);
+    return cmocka_run_group_tests_name(argc > 1 ? argv[1] : cable_name, tests, NULL, NULL);
 }

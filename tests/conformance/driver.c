@@ -13,6 +13,7 @@
 #include "base/clock.h"
 
 const char *cable_name = "tcp";
+bool pools_on_device;
 
 enum { PROCS_MAX = 16, ARGS_MAX = 40 };
 static struct proc *running[PROCS_MAX];
@@ -36,9 +37,10 @@ void proc_start(struct proc *proc, const char *netns, const char *args)
     argv[argc++] = (char *)(uintptr_t)"peer";
     snprintf(copy, sizeof copy, "%s", args);
     char *rest = NULL;
-    for (char *arg = strtok_r(copy, " ", &rest); arg && argc < ARGS_MAX - 2; arg = strtok_r(NULL, " ", &rest)) { argv[argc++] = arg; }
+    for (char *arg = strtok_r(copy, " ", &rest); arg && argc < ARGS_MAX - 3; arg = strtok_r(NULL, " ", &rest)) { argv[argc++] = arg; }
     snprintf(cables, sizeof cables, "cables=%s", cable_name);
     if (!strstr(args, "cables=")) { argv[argc++] = cables; }
+    if (pools_on_device && !strstr(args, "memory=")) { argv[argc++] = (char *)(uintptr_t)"memory=fake"; }
     argv[argc] = NULL;
     memset(proc, 0, sizeof *proc);
     assert_int_equal(pipe(in), 0);

@@ -27,6 +27,8 @@ struct proc {
 
 /* cable of this run: "shm", "tcp" */
 extern const char *cable_name;
+/* Whether pools lie on a fake device, unless the arguments say memory=. */
+extern bool pools_on_device;
 
 /* args: "key=value ..." for peer_main; cables= is added. netns: NULL, or a network namespace.
  * Waits until it is ready. */

@@ -11,7 +11,10 @@
 
 #include "tests/conformance/driver.h"
 #include "tests/conformance/forger_ucx.h"
+#include "base/clock.h"
+#include "kv/kv_memory_inbox.h"
 #include "tests/conformance/peer.h"
+#include "tests/kv_memory/fake_memory.h"
 #include "transfer/cable_shm.h"
 #include "transfer/cable_tcp.h"
 #include "base/crc32c.h"
@@ -78,7 +81,15 @@ void forger_open(struct forger *forger, const char *ticket_hex, const struct kv_
     forger->layout = *layout;
     size_t size = hex_decode(ticket_hex, bytes, sizeof bytes);
     assert_false(failed(kv_ticket_decode(bytes, size, NULL, &forger->ticket)));
-    assert_false(failed(kv_endpoint_pool_alloc(KV_FRAME_BLOCKS_MAX * kv_layout_block_bytes(layout), NULL, &forger->pool)));
+    size_t pool_bytes = KV_FRAME_BLOCKS_MAX * kv_layout_block_bytes(layout);
+    if (pools_on_device && strcmp(cable_name, "shm") == 0) {
+        struct kv_memory *memory = fake_memory_create(&(struct fake_memory_config){.pool_bytes = pool_bytes, .device = 1});
+        forger->pool = (struct kv_endpoint_pool){.bytes = pool_bytes, .memfd = -1, .memory = memory};
+        forger->view = fake_memory_view(memory);
+    } else {
+        assert_false(failed(kv_endpoint_pool_alloc(pool_bytes, NULL, &forger->pool)));
+        forger->view = forger->pool.base;
+    }
     const char *colon = strrchr(forger->ticket.link_address, ':');
     snprintf(host, sizeof host, "%.*s", (int)(colon - forger->ticket.link_address), forger->ticket.link_address);
     forger->link_fd = dial(host, (uint16_t)atoi(colon + 1));
@@ -102,12 +113,39 @@ void forger_open(struct forger *forger, const char *ticket_hex, const struct kv_
     forger->ack = msg.body.hello_ack;
 }
 
+/* An op of ours, waited for. */
+static void sum_wait(struct forger *forger, struct kv_memory_op *op)
+{
+    struct kv_memory_inbox inbox;
+    assert_false(failed(kv_memory_inbox_init(&inbox)));
+    op->done = kv_memory_inbox_put;
+    op->user = &inbox;
+    kv_memory_submit(forger->pool.memory, op);
+    while (!kv_memory_inbox_take_all(&inbox)) { kv_memory_inbox_wait(&inbox); }
+    kv_memory_inbox_fini(&inbox);
+}
+
+static bool shm_device_connect(struct forger *forger, const uint8_t *token)
+{
+    uint8_t packet[SHM_DEVICE_HELLO_BYTES_MAX], welcome[8];
+    size_t export_bytes = 0;
+    assert_false(failed(kv_memory_export(forger->pool.memory, packet + SHM_DEVICE_HELLO_HEAD_BYTES, &export_bytes, NULL)));
+    le32_store(packet, SHM_MAGIC);
+    le32_store(packet + 4, SHM_DEVICE_HELLO);
+    memcpy(packet + 8, token, KV_CABLE_TOKEN_BYTES);
+    le64_store(packet + 40, forger->pool.bytes);
+    le32_store(packet + 48, (uint32_t)export_bytes);
+    return send(forger->cable_fd, packet, SHM_DEVICE_HELLO_HEAD_BYTES + export_bytes, MSG_NOSIGNAL) > 0 &&
+           read_fully(forger->cable_fd, welcome, sizeof welcome);
+}
+
 static bool shm_connect(struct forger *forger, const struct kv_cable_offer *offer, const uint8_t *token)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    memcpy(address.sun_path, offer->bytes, offer->size);
+    memcpy(address.sun_path, offer->bytes, strnlen((const char *)offer->bytes, offer->size));
     forger->cable_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     assert_int_equal(connect(forger->cable_fd, (struct sockaddr *)&address, sizeof address), 0);
+    if (forger->pool.memory) { return shm_device_connect(forger, token); }
     uint8_t packet[SHM_HELLO_BYTES], welcome[8];
     le32_store(packet, SHM_MAGIC);
     le32_store(packet + 4, SHM_HELLO);
@@ -152,8 +190,13 @@ bool forger_cable(struct forger *forger, const char *cable, const uint8_t token[
 void forger_close(struct forger *forger)
 {
     close(forger->link_fd);
-    if (forger->cable_fd >= 0) { close(forger->cable_fd); }
     forger_ucx_close(forger->ucx);
+    if (forger->cable_fd >= 0) { close(forger->cable_fd); }
+    if (forger->pool.memory) {
+        while (fake_memory_imports(forger->pool.memory) > 0) { clock_sleep_ns(NS_PER_MS); } /* D lets go by itself */
+        fake_memory_destroy(forger->pool.memory);
+        return;
+    }
     kv_endpoint_pool_free(&forger->pool);
 }
 
@@ -171,15 +214,37 @@ bool forger_frame(struct forger *forger, const char *cable, const struct kv_fram
     /* A layer that the layout does not have is told of, not used. */
     uint32_t layer_here = frame->layer % forger->layout.layer_count;
     for (uint32_t i = 0; i < frame->count; i++) {
-        uint8_t *slice = (uint8_t *)forger->pool.base + kv_layout_slice_offset(&forger->layout, i, layer_here);
+        uint8_t *slice = forger->view + kv_layout_slice_offset(&forger->layout, i, layer_here);
         peer_slice_fill(slice, slice_bytes, seed, frame->layer, frame->first + i);
         crc[i] = crc32c(0, slice, slice_bytes) ^ crc_xor;
+    }
+    if (forger->pool.memory) {
+        struct kv_memory_op op = {.kind = KV_MEMORY_CHECKSUM, .count = frame->count, .range_bytes = slice_bytes, .event = 5};
+        for (uint32_t i = 0; i < frame->count; i++) { op.offsets[i] = kv_layout_slice_offset(&forger->layout, i, layer_here); }
+        sum_wait(forger, &op);
+        uint8_t packet[SHM_PACKET_BYTES_MAX], done[12];
+        le32_store(packet, SHM_MAGIC);
+        le32_store(packet + 4, SHM_DEVICE_DESCRIPTOR);
+        memcpy(packet + 8, frame->xfer_id.bytes, 16);
+        le64_store(packet + 24, frame->grant_epoch);
+        le32_store(packet + 32, frame->layer);
+        le32_store(packet + 36, frame->first);
+        le32_store(packet + 40, frame->count);
+        le32_store(packet + 44, 3);
+        le32_store(packet + 48, op.event);
+        for (uint32_t i = 0; i < frame->count; i++) {
+            assert_int_equal(op.crc[i] ^ crc_xor, crc[i]);
+            le32_store(packet + SHM_DEVICE_DESCRIPTOR_HEAD_BYTES + 4u * i, i);
+            le32_store(packet + SHM_DEVICE_DESCRIPTOR_HEAD_BYTES + 4u * (frame->count + i), crc[i]);
+        }
+        size_t bytes = SHM_DEVICE_DESCRIPTOR_HEAD_BYTES + 8u * frame->count;
+        return send(forger->cable_fd, packet, bytes, MSG_NOSIGNAL) == (ssize_t)bytes && read_fully(forger->cable_fd, done, sizeof done);
     }
     if (strcmp(cable, "ucx") == 0) {
         static uint8_t slices[1u << 20];
         assert_true(frame->count * slice_bytes <= sizeof slices);
         for (uint32_t i = 0; i < frame->count; i++) {
-            memcpy(slices + i * slice_bytes, (uint8_t *)forger->pool.base + kv_layout_slice_offset(&forger->layout, i, layer_here), slice_bytes);
+            memcpy(slices + i * slice_bytes, forger->view + kv_layout_slice_offset(&forger->layout, i, layer_here), slice_bytes);
         }
         return forger_ucx_frame(forger->ucx, frame, slices, crc);
     }
@@ -205,7 +270,7 @@ bool forger_frame(struct forger *forger, const char *cable, const struct kv_fram
     size_t head_bytes = tcp_frame_head_write(frame, (uint32_t)slice_bytes, crc, head);
     if (send(forger->cable_fd, head, head_bytes, MSG_NOSIGNAL) != (ssize_t)head_bytes) { return false; }
     for (uint32_t i = 0; i < frame->count; i++) {
-        const uint8_t *slice = (uint8_t *)forger->pool.base + kv_layout_slice_offset(&forger->layout, i, layer_here);
+        const uint8_t *slice = forger->view + kv_layout_slice_offset(&forger->layout, i, layer_here);
         for (size_t at = 0; at < slice_bytes;) {
             ssize_t sent = send(forger->cable_fd, slice + at, slice_bytes - at, MSG_NOSIGNAL);
             if (sent <= 0) { return false; }

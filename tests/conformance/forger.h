@@ -10,6 +10,7 @@ struct forger {
     int link_fd, cable_fd;
     struct kv_layout layout;
     struct kv_endpoint_pool pool; /* our slices */
+    uint8_t *view;                /* the same, as we see them */
     struct forger_ucx *ucx;
     struct kv_ticket ticket;
     struct link_hello_ack ack;

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "tests/conformance/socket_stream.h"
+#include "tests/kv_memory/fake_memory.h"
 
 enum { XFERS_MAX = 512, EVENTS_MAX = 8192, PUSH_BLOCKS = 48 };
 #define CANARY UINT64_C(0xc0de5afec0de5afe)
@@ -92,12 +93,15 @@ struct xfer {
     uint32_t *blocks;
     uint32_t layer, first; /* P: next to push */
     bool committed;
+    uint64_t mark; /* P, device pool: when the layer that is being pushed has its bytes, and all before it */
+    bool has_mark;
 };
 
 struct peer {
     bool is_receiver;
     struct kv_layout layout;
     struct kv_endpoint_pool pool;
+    uint8_t *view; /* the pool's bytes, as the test sees them */
     uint32_t block_count;
     uint32_t *free_blocks;
     uint32_t free_count;
@@ -135,7 +139,7 @@ static void on_event(void *context, const struct kv_event *event)
     if (write(peer.event_fd, &one, sizeof one) != sizeof one) { _exit(97); }
 }
 
-static uint8_t *block_at(uint32_t block) { return (uint8_t *)peer.pool.base + block * kv_layout_block_bytes(&peer.layout); }
+static uint8_t *block_at(uint32_t block) { return peer.view + block * kv_layout_block_bytes(&peer.layout); }
 
 static void block_canary_put(uint32_t block)
 {
@@ -186,6 +190,7 @@ static struct xfer *xfer_make(uint64_t id, uint32_t count)
 
 static void xfer_end(struct xfer *xfer)
 {
+    if (xfer->mark) { fake_memory_wait(peer.pool.memory, xfer->mark); } /* a node keeps the blocks of a step that runs */
     for (uint32_t k = 0; k < xfer->count; k++) {
         /* From here on a late byte would show. On P it would show as a bad checksum. */
         block_canary_put(xfer->blocks[k]);
@@ -195,17 +200,50 @@ static void xfer_end(struct xfer *xfer)
     xfer->used = false;
 }
 
+static void slices_fill(uint64_t seed, uint32_t layer, const uint32_t *blocks, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        peer_slice_fill(peer.view + kv_layout_slice_offset(&peer.layout, blocks[i], layer), kv_layout_slice_bytes(&peer.layout),
+                        seed, layer, i);
+    }
+}
+
+/* What a step's layer is on a device: its bytes are there some time after it was queued. */
+struct layer_job {
+    uint64_t seed;
+    uint32_t layer, count;
+    uint32_t blocks[];
+};
+
+static void layer_run(void *user)
+{
+    struct layer_job *job = user;
+    slices_fill(job->seed, job->layer, job->blocks, job->count);
+    free(job);
+}
+
+static void layer_queue(struct xfer *xfer)
+{
+    struct layer_job *job = malloc(sizeof *job + xfer->count * sizeof job->blocks[0]);
+    *job = (struct layer_job){.seed = xfer->seed, .layer = xfer->layer, .count = xfer->count};
+    memcpy(job->blocks, xfer->blocks, xfer->count * sizeof job->blocks[0]);
+    xfer->mark = fake_memory_mark(peer.pool.memory, layer_run, job);
+    xfer->has_mark = true;
+}
+
 static void xfer_pump(struct xfer *xfer)
 {
     uint32_t layers = xfer->half ? (peer.layout.layer_count + 1) / 2 : peer.layout.layer_count;
     while (xfer->layer < layers) {
         uint32_t now = xfer->count - xfer->first < PUSH_BLOCKS ? xfer->count - xfer->first : PUSH_BLOCKS;
-        status_t st = kv_endpoint_push(peer.endpoint, xfer->send, xfer->layer, xfer->first, xfer->blocks + xfer->first, now, 0);
+        if (peer.pool.memory && !xfer->has_mark) { layer_queue(xfer); }
+        status_t st = kv_endpoint_push(peer.endpoint, xfer->send, xfer->layer, xfer->first, xfer->blocks + xfer->first, now, xfer->mark);
         if (st.code == ST_RESOURCE_EXHAUSTED || st.code == ST_INVALID_ARGUMENT) { return; } /* full, or it is over */
         xfer->first += now;
         if (xfer->first == xfer->count) {
             xfer->first = 0;
             xfer->layer++;
+            xfer->has_mark = false;
         }
     }
     if (xfer->half && !xfer->half_told) {
@@ -233,7 +271,7 @@ static void on_told(const struct told *told)
     case KV_EVENT_LANDED:
         for (uint32_t layer = 0; layer < peer.layout.layer_count; layer++) {
             for (uint32_t i = 0; i < xfer->count; i++) {
-                good &= peer_slice_matches((uint8_t *)peer.pool.base + kv_layout_slice_offset(&peer.layout, xfer->blocks[i], layer),
+                good &= peer_slice_matches(peer.view + kv_layout_slice_offset(&peer.layout, xfer->blocks[i], layer),
                                            slice_bytes, told->seed, layer, i);
             }
         }
@@ -272,6 +310,8 @@ static void stats_print(void)
         {"hellos_refused", s.hellos_refused}, {"cables_refused", s.cables_refused}, {"bytes_landed", s.bytes_landed},
         {"bytes_pushed", s.bytes_pushed}, {"free_blocks", peer.free_count}, {"total_blocks", peer.block_count},
         {"canary_bad", peer.canary_bad},
+        {"ops_under_way", peer.pool.memory ? fake_memory_under_way(peer.pool.memory) : 0},
+        {"imports", peer.pool.memory ? fake_memory_imports(peer.pool.memory) : 0},
     };
     printf("stats");
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) { printf(" %s=%llu", all[i].name, (unsigned long long)all[i].value); }
@@ -326,16 +366,17 @@ static bool on_line(char *line)
         xfer->sending = true;
         xfer->seed = seed;
         xfer->half = strcmp(mode, "half") == 0;
-        for (uint32_t layer = 0; layer < peer.layout.layer_count; layer++) {
-            for (uint32_t i = 0; i < xfer->count; i++) {
-                peer_slice_fill((uint8_t *)peer.pool.base + kv_layout_slice_offset(&peer.layout, xfer->blocks[i], layer),
-                                kv_layout_slice_bytes(&peer.layout), seed, layer, i);
-            }
+        for (uint32_t layer = 0; !peer.pool.memory && layer < peer.layout.layer_count; layer++) {
+            slices_fill(seed, layer, xfer->blocks, xfer->count);
         }
         printf("begun %016llx\n", id);
     } else if (strcmp(verb, "abort") == 0) {
         const struct xfer *xfer = xfer_find(id);
         if (xfer) { kv_endpoint_abort(peer.endpoint, xfer->send); }
+    } else if (strcmp(verb, "hold") == 0 || strcmp(verb, "unhold") == 0) {
+        fake_memory_set_held(peer.pool.memory, verb[0] == 'h');
+    } else if (strcmp(verb, "lose") == 0) {
+        fake_memory_lose(peer.pool.memory);
     } else {
         printf("what %s\n", verb);
     }
@@ -407,9 +448,19 @@ int peer_main(int argc, char **argv)
     peer.random = clock_wall_ns();
     pthread_mutex_init(&peer.mutex, NULL);
     struct diag diag = {.text = ""};
-    if (failed(kv_endpoint_pool_alloc(peer.block_count * kv_layout_block_bytes(&peer.layout), &diag, &peer.pool))) {
+    size_t pool_bytes = peer.block_count * kv_layout_block_bytes(&peer.layout);
+    bool is_device = strcmp(argument(argc, argv, "memory", "host"), "fake") == 0;
+    if (is_device) {
+        struct fake_memory_config device = {.pool_bytes = pool_bytes, .device = (uint8_t)atoi(argument(argc, argv, "device", "1")),
+                                            .seed = peer.random, .delay_us_max = 200};
+        peer.pool = (struct kv_endpoint_pool){.bytes = pool_bytes, .memfd = -1, .memory = fake_memory_create(&device)};
+        peer.pool.base = fake_memory_base(peer.pool.memory);
+        peer.view = fake_memory_view(peer.pool.memory);
+    } else if (failed(kv_endpoint_pool_alloc(pool_bytes, &diag, &peer.pool))) {
         fprintf(stderr, "%s\n", diag.text);
         return 1;
+    } else {
+        peer.view = peer.pool.base;
     }
     peer.free_blocks = malloc(peer.block_count * sizeof *peer.free_blocks);
     for (uint32_t i = 0; i < peer.block_count; i++) {
@@ -441,6 +492,9 @@ int peer_main(int argc, char **argv)
         snprintf(ca, sizeof ca, "%s/ca.pem", tls);
         config.tls = (struct kv_endpoint_tls){cert, key, ca};
     }
+    /* Two sides on one host that are to meet over the network: each its own device. */
+    const char *devices = getenv(peer.is_receiver ? "BATON_UCX_DEVICES_D" : "BATON_UCX_DEVICES_P");
+    if (devices) { setenv("UCX_NET_DEVICES", devices, 1); }
     const uint8_t model_hash[32] = {42};
     kv_fingerprint_init(&config.fingerprint, model_hash, &peer.layout, argument(argc, argv, "kernels", "test-1"));
     if (failed(kv_endpoint_create(&config, &diag, &peer.endpoint))) {
@@ -457,7 +511,11 @@ int peer_main(int argc, char **argv)
     for (int i = 0; i < XFERS_MAX; i++) {
         if (peer.xfers[i].used) { free(peer.xfers[i].blocks); }
     }
-    kv_endpoint_pool_free(&peer.pool);
+    if (is_device) {
+        fake_memory_destroy(peer.pool.memory);
+    } else {
+        kv_endpoint_pool_free(&peer.pool);
+    }
     free(peer.free_blocks);
     free(peer.events);
     close(peer.event_fd);

@@ -7,6 +7,7 @@
  *                                      then wait; -> begun XFER | refused XFER CODE TEXT
  *       abort XFER
  *   both stats                         -> stats key=value ...
+ *        hold, unhold, lose            of a fake device: see tests/kv_memory/fake_memory.h
  *        quit
  *   events  landed XFER good|bad BYTES; failed XFER CODE fenced|unfenced TEXT; fenced XFER;
  *           half XFER (the half is pushed); acked XFER CABLE BYTES NS REASON;
@@ -19,7 +20,8 @@
 
 #include "transfer/transfer.h"
 
-/* key=value arguments: role node epoch cables listen tcp layers heads dim blocks tls dead_ms */
+/* key=value arguments: role node epoch cables listen tcp layers heads dim blocks tls dead_ms, and
+ * memory=fake device=N: a pool that the CPU cannot touch, on fake device N, 0 one that lends nothing */
 int peer_main(int argc, char **argv);
 
 kv_xfer_id_t peer_xfer_id(uint64_t xfer);
