@@ -436,6 +436,10 @@ static status_t copy_from_pageable(const struct cuda_driver *self, void *memory,
     return st;
 }
 
+/* Below it nobody's heap, stack or program lies on this kind of machine, but a sanitizer's shadow may: there, two small
+ * numbers side by side would look like an address. */
+#define HOST_ADDRESS_MIN 0x500000000000u
+
 /* A word of the arguments that is an address of the host's is one that the kernel would follow. */
 static status_t check_args(struct device *device, enum cuda_kernel kernel, const void *args, size_t args_bytes, struct diag *diag)
 {
@@ -444,7 +448,7 @@ static status_t check_args(struct device *device, enum cuda_kernel kernel, const
         unsigned char resident;
         memcpy(&word, (const unsigned char *)args + at, 8);
         const void *address = (const void *)(uintptr_t)word;
-        if (word < 0x10000 || word >> 47 != 0 || device_range_of(device, address, 1) != NULL) { continue; }
+        if (word < HOST_ADDRESS_MIN || word >> 47 != 0 || device_range_of(device, address, 1) != NULL) { continue; }
         if (device_is_pinned(device, address, 1) || mincore((void *)(uintptr_t)(word & ~(uint64_t)4095), 1, &resident) == 0) {
             return device_raise(device, CAUSE_INVALID_VALUE, diag, "the arguments of cuda_%s hold a host address at byte %zu",
                                 emu_kernel_of(kernel)->name, at);
