@@ -49,6 +49,10 @@ const char *kernels_isa_name(const struct kernels *kernels) { return kernels->is
 uint32_t kernels_threads(const struct kernels *kernels) { return kernels->threads; }
 enum dtype kernels_activation_dtype(const struct kernels *kernels) { return kernels->activations; }
 enum kernels_order kernels_weight_order(const struct kernels *kernels) { return kernels->weight_order; }
+bool kernels_takes_weights(const struct kernels *kernels, enum kernels_order order)
+{
+    return order == kernels->weight_order || kernels->takes_any_order;
+}
 enum kv_order kernels_kv_order(const struct kernels *kernels) { return kernels->kv_order; }
 bool kernels_has_graphs(const struct kernels *kernels) { return kernels->has_graphs; }
 bool kernels_can_sample(const struct kernels *kernels) { return kernels->ops->sample != NULL; }
@@ -127,7 +131,7 @@ static void matrix_check(const struct kernels *kernels, const struct kernels_mat
     CHECK((unsigned)matrix->format < KERNELS_WEIGHT_COUNT);
     CHECK(matrix->n_out >= 1);
     CHECK(matrix->n_in >= 1);
-    CHECK(matrix->order == kernels->weight_order || kernels->takes_any_order);
+    CHECK(kernels_takes_weights(kernels, matrix->order));
     CHECK(!is_rows || matrix->format <= KERNELS_WEIGHT_F16);
     CHECK(!is_rows || matrix->stride == kernels_matrix_rows_stride(matrix->n_in));
     CHECK((uintptr_t)matrix->data % (is_rows ? 16 : 64) == 0);

@@ -93,6 +93,9 @@ enum dtype kernels_activation_dtype(const struct kernels *kernels);
 /* The order of weights that products take; KERNELS_ORDER_ROWS wherever kernels_uses_host_memory() is false. */
 enum kernels_order kernels_weight_order(const struct kernels *kernels);
 
+/* Whether products take weights of this order: the one above, or any in the oracle. */
+bool kernels_takes_weights(const struct kernels *kernels, enum kernels_order order);
+
 /* The order of KV blocks that the fast kernels of this backend take; a pool's layout names it. */
 enum kv_order kernels_kv_order(const struct kernels *kernels);
 

@@ -194,7 +194,7 @@ status_t forward_create(const struct model *model, struct kernels *kernels, cons
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     const struct model_weights *weights = model_get_weights(model);
-    if (!weights->head.data || weights->head.matrix.order != kernels_weight_order(kernels)) {
+    if (!weights->head.data || !kernels_takes_weights(kernels, weights->head.matrix.order)) {
         diag_set(diag, "the kernels \"%s\" do not read the model's weights where they are: %s", kernels_set_name(kernels),
                  kernels_uses_host_memory(kernels) ? "they lie on a device" : "they are not on the device yet");
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);

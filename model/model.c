@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/device_weights.h"
 #include "model/model_fingerprint.h"
 #include "model/model_weights.h"
 
@@ -62,14 +63,17 @@ status_t model_open(const char *directory, const struct model_options *options, 
     if (failed(st)) { goto fail; }
     const struct model_weights_options weights = {.directory = directory, .is_dummy = options->load == MODEL_LOAD_DUMMY,
                                                   .dummy_seed = DUMMY_SEED, .format = options->weights,
-                                                  .threads = options->threads, .pack_cache = options->pack_cache};
+                                                  .threads = options->threads, .pack_cache = options->pack_cache,
+                                                  .is_for_device = options->is_for_device};
     st = model_weights_open(&weights, &model->config, fingerprint, diag, &model->weights);
     if (failed(st)) { goto fail; }
     st = model_fingerprint_end(fingerprint, diag, model->fingerprint);
     fingerprint = NULL;
     if (failed(st)) { goto fail; }
-    st = model_weights_fill(model->weights, &weights, model->fingerprint, diag);
-    if (failed(st)) { goto fail; }
+    if (!options->is_for_device) {
+        st = model_weights_fill(model->weights, &weights, model->fingerprint, diag);
+        if (failed(st)) { goto fail; }
+    }
     *ret_model = model;
     return STATUS_OK;
 fail:
@@ -84,6 +88,24 @@ void model_destroy(struct model *model)
     model_weights_destroy(model->weights);
     free(model);
 }
+
+status_t model_to_device(struct model *model, struct kernels *kernels, uint32_t threads, struct diag *diag)
+{
+    return device_weights_fill(model->weights, kernels, threads, diag);
+}
+
+void model_off_device(struct model *model)
+{
+    if (model) { device_weights_drop(model->weights); }
+}
+
+enum dtype model_activation_dtype(const struct model *model)
+{
+    const enum kernels_weight format = model->weights->layers[0].q.matrix.format;
+    return format <= KERNELS_WEIGHT_F16 ? (enum dtype)format : DTYPE_F32;
+}
+
+uint64_t model_device_bytes(const struct model *model) { return device_weights_bytes(model->weights); }
 
 const struct model_config *model_get_config(const struct model *model) { return &model->config; }
 

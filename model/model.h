@@ -16,6 +16,7 @@
 #include "model/model_weights.h"
 
 struct model;
+struct kernels;
 
 #define MODEL_FINGERPRINT_BYTES 32u
 
@@ -36,6 +37,7 @@ struct model_options {
     enum model_weight_format weights;
     uint32_t threads;       /* that load and pack */
     const char *pack_cache; /* "off" (NULL is the same), "auto" or a folder: see weight_pack.h */
+    bool is_for_device;     /* leave the weights where they are: model_to_device() comes next */
 };
 
 /* Opens a model directory: config, weights, fingerprint.
@@ -48,6 +50,18 @@ struct model_options {
  *          packs every matrix; dummy weights are made first, about 1 GB/s a thread. */
 NODISCARD status_t model_open(const char *directory, const struct model_options *options, struct diag *diag,
                               struct model **ret_model);
+
+/* Brings the weights of a model that was opened for a device into the memory of that device: see device_weights.h.
+ * threads  that read and convert
+ * Holds kernels until model_off_device(), which comes before kernels_destroy().
+ * Errors   RESOURCE_EXHAUSTED, INTERNAL (node). */
+NODISCARD status_t model_to_device(struct model *model, struct kernels *kernels, uint32_t threads, struct diag *diag);
+
+/* Frees that memory. Takes NULL, and models that are on no device. */
+void model_off_device(struct model *model);
+
+/* What a device must compute in: the dtype of the model's matrices as they will lie there. */
+enum dtype model_activation_dtype(const struct model *model);
 
 /* The same with all options zero but `load`. */
 NODISCARD status_t model_create(const char *directory, enum model_load load, struct diag *diag,
@@ -86,6 +100,9 @@ const uint8_t *model_fingerprint(const struct model *model);
 /* Bytes of weights: mapped from a pack file (shared with the page cache and other processes of the host), and
  * held in memory of our own. */
 void model_memory(const struct model *model, uint64_t *ret_mapped_bytes, uint64_t *ret_owned_bytes);
+
+/* Bytes of weights on a device, known from model_open() on but for gaps of less than 256 bytes a tensor. */
+uint64_t model_device_bytes(const struct model *model);
 
 /* How --kv-dtype is said: "auto", "f32", "bf16", "f16", "int8", "fp8_e4m3" (or "fp8"). auto is the
  * weights' own format, or f32 where a whole context takes no more than 4 MiB so. */

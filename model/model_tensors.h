@@ -17,7 +17,7 @@ struct model_tensor {
     enum dtype dtype;  /* of data; of a matrix, the checkpoint's */
     uint32_t rows;     /* 1 of a vector */
     uint32_t cols;
-    struct kernels_matrix matrix; /* of [out][in] matrices: packed, its data is `data` */
+    struct kernels_matrix matrix; /* of [out][in] matrices: packed, or rows on a device; its data is `data` */
 };
 
 struct model_layer {
@@ -38,6 +38,7 @@ struct model_weights {
     struct model_layer *layers;     /* [layer_count] */
     uint64_t mapped_bytes;          /* of a pack file, used in place */
     uint64_t owned_bytes;           /* of all other tensors */
+    uint64_t device_bytes;          /* of all tensors, where they are on a device */
     char note[320];                 /* where the matrices came from, for a log line */
     struct model_weights_storage *storage;
 };

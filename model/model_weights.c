@@ -11,14 +11,12 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "kernels/quantize.h"
+#include "model/device_weights.h"
 #include "model/huge_memory.h"
 #include "model/model_fingerprint.h"
+#include "model/model_weights_storage.h"
 #include "model/quant_config.h"
 #include "model/quant_matrix.h"
-#include "model/safetensors.h"
-#include "model/tensor_plan.h"
-#include "model/weight_pack.h"
-#include "model/weight_source.h"
 
 #define ALIGNMENT 64u
 #define INT4_GROUP 32u
@@ -26,31 +24,14 @@
 /* Of one piece of work where a matrix can be packed in parts: a few hundred KB. */
 #define PIECE_PANELS 32u
 
-struct model_weights_storage {
-    struct safetensors *checkpoint; /* NULL for dummy weights, and once all is filled */
-    struct tensor_plan plan;
-    struct weight_source *sources;     /* [plan.count] */
-    struct weight_pack_item *items;    /* one for each destination of each matrix, in the plan's order */
-    uint32_t *entry_first_item;        /* [plan.count]; of entries that are matrices */
-    uint32_t item_count;
-    void *packed;                      /* all matrices: mapped from a pack file, or memory of our own */
-    bool packed_is_mapped;
-    size_t packed_bytes;
-    void *vectors;                     /* all others */
-    size_t vectors_bytes;
-    struct weight_pack_saver *saver;
-};
-
 static size_t align_up(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
-/* Matrices are packed; the table of positions is read by row and added, so it stays as it is. */
-static bool entry_is_matrix(const struct tensor_plan_entry *entry, const struct model_weights *weights)
+bool model_weights_entry_is_matrix(const struct tensor_plan_entry *entry, const struct model_weights *weights)
 {
     return entry->rank == 2 && entry->dest[0] != &weights->positions;
 }
 
-/* Rows and columns of one destination: [out][in]. */
-static void dest_shape(const struct tensor_plan_entry *entry, uint32_t *ret_rows, uint32_t *ret_cols)
+void model_weights_dest_shape(const struct tensor_plan_entry *entry, uint32_t *ret_rows, uint32_t *ret_cols)
 {
     bool is_transposed = entry->role == TENSOR_CONV1D;
     uint64_t rows = entry->rank == 1 ? 1 : is_transposed ? entry->shape[1] : entry->shape[0];
@@ -67,7 +48,7 @@ static struct kernels_matrix dest_matrix(const struct tensor_plan_entry *entry, 
     if (source->is_quantized) { return source->quant.matrix; }
     struct kernels_matrix matrix = {0};
     bool is_table = entry->dest[0] == &weights->embedding || entry->dest[0] == &weights->head;
-    dest_shape(entry, &matrix.n_out, &matrix.n_in);
+    model_weights_dest_shape(entry, &matrix.n_out, &matrix.n_in);
     /* What such a file leaves as it was, bar the tables, was left for a reason. */
     if (is_quantized_file && !is_table) { format = MODEL_WEIGHTS_AUTO; }
     switch (format) {
@@ -81,6 +62,38 @@ static struct kernels_matrix dest_matrix(const struct tensor_plan_entry *entry, 
         break;
     }
     return matrix;
+}
+
+/* A device multiplies activations by weights of their own dtype alone: all matrices take the format of the first layer's
+ * q, or the one that is asked for. */
+static struct kernels_matrix device_matrix(const struct tensor_plan_entry *entry, const struct model_weights *weights,
+                                           enum model_weight_format format)
+{
+    const struct model_weights_storage *storage = weights->storage;
+    struct kernels_matrix matrix = {.format = KERNELS_WEIGHT_BF16, .order = KERNELS_ORDER_ROWS};
+    for (uint32_t i = 0; i < storage->plan.count && format == MODEL_WEIGHTS_AUTO; i++) {
+        if (storage->plan.entries[i].dest[0] != &weights->layers[0].q) { continue; }
+        matrix.format = (enum kernels_weight)storage->sources[i].file_dtype;
+        break;
+    }
+    model_weights_dest_shape(entry, &matrix.n_out, &matrix.n_in);
+    matrix.stride = kernels_matrix_rows_stride(matrix.n_in);
+    return matrix;
+}
+
+static status_t check_device_format(const struct model_weights_options *options, bool is_quantized_file, struct diag *diag)
+{
+    if (is_quantized_file) {
+        diag_set(diag, "%s: its weights are int4 (GPTQ or AWQ), which --backend=cuda does not compute with; give the "
+                 "checkpoint that it was made from, or --backend=cpu", options->directory);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    if (options->format != MODEL_WEIGHTS_AUTO && options->format != MODEL_WEIGHTS_BF16) {
+        diag_set(diag, "--weights=%s: --backend=cuda computes with bf16, f16 and f32; take --weights=auto or bf16, or "
+                 "--backend=cpu", options->format == MODEL_WEIGHTS_INT8 ? "int8" : "int4");
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    return STATUS_OK;
 }
 
 /* ---- open ----------------------------------------------------------------------------------- */
@@ -156,6 +169,7 @@ static status_t resolve_all(struct model_weights *weights, const struct model_we
                  quant.method == QUANT_GPTQ ? "GPTQ" : "AWQ");
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
     }
+    if (options->is_for_device) { TRY(check_device_format(options, is_quantized_file, diag)); }
     for (uint32_t i = 0; i < storage->plan.count; i++) {
         const struct tensor_plan_entry *entry = &storage->plan.entries[i];
         struct weight_source *source = &storage->sources[i];
@@ -167,11 +181,16 @@ static status_t resolve_all(struct model_weights *weights, const struct model_we
             if (!is_found) { TRY(weight_source_resolve(storage->checkpoint, storage->plan.prefix, entry, diag, source)); }
         }
         fingerprint_add(fingerprint, entry, source);
-        if (!entry_is_matrix(entry, weights)) { continue; }
+    }
+    for (uint32_t i = 0; i < storage->plan.count; i++) {
+        const struct tensor_plan_entry *entry = &storage->plan.entries[i];
+        const struct weight_source *source = &storage->sources[i];
+        if (!model_weights_entry_is_matrix(entry, weights)) { continue; }
         storage->entry_first_item[i] = storage->item_count;
         for (uint32_t d = 0; d < entry->dest_count; d++) {
             struct weight_pack_item *item = &storage->items[storage->item_count++];
-            item->matrix = dest_matrix(entry, weights, options->format, is_quantized_file, source);
+            item->matrix = options->is_for_device ? device_matrix(entry, weights, options->format)
+                                                  : dest_matrix(entry, weights, options->format, is_quantized_file, source);
             item->offset = storage->packed_bytes;
             storage->packed_bytes += align_up(kernels_matrix_bytes(&item->matrix));
         }
@@ -182,13 +201,30 @@ static status_t resolve_all(struct model_weights *weights, const struct model_we
     /* KV that other numbers computed is other KV: formats that are not the checkpoint's own count. */
     for (uint32_t i = 0; i < storage->plan.count; i++) {
         const struct tensor_plan_entry *entry = &storage->plan.entries[i];
-        if (!entry_is_matrix(entry, weights)) { continue; }
+        if (!model_weights_entry_is_matrix(entry, weights)) { continue; }
         const struct kernels_matrix *matrix = &storage->items[storage->entry_first_item[i]].matrix;
         if ((int)matrix->format == (int)storage->sources[i].file_dtype) { continue; }
         const uint64_t shape[4] = {matrix->n_out, matrix->n_in, matrix->group, QUANTIZE_VERSION};
         model_fingerprint_add(fingerprint, entry->name, kernels_weight_name(matrix->format), shape, 4, NULL, 0);
     }
     return STATUS_OK;
+}
+
+/* Shapes and dtypes, before there is data: what is asked of a model while its weights are still to come. */
+static void describe_all(struct model_weights *weights)
+{
+    const struct model_weights_storage *storage = weights->storage;
+    for (uint32_t i = 0; i < storage->plan.count; i++) {
+        const struct tensor_plan_entry *entry = &storage->plan.entries[i];
+        const bool is_matrix = model_weights_entry_is_matrix(entry, weights);
+        for (uint32_t d = 0; d < entry->dest_count; d++) {
+            struct model_tensor tensor = {.dtype = is_matrix ? storage->sources[i].file_dtype : storage->sources[i].dtype};
+            model_weights_dest_shape(entry, &tensor.rows, &tensor.cols);
+            if (is_matrix) { tensor.matrix = storage->items[storage->entry_first_item[i] + d].matrix; }
+            *entry->dest[d] = tensor;
+        }
+    }
+    if (weights->head.rows == 0) { weights->head = weights->embedding; }
 }
 
 status_t model_weights_open(const struct model_weights_options *options, const struct model_config *config,
@@ -203,6 +239,7 @@ status_t model_weights_open(const struct model_weights_options *options, const s
     st = tensor_plan_make(config, weights, diag, &storage->plan);
     if (failed(st)) { goto fail; }
     if (storage->checkpoint) { settle_tie(storage->checkpoint, config, &storage->plan, weights); }
+    storage->layer_count = config->layer_count;
     storage->sources = calloc(storage->plan.count, sizeof *storage->sources);
     storage->entry_first_item = calloc(storage->plan.count, sizeof *storage->entry_first_item);
     storage->items = calloc((size_t)storage->plan.count * 3, sizeof *storage->items);
@@ -213,6 +250,7 @@ status_t model_weights_open(const struct model_weights_options *options, const s
     }
     st = resolve_all(weights, options, fingerprint, diag);
     if (failed(st)) { goto fail; }
+    describe_all(weights);
     *ret_weights = weights;
     return STATUS_OK;
 fail:
@@ -329,7 +367,7 @@ static status_t pack_all(struct model_weights *weights, uint32_t threads, struct
     }
     for (uint32_t i = 0; i < storage->plan.count; i++) {
         const struct tensor_plan_entry *entry = &storage->plan.entries[i];
-        if (!entry_is_matrix(entry, weights)) { continue; }
+        if (!model_weights_entry_is_matrix(entry, weights)) { continue; }
         const struct kernels_matrix *matrix = &storage->items[storage->entry_first_item[i]].matrix;
         const uint32_t panels = kernels_matrix_panels(matrix);
         if (!storage->sources[i].tensor || entry->role == TENSOR_CONV1D) {
@@ -375,14 +413,14 @@ static status_t fill_vectors(struct model_weights *weights, struct diag *diag)
         for (uint32_t i = 0; i < storage->plan.count; i++) {
             const struct tensor_plan_entry *entry = &storage->plan.entries[i];
             const struct weight_source *source = &storage->sources[i];
-            if (entry_is_matrix(entry, weights)) { continue; }
+            if (model_weights_entry_is_matrix(entry, weights)) { continue; }
             uint8_t *out = pass == 0 ? NULL : (uint8_t *)storage->vectors + at;
             at += align_up((size_t)weight_source_elements(entry) * dtype_bytes(source->dtype));
             if (pass == 0) { continue; }
             weight_source_values(entry, source, out);
             for (uint32_t d = 0; d < entry->dest_count; d++) {
                 struct model_tensor tensor = {.data = out, .dtype = source->dtype};
-                dest_shape(entry, &tensor.rows, &tensor.cols);
+                model_weights_dest_shape(entry, &tensor.rows, &tensor.cols);
                 out += (size_t)tensor.rows * tensor.cols * dtype_bytes(source->dtype);
                 *entry->dest[d] = tensor;
             }
@@ -397,7 +435,7 @@ static void place_matrices(struct model_weights *weights)
     const struct model_weights_storage *storage = weights->storage;
     for (uint32_t i = 0; i < storage->plan.count; i++) {
         const struct tensor_plan_entry *entry = &storage->plan.entries[i];
-        if (!entry_is_matrix(entry, weights)) { continue; }
+        if (!model_weights_entry_is_matrix(entry, weights)) { continue; }
         for (uint32_t d = 0; d < entry->dest_count; d++) {
             const struct weight_pack_item *item = &storage->items[storage->entry_first_item[i] + d];
             struct model_tensor tensor = {.data = (uint8_t *)storage->packed + item->offset, .dtype = storage->sources[i].file_dtype,

@@ -3,10 +3,12 @@
  *          weight_pack keeps what was packed for the next start
  * Thread:  opening, filling and destroying on one thread, with helpers of its own; read-only afterwards.
  * Memory:  matrices in a mapped pack file, or packed into one block on 2 MiB pages; vectors in another; checkpoint
- *          files are mapped only between open and the end of fill, so that nothing is held twice. */
+ *          files are mapped only between open and the end of fill, so that nothing is held twice. On a device:
+ *          device_weights.h. */
 #ifndef BATON_MODEL_MODEL_WEIGHTS_H
 #define BATON_MODEL_MODEL_WEIGHTS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/diag.h"
@@ -32,14 +34,15 @@ struct model_weights_options {
     enum model_weight_format format;
     uint32_t threads;       /* that pack and load; 0 is 1 */
     const char *pack_cache; /* "off" (NULL is the same), "auto" or a folder: see weight_pack_path() */
+    bool is_for_device;     /* device_weights_fill() comes after open, and not model_weights_fill() */
 };
 
 /* Finds every tensor and checks it; adds it to the fingerprint. Dummy weights are fingerprinted by the
  * name of their generator and the seed, so that they need not be made to be known.
  * config       borrows until model_weights_fill() has returned
  * fingerprint  may be NULL
- * ret_weights  returns owned: model_weights_destroy(); no tensor has data yet
- * Errors   what safetensors_open() says; DATA_LOSS (node): a tensor is missing, or has another shape or
+ * ret_weights  returns owned: model_weights_destroy(); tensors have shapes and dtypes, and no data yet
+ * Errors   what safetensors_open() says; INVALID_ARGUMENT (node): weights of integers for a device; DATA_LOSS (node): a tensor is missing, or has another shape or
  *          dtype than the config asks for; diag names tensor, file, expected and found. */
 NODISCARD status_t model_weights_open(const struct model_weights_options *options, const struct model_config *config,
                                       struct model_fingerprint_state *fingerprint, struct diag *diag,

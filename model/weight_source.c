@@ -81,17 +81,18 @@ status_t weight_source_resolve_quantized(const struct safetensors *checkpoint, c
     return STATUS_OK;
 }
 
-/* out[c][r] = in[r][c]; in tiles, so that neither side misses the cache on every element. */
-static void transpose(const uint8_t *in, size_t rows, size_t cols, uint32_t element_bytes, uint8_t *out)
+/* out[c - col_first][r] = in[r][c]; in tiles, so that neither side misses the cache on every element. */
+static void transpose(const uint8_t *in, size_t rows, size_t cols, size_t col_first, size_t col_end, uint32_t element_bytes,
+                      uint8_t *out)
 {
     enum { TILE = 32 };
     for (size_t r0 = 0; r0 < rows; r0 += TILE) {
-        for (size_t c0 = 0; c0 < cols; c0 += TILE) {
+        for (size_t c0 = col_first; c0 < col_end; c0 += TILE) {
             size_t r1 = r0 + TILE < rows ? r0 + TILE : rows;
-            size_t c1 = c0 + TILE < cols ? c0 + TILE : cols;
+            size_t c1 = c0 + TILE < col_end ? c0 + TILE : col_end;
             for (size_t c = c0; c < c1; c++) {
                 for (size_t r = r0; r < r1; r++) {
-                    memcpy(out + (c * rows + r) * element_bytes, in + (r * cols + c) * element_bytes, element_bytes);
+                    memcpy(out + ((c - col_first) * rows + r) * element_bytes, in + (r * cols + c) * element_bytes, element_bytes);
                 }
             }
         }
@@ -126,22 +127,47 @@ static uint64_t splitmix64(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-/* Uniform in -half_width .. half_width, as bf16. Sixteen xorshift generators side by side, so that the
- * compiler can use vectors: gigabytes of it are asked for.
- * Source: Marsaglia, "Xorshift RNGs", 2003, the triple 13, 17, 5. */
-static void fill_uniform_bf16(uint64_t seed, float half_width, size_t count, uint16_t *out)
+enum { LANES = 16 }; /* generators side by side, two numbers of each at a time */
+
+static inline uint32_t xorshift(uint32_t x)
 {
-    enum { LANES = 16 };
+    x ^= x << 13;
+    x ^= x >> 17;
+    return x ^ x << 5;
+}
+
+/* Moves generators on by any number of steps: a step is linear over bits, so it is a matrix, and steps are its power. */
+static void xorshift_jump(uint32_t state[LANES], uint64_t steps)
+{
+    uint32_t power[32], square[32]; /* what each bit becomes */
+    for (int bit = 0; bit < 32; bit++) { power[bit] = xorshift(UINT32_C(1) << bit); }
+    for (; steps != 0; steps >>= 1) {
+        for (int i = 0; i < LANES && (steps & 1); i++) {
+            uint32_t moved = 0;
+            for (int bit = 0; bit < 32; bit++) { moved ^= (state[i] >> bit & 1u) != 0 ? power[bit] : 0; }
+            state[i] = moved;
+        }
+        for (int bit = 0; bit < 32; bit++) {
+            square[bit] = 0;
+            for (int b = 0; b < 32; b++) { square[bit] ^= (power[bit] >> b & 1u) != 0 ? power[b] : 0; }
+        }
+        memcpy(power, square, sizeof power);
+    }
+}
+
+/* Uniform in -half_width .. half_width, as bf16: numbers `first` and on, a multiple of 2 * LANES. Sixteen xorshift
+ * generators, so that the compiler can use vectors: gigabytes of it are asked for.
+ * Source: Marsaglia, "Xorshift RNGs", 2003, the triple 13, 17, 5. */
+static void fill_uniform_bf16(uint64_t seed, float half_width, size_t first, size_t count, uint16_t *out)
+{
     uint32_t state[LANES];
     for (int i = 0; i < LANES; i++) { state[i] = (uint32_t)splitmix64(&seed) | 1u; }
+    xorshift_jump(state, first / (2 * LANES));
     float step = half_width / 32768.0f;
     uint16_t chunk[2 * LANES];
     for (size_t at = 0; at < count; at += 2 * LANES) {
         for (int i = 0; i < LANES; i++) {
-            uint32_t x = state[i];
-            x ^= x << 13;
-            x ^= x >> 17;
-            x ^= x << 5;
+            uint32_t x = xorshift(state[i]);
             state[i] = x;
             float low = (float)(int16_t)(x & 0xffffu) * step;
             float high = (float)(int16_t)(x >> 16) * step;
@@ -158,6 +184,12 @@ static void fill_uniform_bf16(uint64_t seed, float half_width, size_t count, uin
 
 /* A product of n_in terms keeps the size of its input when its weights have variance 1/n_in; a uniform
  * variable on -w .. w has variance w^2/3. */
+static float made_up_half_width(const struct tensor_plan_entry *entry)
+{
+    uint64_t n_in = entry->role == TENSOR_CONV1D ? entry->shape[0] : entry->shape[1];
+    return entry->rank == 1 ? 0.02f : (float)sqrt(3.0 / (double)n_in);
+}
+
 static void make_up(const struct tensor_plan_entry *entry, const struct weight_source *source, void *out)
 {
     size_t count = (size_t)weight_source_elements(entry);
@@ -169,9 +201,7 @@ static void make_up(const struct tensor_plan_entry *entry, const struct weight_s
         uint16_t *values = out;
         for (size_t i = 0; i < count; i++) { values[i] = f32_to_bf16(1.0f); }
     } else {
-        uint64_t n_in = entry->role == TENSOR_CONV1D ? entry->shape[0] : entry->shape[1];
-        float half_width = entry->rank == 1 ? 0.02f : (float)sqrt(3.0 / (double)n_in);
-        fill_uniform_bf16(source->seed, half_width, count, out);
+        fill_uniform_bf16(source->seed, made_up_half_width(entry), 0, count, out);
     }
 }
 
@@ -199,12 +229,42 @@ status_t weight_source_rows(const struct tensor_plan_entry *entry, const struct 
     if (!source->tensor) {
         make_up(entry, source, owned); /* [out][in] whatever the role */
     } else if (element_bytes == 2) { /* the two element sizes apart, so that the copy of one is a move and not a call */
-        transpose(source->tensor->data, entry->shape[0], entry->shape[1], 2, owned);
+        transpose(source->tensor->data, entry->shape[0], entry->shape[1], 0, entry->shape[1], 2, owned);
     } else {
-        transpose(source->tensor->data, entry->shape[0], entry->shape[1], 4, owned);
+        transpose(source->tensor->data, entry->shape[0], entry->shape[1], 0, entry->shape[1], 4, owned);
     }
     *ret_rows = *ret_owned = owned;
     return STATUS_OK;
+}
+
+void weight_source_read(const struct tensor_plan_entry *entry, const struct weight_source *source, uint32_t row_first,
+                        uint32_t rows, void *ret_rows)
+{
+    const bool is_turned = entry->role == TENSOR_CONV1D;
+    const size_t n_in = (size_t)entry->shape[is_turned ? 0 : 1];
+    const size_t first = row_first * n_in, count = rows * n_in;
+    const uint32_t element_bytes = dtype_bytes(source->file_dtype);
+    if (!source->tensor) {
+        uint16_t *out = ret_rows;
+        const size_t step = 2 * LANES, before = first % step; /* a stream is entered at whole steps */
+        const float half_width = made_up_half_width(entry);
+        if (before != 0) {
+            uint16_t chunk[2 * LANES];
+            const size_t head = count < step - before ? count : step - before;
+            fill_uniform_bf16(source->seed, half_width, first - before, step, chunk);
+            memcpy(out, chunk + before, head * sizeof *out);
+            if (head == count) { return; }
+            fill_uniform_bf16(source->seed, half_width, first - before + step, count - head, out + head);
+            return;
+        }
+        fill_uniform_bf16(source->seed, half_width, first, count, out);
+    } else if (!is_turned) {
+        memcpy(ret_rows, source->tensor->data + first * element_bytes, count * element_bytes);
+    } else if (element_bytes == 2) {
+        transpose(source->tensor->data, n_in, (size_t)entry->shape[1], row_first, (size_t)row_first + rows, 2, ret_rows);
+    } else {
+        transpose(source->tensor->data, n_in, (size_t)entry->shape[1], row_first, (size_t)row_first + rows, 4, ret_rows);
+    }
 }
 
 void weight_source_values(const struct tensor_plan_entry *entry, const struct weight_source *source, void *ret_values)

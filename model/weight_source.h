@@ -55,6 +55,12 @@ struct weight_source weight_source_made_up(const struct tensor_plan_entry *entry
 NODISCARD status_t weight_source_rows(const struct tensor_plan_entry *entry, const struct weight_source *source,
                                       struct diag *diag, const void **ret_rows, void **ret_owned);
 
+/* Rows row_first .. row_first + rows - 1 of the same, without gaps: what weight_source_rows() gives there.
+ * ret_rows  [rows][n_in]
+ * Cost      a copy; of made-up numbers about 1 GB/s; turned ones read a line of memory for an element or a few. */
+void weight_source_read(const struct tensor_plan_entry *entry, const struct weight_source *source, uint32_t row_first,
+                        uint32_t rows, void *ret_rows);
+
 /* A vector or the table of positions, as source->dtype. ret_values  [weight_source_elements()], aligned to 4. */
 void weight_source_values(const struct tensor_plan_entry *entry, const struct weight_source *source, void *ret_values);
 
