@@ -127,6 +127,7 @@ uint64_t kv_tier_memory_bytes(const struct kv_tier_config *config)
     uint64_t bytes = sizeof(struct kv_tier) + queue_max_for(config) * sizeof(struct request);
     bytes += (uint64_t)host_slots * host_stride_for(config) + tier_slots_bytes(host_slots, disk_slots);
     if (disk_slots > 0) { bytes += (uint64_t)DISK_DEPTH * host_stride_for(config); }
+    if (config->memory != NULL) { bytes += config->block_bytes; }
     return bytes;
 }
 
@@ -179,14 +180,7 @@ static status_t open_disk(struct kv_tier *tier, struct diag *diag)
     memcpy(config.fingerprint_hash, tier->config.fingerprint_hash, sizeof config.fingerprint_hash);
     TRY(tier_disk_create(&config, &tier->disk, diag));
     tier->staging_stride = tier_disk_slot_bytes(tier->disk);
-    void *staging = NULL;
-    if (posix_memalign(&staging, TIER_DISK_ALIGN, DISK_DEPTH * tier->staging_stride) != 0) {
-        diag_set(diag, "disk tier: no memory for its buffers");
-        return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
-    }
-    memset(staging, 0, DISK_DEPTH * tier->staging_stride); /* what rounds a block up is written too */
-    tier->staging = staging;
-    return STATUS_OK;
+    return tier_staging_alloc(tier, DISK_DEPTH * tier->staging_stride, diag);
 }
 
 /* What the file had, to be kept in the order of its age. */
@@ -283,7 +277,9 @@ status_t kv_tier_create(const struct kv_tier_config *config, struct kv_tier **re
     tier->config = *config;
     tier->host_stride = host_stride_for(config);
     tier->wake_fd = -1;
-    status_t st = open_host(tier, diag);
+    status_t st = tier_pool_open(tier, diag);
+    if (failed(st)) { goto fail; }
+    st = open_host(tier, diag);
     if (failed(st)) { goto fail; }
     st = open_disk(tier, diag);
     if (failed(st)) { goto fail; }
@@ -322,7 +318,8 @@ void kv_tier_destroy(struct kv_tier *tier)
     free(tier->requests);
     tier_slots_destroy(tier->slots);
     tier_disk_destroy(tier->disk);
-    free(tier->staging);
+    tier_staging_free(tier);
+    tier_pool_close(tier);
     if (tier->host != NULL) { munmap(tier->host, tier->host_bytes); }
     free(tier);
 }

@@ -3,6 +3,9 @@
  * Thread:  one of its own does all copies and input/output; calls come from the core thread.
  * Memory:  the host slab, the staging buffers and the tables are taken at create.
  *
+ * A pool on a device is copied by way of a buffer that the device reaches at full speed, a block at a
+ * time: the thread waits for the device, and nobody for the thread.
+ *
  * Entries are found by kv_hash. A store copies a block of the pool into the host tier (or, where
  * there is none, to disk); what the host tier must give up goes on to disk. Every entry carries a
  * CRC32C that is checked when it is loaded. The disk file belongs to one layout fingerprint; after a
@@ -17,6 +20,7 @@
 #include "base/diag.h"
 #include "base/status.h"
 #include "kv/kv_hash.h"
+#include "kv/kv_memory.h"
 #include "kv/tier_index.h"
 
 struct kv_tier;
@@ -50,6 +54,8 @@ typedef void (*kv_tier_event_fn)(void *user, const struct kv_tier_event *event);
 
 struct kv_tier_config {
     void *pool;                      /* borrows until destroy */
+    struct kv_memory *memory;        /* the pool's, where the CPU does not see it (then pool is not looked at); borrows
+                                        until destroy. NULL: the pool is host memory */
     size_t block_bytes;
     uint32_t block_count;
     uint8_t fingerprint_hash[32];    /* of the layout: another one's file is not read */

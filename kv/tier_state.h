@@ -1,6 +1,6 @@
 /* tier_state: the insides of kv_tier, shared by its parts and nobody else.
  * Flow:    kv_tier.c (start, thread, end) -> tier_queue.c (requests in, events out), tier_work.c (what
- *          is done with the two tiers)
+ *          is done with the two tiers), tier_pool.c (blocks from and to the pool)
  * Thread:  the tiers' own, but for what stands below the lock in struct kv_tier.
  * Memory:  taken in kv_tier_create. */
 #ifndef BATON_KV_TIER_STATE_H
@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "kv/busy_time.h"
+#include "kv/kv_memory_inbox.h"
 #include "kv/kv_tier.h"
 #include "kv/tier_disk.h"
 #include "kv/tier_slots.h"
@@ -63,8 +64,11 @@ struct kv_tier {
     uint8_t *host; /* [host slots][host_stride] */
     size_t host_bytes;
     struct tier_disk *disk; /* NULL: no disk tier */
-    uint8_t *staging;       /* [DISK_DEPTH][slot bytes] */
+    uint8_t *staging;       /* [DISK_DEPTH][slot bytes]; with a pool on a device of its host memory */
     size_t staging_stride;
+    uint8_t *bounce;        /* [block_bytes]; a pool on a device: between it and the host tier */
+    struct kv_memory_op *op; /* the one that is under way, waited for */
+    struct kv_memory_inbox inbox;
     struct tier_slots *slots;
     uint32_t moves_ahead; /* free host slots to keep */
 
@@ -106,6 +110,23 @@ void tier_tell(struct kv_tier *tier, uint32_t request, struct kv_tier_event *eve
 void tier_tell_failed(struct kv_tier *tier, uint32_t request, enum kv_tier_event_kind kind, status_t status);
 /* An event that answers no request. */
 void tier_tell_about(struct kv_tier *tier, enum kv_tier_event_kind kind, struct kv_hash hash, enum kv_tier_kind where);
+
+/* --- tier_pool.c */
+
+/* The buffers that a pool on a device needs; nothing for one in host memory.
+ * Errors  RESOURCE_EXHAUSTED (node). */
+NODISCARD status_t tier_pool_open(struct kv_tier *tier, struct diag *diag);
+void tier_pool_close(struct kv_tier *tier); /* half open too */
+
+/* tier->staging, in memory that the pool is copied to and from.
+ * Errors  RESOURCE_EXHAUSTED (node). */
+NODISCARD status_t tier_staging_alloc(struct kv_tier *tier, size_t bytes, struct diag *diag);
+void tier_staging_free(struct kv_tier *tier);
+
+/* Copies a block out of the pool, or into it, and sums what was copied. is_staging: the memory is tier->staging.
+ * Errors  INTERNAL (node): the device is lost. */
+NODISCARD status_t tier_pool_read(struct kv_tier *tier, uint32_t block, uint8_t *to, bool is_staging, uint32_t *ret_crc);
+NODISCARD status_t tier_pool_write(struct kv_tier *tier, uint32_t block, uint8_t *from, bool is_staging, uint32_t *ret_crc);
 
 /* --- tier_work.c: each does one thing that can be done now, and says whether there was one */
 

@@ -4,7 +4,6 @@
 
 #include "base/check.h"
 #include "base/clock.h"
-#include "base/crc32c.h"
 #include "kv/tier_state.h"
 
 /* Moves leave half of the disk's queue to loads. */
@@ -35,7 +34,6 @@ static void rate_end(struct rate *rate, uint64_t bytes, uint64_t now_ns)
 
 /* --- slots */
 
-static uint8_t *pool_block(struct kv_tier *tier, uint32_t block) { return (uint8_t *)tier->config.pool + (size_t)block * tier->config.block_bytes; }
 static uint8_t *host_slot(struct kv_tier *tier, uint32_t slot) { return tier->host + (size_t)slot * tier->host_stride; }
 static uint8_t *op_staging(struct kv_tier *tier, uint32_t op) { return tier->staging + (size_t)op * tier->staging_stride; }
 
@@ -150,12 +148,11 @@ static void end_store_op(struct kv_tier *tier, const struct op *op, int error, u
          &(struct kv_tier_event){.kind = KV_TIER_STORED, .tier = KV_TIER_DISK, .bytes = tier->config.block_bytes, .elapsed_ns = clock_now_ns() - from_ns});
 }
 
-static void end_load_op(struct kv_tier *tier, const struct op *op, const uint8_t *staging, int error, uint64_t from_ns)
+static void end_load_op(struct kv_tier *tier, const struct op *op, uint8_t *staging, int error, uint64_t from_ns)
 {
-    status_t st = STATUS_OK;
-    if (error != 0) {
-        st = disk_status(error);
-    } else if (crc32c_copy(0, pool_block(tier, tier->requests[op->request].block), staging, tier->config.block_bytes) != op->crc) {
+    uint32_t crc = 0;
+    status_t st = error != 0 ? disk_status(error) : tier_pool_write(tier, tier->requests[op->request].block, staging, true, &crc);
+    if (!failed(st) && crc != op->crc) {
         tier->counts.checksum_failures++;
         st = STATUS(ST_DATA_LOSS, SCOPE_REQUEST);
     }
@@ -244,13 +241,17 @@ static void load_from_host(struct kv_tier *tier, uint32_t request, uint32_t slot
     size_t bytes = tier->config.block_bytes;
     uint64_t begin_ns = clock_now_ns();
     rate_begin(rate, begin_ns);
-    uint32_t crc = crc32c_copy(0, pool_block(tier, tier->requests[request].block), host_slot(tier, slot), bytes);
+    uint32_t crc = 0;
+    status_t st = tier_pool_write(tier, tier->requests[request].block, host_slot(tier, slot), false, &crc);
     uint64_t end_ns = clock_now_ns();
     rate_end(rate, bytes, end_ns);
-    if (crc != tier_slots_crc(tier->slots, slot)) {
+    if (!failed(st) && crc != tier_slots_crc(tier->slots, slot)) {
         tier->counts.checksum_failures++;
+        st = STATUS(ST_DATA_LOSS, SCOPE_REQUEST);
+    }
+    if (failed(st)) {
         drop_entry(tier, slot);
-        tier_tell_failed(tier, request, KV_TIER_LOAD_FAILED, STATUS(ST_DATA_LOSS, SCOPE_REQUEST));
+        tier_tell_failed(tier, request, KV_TIER_LOAD_FAILED, st);
         return;
     }
     tier_slots_touch(tier->slots, slot);
@@ -288,9 +289,15 @@ static void store_to_host(struct kv_tier *tier, uint32_t request, uint32_t slot)
     size_t bytes = tier->config.block_bytes;
     uint64_t begin_ns = clock_now_ns();
     rate_begin(rate, begin_ns);
-    uint32_t crc = crc32c_copy(0, host_slot(tier, slot), pool_block(tier, tier->requests[request].block), bytes);
+    uint32_t crc = 0;
+    status_t st = tier_pool_read(tier, tier->requests[request].block, host_slot(tier, slot), false, &crc);
     uint64_t end_ns = clock_now_ns();
     rate_end(rate, bytes, end_ns);
+    if (failed(st)) {
+        tier_slots_give_back(tier->slots, slot);
+        tier_tell_failed(tier, request, KV_TIER_STORE_FAILED, st);
+        return;
+    }
     tier_slots_keep(tier->slots, slot, tier->requests[request].hash, crc);
     tier->counts.stored[KV_TIER_HOST]++;
     tier_tell(tier, request, &(struct kv_tier_event){.kind = KV_TIER_STORED, .tier = KV_TIER_HOST, .bytes = bytes, .elapsed_ns = end_ns - begin_ns});
@@ -300,7 +307,13 @@ static void store_to_disk(struct kv_tier *tier, uint32_t request, uint32_t slot)
 {
     uint32_t index = op_take(tier);
     struct op op = {.kind = OP_STORE, .request = request, .slot = slot, .hash = tier->requests[request].hash};
-    op.crc = crc32c_copy(0, op_staging(tier, index), pool_block(tier, tier->requests[request].block), tier->config.block_bytes);
+    status_t st = tier_pool_read(tier, tier->requests[request].block, op_staging(tier, index), true, &op.crc);
+    if (failed(st)) {
+        tier->ops_unused[tier->ops_unused_count++] = index;
+        tier_slots_give_back(tier->slots, slot);
+        tier_tell_failed(tier, request, KV_TIER_STORE_FAILED, st);
+        return;
+    }
     op_start(tier, &op, op_staging(tier, index), index);
 }
 

@@ -8,6 +8,9 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "kv/tier_file.h"
+#ifdef TIER_ON_DEVICE
+#include "tests/kv_memory/fake_memory.h"
+#endif
 
 uint64_t harness_disk_bytes(uint32_t blocks)
 {
@@ -41,12 +44,19 @@ struct harness *harness_create(uint32_t host_blocks, uint32_t disk_blocks)
     snprintf(harness->folder, sizeof harness->folder, "%s/tier_XXXXXX", root != NULL ? root : "/tmp");
     CHECK(mkdtemp(harness->folder) != NULL);
     snprintf(harness->path, sizeof harness->path, "%s/kv", harness->folder);
+#ifdef TIER_ON_DEVICE
+    struct fake_memory_config device = {.pool_bytes = HARNESS_BLOCKS * HARNESS_BLOCK_BYTES, .seed = 20261122, .delay_us_max = 50};
+    harness->memory = fake_memory_create(&device);
+    harness->pool = fake_memory_view(harness->memory);
+#else
     harness->pool = calloc(HARNESS_BLOCKS, HARNESS_BLOCK_BYTES);
+#endif
     CHECK(harness->pool != NULL);
     CHECK(pthread_mutex_init(&harness->lock, NULL) == 0);
     CHECK(pthread_cond_init(&harness->changed, NULL) == 0);
     harness->config = (struct kv_tier_config){
-        .pool = harness->pool,
+        .pool = harness->memory == NULL ? harness->pool : NULL,
+        .memory = harness->memory,
         .block_bytes = HARNESS_BLOCK_BYTES,
         .block_count = HARNESS_BLOCKS,
         .fingerprint_hash = {1, 2, 3},
@@ -74,7 +84,11 @@ void harness_destroy(struct harness *harness)
     rmdir(harness->folder);
     pthread_cond_destroy(&harness->changed);
     pthread_mutex_destroy(&harness->lock);
+#ifdef TIER_ON_DEVICE
+    fake_memory_destroy(harness->memory);
+#else
     free(harness->pool);
+#endif
     free(harness);
 }
 

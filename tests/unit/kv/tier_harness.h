@@ -1,4 +1,5 @@
 /* tier_harness: a kv_tier with a small pool, whose events are gathered and waited for.
+ * With TIER_ON_DEVICE the pool lies on a fake device (tests/kv_memory), and the tests see it from behind.
  * Every block's content follows from its name, so that what is loaded can be told right from wrong.
  * Thread:  the test's; the tier's own thread adds events under a lock. */
 #ifndef BATON_TESTS_UNIT_KV_TIER_HARNESS_H
@@ -12,7 +13,11 @@
 #include "kv/kv_tier.h"
 
 enum {
+#ifdef TIER_ON_DEVICE
+    HARNESS_BLOCK_BYTES = 5008, /* not a whole number of pages, but of what a device copies */
+#else
     HARNESS_BLOCK_BYTES = 5000, /* not a whole number of pages, nor of anything */
+#endif
     HARNESS_BLOCKS = 16,
     HARNESS_EVENTS = 4096,
     HARNESS_NAMES = 256,
@@ -22,6 +27,7 @@ struct harness {
     char folder[256];
     char path[300];
     uint8_t *pool;
+    struct kv_memory *memory; /* NULL: the pool is host memory */
     struct kv_tier_config config;
     struct kv_tier *tier;
     pthread_mutex_t lock; /* guards what follows */
