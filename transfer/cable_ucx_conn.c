@@ -362,6 +362,7 @@ void ucx_conn_fail(struct conn *conn, status_t status, const char *text)
 {
     const struct kv_cable_host *host = conn->cable->host;
     uint32_t link = conn->link;
+    LOGF(LOG_INFO, "ucx_lost", "link=%u role=%s cause=%d text=\"%s\"", link, conn->is_sender ? "p" : "d", status.cause, text);
     ucx_conn_destroy(conn);
     host->lost(host->endpoint, link, status, text);
 }
@@ -486,7 +487,10 @@ void ucx_on_tick(struct kv_watch *watch, uint32_t events)
         struct conn *conn = cable->conns[i];
         if (!conn) { continue; }
         bool connecting = conn->state == CS_HELLO, sending = conn->frames_busy > 0;
-        any |= connecting || sending;
+        any |= connecting || sending || conn->state == CS_OFFERED;
+        /* A UD lane, which wires up the others, may hand its messages to UCX's own thread, and that one does not
+         * always signal the worker's descriptor: seen over Soft-RoCE, where a welcome took 6 s. */
+        if (connecting || sending || conn->state == CS_OFFERED) { ucx_conn_schedule(conn); }
         conn->ticks = connecting || sending ? conn->ticks + 1 : 0;
         if (connecting && conn->ticks > connect_ticks) {
             ucx_conn_fail(conn, STATUS(ST_UNAVAILABLE, SCOPE_PEER), "the peer did not answer in time");

@@ -22,7 +22,7 @@ static char last_words[256];
 
 /* ---- UCX's own log, which by itself goes to standard output */
 
-enum { UCX_LOG_FATAL = 0, UCX_LOG_ERROR = 1, UCX_LOG_WARN = 2, UCX_LOG_RC_STOP = 0 };
+enum { UCX_LOG_FATAL = 0, UCX_LOG_ERROR = 1, UCX_LOG_WARN = 2, UCX_LOG_RC_STOP = 0, UCX_LOG_RC_CONTINUE = 1 };
 
 /* The signature of ucs_log_func_t. Its lines become ours: one place, one form. Errors of a peer that
  * died are usual here and counted by the cable, so they are debug; the last one is kept for texts. */
@@ -31,7 +31,7 @@ static int on_log(const char *file, unsigned line, const char *function, int lev
 {
     (void)function;
     (void)component;
-    if (level > UCX_LOG_WARN) { return UCX_LOG_RC_STOP; }
+    if (level > UCX_LOG_WARN) { return UCX_LOG_RC_CONTINUE; } /* asked for with UCX_LOG_LEVEL: goes to UCX_LOG_FILE */
     char text[sizeof last_words];
     vsnprintf(text, sizeof text, format, arguments);
     for (char *at = text; *at; at++) {

@@ -485,6 +485,9 @@ int peer_main(int argc, char **argv)
         .stream_context = peer.streams,
     };
     config.limits.dead_ns = strtoull(argument(argc, argv, "dead_ms", "0"), NULL, 10) * NS_PER_MS;
+    /* Where every instruction is emulated, setting up takes longer than peers wait. */
+    const char *patience = getenv("BATON_TEST_PATIENCE");
+    if (patience) { config.limits.connect_ns = strtoull(patience, NULL, 10) * 5 * NS_PER_S; }
     config.limits.pushes_max = (uint32_t)atoi(argument(argc, argv, "pushes", "0"));
     if (tls) {
         snprintf(cert, sizeof cert, "%s/cert.pem", tls);
