@@ -171,6 +171,8 @@ void link_core_cable_up(struct link_core *core, uint32_t link_slot, uint64_t now
     struct core_link *link = &core->links[link_slot];
     if (link->state != LS_WAIT_CABLE) { return; }
     link->state = LS_READY;
+    /* Setting up may take longer than dead_ns, and nobody beats his heart meanwhile. */
+    link->heard_ns = link->sent_ns = now_ns;
     core->stats.links_up++;
     if (!link->is_sender) { return; }
     struct suspicion *seen = link_core_suspicion_find(core, link->peer_id, link->peer_epoch);

@@ -43,6 +43,7 @@ struct world {
     struct link_wishes wishes[2];
     uint64_t now_ns;
     bool slow_fence; /* D's cable is one-sided: a revoke fences later */
+    bool slow_cable; /* connecting takes until the test says so */
     struct world_link links[LINKS]; /* by P's slot */
     bool d_link_used[LINKS];
     uint32_t fence_slot[GRANTS];
@@ -239,7 +240,7 @@ static void carry_out(int side)
             post(link, !side, &msg);
             break;
         case LINK_WISH_CONNECT_CABLE: /* D sees the cable first, as the real ones do */
-            if (!link) { break; }
+            if (!link || w.slow_cable) { break; }
             link_core_cable_up(w.core[D], link->d_link, w.now_ns, &w.wishes[D]);
             link_core_cable_up(w.core[P], wish.link, w.now_ns, wishes);
             break;
@@ -385,6 +386,35 @@ static void a_whole_transfer_lands(void **state)
     assert_int_equal(w.d_last[1], KV_EVENT_LANDED);
     assert_int_equal(w.p_last[1], KV_EVENT_ACKED);
     assert_int_equal(link_core_stats(w.core[D])->slices_landed, 10);
+}
+
+/* A cable that takes longer to connect than a silent peer is given is no silent peer. */
+static void a_cable_may_take_longer_than_silence(void **state)
+{
+    (void)state;
+    world_begin();
+    w.slow_cable = true;
+    int s = xfer_begin(1, 2, 30000 * MS);
+    settle_world();
+    for (int i = 0; i < 40; i++) { tick(100 * MS); } /* dead_ns is 3 s, connect_ns 5 s */
+    struct world_link *link = NULL;
+    uint32_t p_slot = 0;
+    for (uint32_t i = 0; i < LINKS; i++) {
+        if (w.links[i].up) { link = &w.links[p_slot = i]; }
+    }
+    assert_non_null(link);
+    link_core_cable_up(w.core[D], link->d_link, w.now_ns, &w.wishes[D]);
+    carry_out(D);
+    tick(50 * MS);
+    link_core_cable_up(w.core[P], p_slot, w.now_ns, &w.wishes[P]);
+    carry_out(P);
+    tick(50 * MS);
+    settle_world();
+    for (int i = 0; i < 4; i++) { push_one(s, false); }
+    settle_world();
+    assert_int_equal(w.d_last[1], KV_EVENT_LANDED);
+    assert_int_equal(w.p_last[1], KV_EVENT_ACKED);
+    w.slow_cable = false;
 }
 
 /* One missing slice is enough not to land; the stall deadline ends it on both sides. */
@@ -648,7 +678,8 @@ static void random_worlds_add_up(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_whole_transfer_lands),      cmocka_unit_test(one_slice_short_does_not_land),
+        cmocka_unit_test(a_whole_transfer_lands),
+        cmocka_unit_test(a_cable_may_take_longer_than_silence),      cmocka_unit_test(one_slice_short_does_not_land),
         cmocka_unit_test(a_frame_outside_its_grant_is_refused),
         cmocka_unit_test(corruption_fails_one_transfer), cmocka_unit_test(silence_suspicion_and_probe),
         cmocka_unit_test(our_own_sleep_is_not_silence), cmocka_unit_test(quarantine_ends_by_ack_or_by_force),
