@@ -78,7 +78,13 @@
     X(sample_draw, cuda_sample_args)
 
 /* gemv.cu, args in gemv_args.h */
-#define CUDA_KERNELS_GEMV(X)
+#define CUDA_KERNELS_GEMV(X)          \
+    X(gemv_bf16, cuda_gemv_args)      \
+    X(gemv_f16, cuda_gemv_args)       \
+    X(gemv_f32, cuda_gemv_args)       \
+    X(gemv_silu_bf16, cuda_gemv_args) \
+    X(gemv_silu_f16, cuda_gemv_args)  \
+    X(gemv_silu_f32, cuda_gemv_args)
 
 #define CUDA_KERNELS(X)       \
     CUDA_KERNELS_ROWS(X)      \
