@@ -143,11 +143,10 @@ DEVICE_FN void head_norm(float v[CHUNK], uint32_t dim, const void *weight, enum 
 }
 
 /* Warp: rotates the pairs (i, i + rotary_dim / 2), rounded to `dtype`. cos and sin: of the row's position.
- * strip: HEAD_DIM_MAX floats of shared memory, the warp's own. */
+ * strip: HEAD_DIM_MAX floats of shared memory, the warp's own, which nobody reads any more. */
 DEVICE_FN void head_rotate(float v[CHUNK], uint32_t rotary_dim, const float *cos_row, const float *sin_row, enum dtype dtype, float *strip)
 {
     const uint32_t half = rotary_dim / 2, first = lane_id() * CHUNK;
-    warp_sync(); /* the head before may still be read */
 #pragma unroll
     for (uint32_t i = 0; i < CHUNK; i += 4) {
         store16(strip + first + i, words4{{f32_bits(v[i]), f32_bits(v[i + 1]), f32_bits(v[i + 2]), f32_bits(v[i + 3])}});
