@@ -37,15 +37,20 @@ void harness_open(const char *directory, const struct harness_options *options, 
 {
     struct diag diag = {{0}};
     struct harness harness = {0};
-    struct model_options model = {.load = options->load, .weights = options->weights};
+    harness.kernels = options->kernels;
+    const bool on_device = harness.kernels && !kernels_uses_host_memory(harness.kernels);
+    struct model_options model = {.load = options->load, .weights = options->weights, .is_for_device = on_device};
     status_t st = model_open(directory, &model, &diag, &harness.model);
     if (failed(st)) { fail_msg("%s", diag.text); }
     harness.config = model_get_config(harness.model);
     struct kernels_config kernels = {.isa = options->isa, .threads = options->threads, .compute = options->compute};
-    st = kernels_create(&kernels, &harness.kernels, &diag);
+    if (!harness.kernels) { st = kernels_create(&kernels, &harness.kernels, &diag); }
+    if (failed(st)) { fail_msg("%s", diag.text); }
+    if (on_device) { st = model_to_device(harness.model, harness.kernels, 2, &diag); }
     if (failed(st)) { fail_msg("%s", diag.text); }
     st = model_kv_layout(harness.model, 16, options->kv_dtype, &diag, &harness.layout);
     if (failed(st)) { fail_msg("%s", diag.text); }
+    harness.layout.order = kernels_kv_order(harness.kernels);
     struct forward_limits limits = {.rows_max = options->rows_max ? options->rows_max : HARNESS_TOKENS_MAX,
                                     .spans_max = 16};
     st = forward_create(harness.model, harness.kernels, &harness.layout, &limits, &diag, &harness.forward);
@@ -56,6 +61,13 @@ void harness_open(const char *directory, const struct harness_options *options, 
     st = kernels_buffer_alloc(harness.kernels, harness.pool_bytes, &pool, &diag);
     if (failed(st)) { fail_msg("%s", diag.text); }
     harness.pool = pool;
+    if (on_device) {
+        void *logits = NULL;
+        harness.logits_bytes = (size_t)limits.rows_max * harness.config->vocab_size * sizeof(float);
+        st = kernels_buffer_alloc(harness.kernels, harness.logits_bytes, &logits, &diag);
+        if (failed(st)) { fail_msg("%s", diag.text); }
+        harness.logits = logits;
+    }
     harness_poison(&harness);
     *ret_harness = harness;
 }
@@ -63,15 +75,26 @@ void harness_open(const char *directory, const struct harness_options *options, 
 void harness_close(struct harness *harness)
 {
     kernels_buffer_free(harness->kernels, harness->pool, harness->pool_bytes);
+    if (harness->logits) { kernels_buffer_free(harness->kernels, harness->logits, harness->logits_bytes); }
     forward_destroy(harness->forward);
+    model_off_device(harness->model);
     kernels_destroy(harness->kernels);
     model_destroy(harness->model);
 }
 
 void harness_poison(struct harness *harness)
 {
-    memset(harness->pool, 0xff, harness->pool_bytes); /* a NaN in f32, bf16 and f16 */
     harness->blocks_used = 0;
+    if (!harness->logits) {
+        memset(harness->pool, 0xff, harness->pool_bytes); /* a NaN in f32, bf16 and f16 */
+        return;
+    }
+    void *bits = malloc(harness->pool_bytes);
+    assert_non_null(bits);
+    memset(bits, 0xff, harness->pool_bytes);
+    kernels_upload(harness->kernels, harness->pool, bits, harness->pool_bytes);
+    assert_false(failed(kernels_sync(harness->kernels)));
+    free(bits);
 }
 
 static uint32_t gcd(uint32_t a, uint32_t b)
@@ -125,9 +148,20 @@ void sequence_advance(struct harness *harness, struct sequence *sequence, uint32
     if (failed(st)) { fail_msg("%s", diag.text); }
     sequence->computed += rows;
     assert_int_equal(wanted, want == FORWARD_WANT_ALL ? rows : want == FORWARD_WANT_LAST ? 1 : 0);
-    if (!ret_logits) { return; }
-    st = forward_logits(harness->forward, 0, wanted, &diag, ret_logits);
-    if (failed(st)) { fail_msg("%s", diag.text); }
+    harness_logits(harness, ret_logits ? wanted : 0, ret_logits);
+}
+
+void harness_logits(struct harness *harness, uint32_t count, float *ret_logits)
+{
+    struct diag diag = {{0}};
+    if (count > 0) {
+        status_t st = forward_logits(harness->forward, 0, count, &diag, harness->logits ? harness->logits : ret_logits);
+        if (failed(st)) { fail_msg("%s", diag.text); }
+        if (harness->logits) {
+            kernels_download(harness->kernels, ret_logits, harness->logits, count * harness->config->vocab_size * sizeof(float));
+        }
+    }
+    assert_false(failed(kernels_sync(harness->kernels)));
 }
 
 void sequence_prefill(struct harness *harness, struct sequence *sequence, uint32_t chunk, float *ret_logits)

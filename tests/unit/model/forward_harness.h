@@ -28,6 +28,8 @@ struct harness {
     size_t pool_bytes;
     uint32_t block_count;
     uint32_t blocks_used;
+    float *logits; /* [rows_max][vocab], of a device; NULL where the host has them at once */
+    size_t logits_bytes;
 };
 
 struct harness_options {
@@ -39,6 +41,7 @@ struct harness_options {
     enum kernels_compute compute;
     uint32_t rows_max;    /* 0: HARNESS_TOKENS_MAX */
     uint32_t block_count; /* 0: 8 sequences of the longest kind */
+    struct kernels *kernels; /* taken; NULL: of isa, threads and compute */
 };
 
 /* One sequence's tokens and blocks; blocks are handed out far apart and out of order. */
@@ -70,6 +73,9 @@ void sequence_start(struct harness *harness, const uint32_t *tokens, uint32_t co
 /* Computes the next `rows` tokens; logits [wanted rows][vocab] or NULL. */
 void sequence_advance(struct harness *harness, struct sequence *sequence, uint32_t rows, enum forward_want want,
                       float *ret_logits);
+
+/* Waits for the step that ran, and reads the logits of its first `count` rows. */
+void harness_logits(struct harness *harness, uint32_t count, float *ret_logits);
 
 /* The whole prompt in chunks of `chunk` rows; logits of its last row. */
 void sequence_prefill(struct harness *harness, struct sequence *sequence, uint32_t chunk, float *ret_logits);
