@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -19,10 +18,10 @@
 #include "base/net_address.h"
 #include "base/version.h"
 #include "engine/engine.h"
-#include "kernels/kernels.h"
 #include "node/attach_server.h"
 #include "node/inspect_server.h"
 #include "node/memory_plan.h"
+#include "node/node_compute.h"
 #include "node/node_metrics.h"
 #include "node/tier_service.h"
 #include "proto/baton/control/v1/control_descriptor.h"
@@ -65,11 +64,7 @@ struct node {
     char listen[300];
     uint64_t boot_epoch;
 
-    struct model *model;
-    struct kernels *kernels;
-    struct kv_layout layout;
-    uint32_t block_count;
-    struct kv_endpoint_pool pool;
+    struct node_compute compute;
     struct engine *engine;
     struct rpc_runtime *runtime;
     struct rpc_server *server;
@@ -255,8 +250,8 @@ static void answer_inspect(struct node *node, const struct inspect_post *post)
         .name = node->name,
         .role = node->ops->name,
         .model = last_part(node->config->model),
-        .block_tokens = node->layout.block_tokens,
-        .block_bytes = kv_layout_block_bytes(&node->layout),
+        .block_tokens = node->compute.layout.block_tokens,
+        .block_bytes = kv_layout_block_bytes(&node->compute.layout),
         .boot_epoch = node->boot_epoch,
         .tiers = tier_service_stats(node->tiers, &tiers) ? &tiers : NULL,
     };
@@ -376,72 +371,15 @@ struct leg_id node_leg_id(kv_xfer_id_t id)
 
 /* ---- start-up ---- */
 
-static uint32_t usable_cores(void)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) != 0) { return 1; }
-    int count = CPU_COUNT(&set);
-    return count < 1 ? 1 : (uint32_t)count;
-}
-
-static status_t pick_compute(const char *word, const struct model *model, struct diag *diag, enum kernels_compute *ret_compute)
-{
-    if (strcmp(word, "auto") == 0) {
-        *ret_compute = model_suits_bf16(model) ? KERNELS_COMPUTE_BF16 : KERNELS_COMPUTE_F32;
-    } else if (strcmp(word, "f32") == 0) {
-        *ret_compute = KERNELS_COMPUTE_F32;
-    } else if (strcmp(word, "bf16") == 0) {
-        *ret_compute = KERNELS_COMPUTE_BF16;
-    } else {
-        diag_set(diag, "--compute=%s: takes auto, f32 or bf16", word);
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
-    }
-    return STATUS_OK;
-}
-
-static status_t open_model(struct node *node, struct diag *diag)
-{
-    const struct node_config *config = node->config;
-    enum model_load load;
-    if (!model_load_parse(config->load, &load)) {
-        diag_set(diag, "--load=%s: takes auto or dummy", config->load);
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
-    }
-    struct kernels_config kernels = {.isa = config->isa, .threads = config->threads ? config->threads : usable_cores()};
-    struct model_options options = {.load = load, .threads = kernels.threads, .pack_cache = config->pack_cache};
-    if (!model_weight_format_parse(config->weights, &options.weights)) {
-        diag_set(diag, "--weights=%s: takes auto, bf16, int8 or int4", config->weights);
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
-    }
-    TRY(model_open(config->model, &options, diag, &node->model));
-    LOGF(LOG_INFO, "weights", "\"%s\"", model_weights_note(node->model));
-    TRY(pick_compute(config->compute, node->model, diag, &kernels.compute));
-    status_t st = kernels_create(&kernels, &node->kernels, diag);
-    if (failed(st)) { diag_prefix(diag, "--isa=%s", config->isa); return st; }
-    enum dtype dtype;
-    TRY(model_kv_dtype(node->model, config->kv_dtype, diag, &dtype));
-    TRY(model_kv_layout(node->model, config->block_tokens, dtype, diag, &node->layout));
-    uint64_t block_bytes = kv_layout_block_bytes(&node->layout);
-    uint64_t count = config->kv_memory / block_bytes;
-    if (count < 2) {
-        diag_set(diag, "--kv-memory=%" PRIu64 ": holds %" PRIu64 " blocks of %" PRIu64 " bytes; give it at least two",
-                 config->kv_memory, count, block_bytes);
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
-    }
-    node->block_count = count > UINT32_MAX ? UINT32_MAX : (uint32_t)count;
-    return STATUS_OK;
-}
-
 static struct engine_config engine_shape(struct node *node)
 {
     const struct node_config *config = node->config;
     return (struct engine_config){
-        .model = node->model,
-        .kernels = node->kernels,
-        .layout = node->layout,
-        .kv_pool = node->pool.base,
-        .block_count = node->block_count,
+        .model = node->compute.model,
+        .kernels = node->compute.kernels,
+        .layout = node->compute.layout,
+        .kv_pool = node->compute.pool.base,
+        .block_count = node->compute.block_count,
         .rows_max = config->step_tokens,
         .spans_max = config->step_tokens,
         .slot_count = config->batch_max * node->ops->slot_count_of_batch,
@@ -456,7 +394,7 @@ static status_t make_hello(struct node *node, const struct kv_fingerprint *finge
 {
     uint8_t wire[KV_FINGERPRINT_WIRE_BYTES];
     kv_fingerprint_encode(fingerprint, wire);
-    const struct model_config *model = model_get_config(node->model);
+    const struct model_config *model = model_get_config(node->compute.model);
     struct ctl_msg hello = {
         .kind = CTL_NODE_HELLO,
         .node_hello =
@@ -471,12 +409,12 @@ static status_t make_hello(struct node *node, const struct kv_fingerprint *finge
                 .fingerprint = wire,
                 .vocab_size = model->vocab_size,
                 .context_tokens = model->context_tokens,
-                .block_tokens = node->layout.block_tokens,
-                .block_count = node->block_count,
+                .block_tokens = node->compute.layout.block_tokens,
+                .block_count = node->compute.block_count,
                 .sequences_max = node->config->batch_max,
             },
     };
-    memcpy(hello.node_hello.model_hash, model_fingerprint(node->model), sizeof hello.node_hello.model_hash);
+    memcpy(hello.node_hello.model_hash, model_fingerprint(node->compute.model), sizeof hello.node_hello.model_hash);
     return ctl_codec_encode(node->codec, &hello, ret_bytes, ret_byte_count);
 }
 
@@ -504,7 +442,7 @@ static status_t open_wire(struct node *node, struct diag *diag)
 {
     const struct node_config *config = node->config;
     struct kv_fingerprint fingerprint;
-    kv_fingerprint_init(&fingerprint, model_fingerprint(node->model), &node->layout, kernels_set_name(node->kernels));
+    kv_fingerprint_init(&fingerprint, model_fingerprint(node->compute.model), &node->compute.layout, kernels_set_name(node->compute.kernels));
     TRY(ctl_codec_create(MESSAGE_BYTES_MAX, &node->codec));
     TRY(ctl_codec_create(KV_PAYLOAD_BYTES_MAX, &node->role_codec));
     TRY(rpc_runtime_create(2, &node->runtime));
@@ -540,7 +478,7 @@ static status_t open_wire(struct node *node, struct diag *diag)
         .boot_epoch = node->boot_epoch,
         .link_address = node->ops->role == NODE_ROLE_DECODE ? node->advertise : "",
         .fingerprint = fingerprint,
-        .pool = node->pool,
+        .pool = node->compute.pool,
         .cables = config->cables,
         .tcp_listen = node->ops->role == NODE_ROLE_DECODE ? config->tcp_listen : "",
         .uds_dir = config->uds_dir,
@@ -575,9 +513,7 @@ static void node_close(struct node *node)
     attach_server_destroy(node->attach);
     inspect_server_destroy(node->inspect);
     if (node->role) { node->ops->destroy(node->role); }
-    kv_endpoint_pool_free(&node->pool);
-    kernels_destroy(node->kernels);
-    model_destroy(node->model);
+    node_compute_close(&node->compute);
     ctl_codec_destroy(node->codec);
     ctl_codec_destroy(node->role_codec);
     struct post post;
@@ -592,7 +528,7 @@ static void node_close(struct node *node)
 
 static bool has_unused_tiers(const struct node *node)
 {
-    return node->ops->role == NODE_ROLE_DECODE && model_config_window_of_all(model_get_config(node->model)) > 0 &&
+    return node->ops->role == NODE_ROLE_DECODE && model_config_window_of_all(model_get_config(node->compute.model)) > 0 &&
            (node->config->kv_host_memory > 0 || node->config->kv_disk > 0);
 }
 
@@ -600,14 +536,14 @@ static struct tier_service_config tiers_shape(struct node *node)
 {
     struct tier_service_config tiers = {
         .flags = node->config,
-        .block_bytes = kv_layout_block_bytes(&node->layout),
-        .block_count = node->block_count,
+        .block_bytes = kv_layout_block_bytes(&node->compute.layout),
+        .block_count = node->compute.block_count,
         .is_unused = has_unused_tiers(node),
         .post = on_tier_event,
         .user = node,
     };
     struct kv_fingerprint fingerprint;
-    kv_fingerprint_init(&fingerprint, model_fingerprint(node->model), &node->layout, kernels_set_name(node->kernels));
+    kv_fingerprint_init(&fingerprint, model_fingerprint(node->compute.model), &node->compute.layout, kernels_set_name(node->compute.kernels));
     kv_fingerprint_hash(&fingerprint, tiers.fingerprint_hash);
     return tiers;
 }
@@ -616,14 +552,14 @@ static status_t node_open(struct node *node, struct diag *diag)
 {
     const struct node_config *config = node->config;
     TRY(open_addresses(node, diag));
-    TRY(open_model(node, diag));
+    TRY(node_compute_open(config, diag, &node->compute));
     struct engine_config engine = engine_shape(node);
     uint64_t mapped_bytes, owned_bytes;
-    model_memory(node->model, &mapped_bytes, &owned_bytes);
+    model_memory(node->compute.model, &mapped_bytes, &owned_bytes);
     struct memory_plan plan = {
         .weights_mapped_bytes = mapped_bytes,
         .weights_owned_bytes = owned_bytes,
-        .kv_bytes = (uint64_t)node->block_count * kv_layout_block_bytes(&node->layout),
+        .kv_bytes = node_compute_pool_bytes(&node->compute),
         .engine_bytes = engine_memory_bytes(&engine),
     };
     struct tier_service_config tiers = tiers_shape(node);
@@ -632,21 +568,26 @@ static status_t node_open(struct node *node, struct diag *diag)
         LOGF(LOG_WARN, "kv_tiers_not_used", "why=\"every layer of this model has a sliding window: what is evicted is computed again\"");
     }
     plan.tier_bytes = tier_service_memory_bytes(&tiers);
-    TRY(memory_plan_check(&plan, diag));
-    LOGF(LOG_INFO, "memory_plan", "weights_mapped=%" PRIu64 " weights_owned=%" PRIu64 " kv=%" PRIu64 " engine=%" PRIu64
-         " tiers=%" PRIu64 " blocks=%u block_tokens=%u kv_dtype=%s", mapped_bytes, owned_bytes, plan.kv_bytes, plan.engine_bytes, plan.tier_bytes,
-         node->block_count, node->layout.block_tokens, dtype_name(node->layout.dtype));
-    if (config->check) { return STATUS_OK; }
-    TRY(kv_endpoint_pool_alloc((size_t)plan.kv_bytes, diag, &node->pool));
+    bool is_on_device = node_compute_is_on_device(&node->compute);
+    struct memory_plan host_plan = plan;
+    if (is_on_device) { host_plan.kv_bytes = host_plan.engine_bytes = 0; } /* the device itself says what does not fit */
+    TRY(memory_plan_check(&host_plan, diag));
+    LOGF(LOG_INFO, "memory_plan", "where=%s weights_mapped=%" PRIu64 " weights_owned=%" PRIu64 " kv=%" PRIu64 " engine=%" PRIu64
+         " tiers=%" PRIu64 " blocks=%u block_tokens=%u kv_dtype=%s", is_on_device ? "device" : "host", mapped_bytes, owned_bytes, plan.kv_bytes, plan.engine_bytes, plan.tier_bytes,
+         node->compute.block_count, node->compute.layout.block_tokens, dtype_name(node->compute.layout.dtype));
+    if (config->check && !is_on_device) { return STATUS_OK; }
+    TRY(node_compute_take_pool(&node->compute, diag));
     engine = engine_shape(node);
     TRY(engine_create(&engine, &node->engine, diag));
+    if (config->check) { return STATUS_OK; } /* a device was asked by taking it */
     node->router_is_up = calloc(config->routers_max, sizeof *node->router_is_up);
     if (!node->router_is_up) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
     TRY(mailbox_create(MAILBOX_CAPACITY, sizeof(struct post), &node->mailbox));
-    tiers.pool = node->pool.base;
+    tiers.pool = node->compute.pool.base;
+    tiers.memory = node->compute.pool.memory;
     TRY(tier_service_create(&tiers, &node->tiers, diag));
-    struct node_shape shape = {.config = config, .model = model_get_config(node->model), .layout = node->layout,
-                               .block_count = node->block_count, .tier_entries_max = tier_service_entries_max(&tiers)};
+    struct node_shape shape = {.config = config, .model = model_get_config(node->compute.model), .layout = node->compute.layout,
+                               .block_count = node->compute.block_count, .tier_entries_max = tier_service_entries_max(&tiers)};
     TRY(node->ops->create(node, &shape, &node->role, diag));
     TRY(open_wire(node, diag));
     struct node_metrics_config metrics = {
@@ -655,8 +596,8 @@ static status_t node_open(struct node *node, struct diag *diag)
         .model_name = last_part(config->model),
         .endpoint = node->endpoint,
         .tiers = node->tiers,
-        .block_tokens = node->layout.block_tokens,
-        .block_count = node->block_count,
+        .block_tokens = node->compute.layout.block_tokens,
+        .block_count = node->compute.block_count,
     };
     TRY(node_metrics_create(&metrics, &node->metrics, diag));
     if (pthread_create(&node->core_thread, NULL, core_main, node) != 0) { return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE); }
@@ -705,7 +646,7 @@ int node_run(const struct node_config *config, const struct node_role_ops *ops)
 
     uint64_t start_ns = clock_now_ns();
     struct node node = {.config = config, .ops = ops, .boot_epoch = clock_wall_ns(), .main_pid = getpid(),
-                        .pool = {.memfd = -1}};
+                        .compute = {.pool = {.memfd = -1}}};
     st = node_open(&node, &diag);
     if (failed(st)) {
         LOGF(LOG_ERROR, "start_failed", "code=%s line=%u why=\"%s\"", status_code_name(st.code), st.line, diag.text);
@@ -713,9 +654,11 @@ int node_run(const struct node_config *config, const struct node_role_ops *ops)
         return st.code == ST_INVALID_ARGUMENT ? 2 : 1;
     }
     if (config->check) { node_close(&node); return 0; }
-    LOGF(LOG_INFO, "ready", "role=%s name=%s listen=%s advertise=%s isa=%s kernel_set=%s threads=%u ms=%" PRIu64,
-         ops->name, node.name, node.listen, node.advertise, kernels_isa_name(node.kernels),
-         kernels_set_name(node.kernels), kernels_threads(node.kernels), (clock_now_ns() - start_ns) / NS_PER_MS);
+    char device[32] = ""; /* of the CPU there is nothing to add */
+    if (node_compute_is_on_device(&node.compute)) { snprintf(device, sizeof device, " device=%u", config->device); }
+    LOGF(LOG_INFO, "ready", "role=%s name=%s listen=%s advertise=%s backend=%s%s isa=%s kernel_set=%s threads=%u ms=%" PRIu64,
+         ops->name, node.name, node.listen, node.advertise, config->backend ? config->backend : "cpu", device, kernels_isa_name(node.compute.kernels),
+         kernels_set_name(node.compute.kernels), kernels_threads(node.compute.kernels), (clock_now_ns() - start_ns) / NS_PER_MS);
     int signal_number;
     sigwait(&signals, &signal_number);
     if (!atomic_load(&node.core_failed)) { drain(&node, &signals); }

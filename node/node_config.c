@@ -14,12 +14,15 @@ const struct flag node_flags[] = {
     {"name", FLAG_STRING, AT(name), NULL, "NAME", "Name in logs and status; default: host name and port.", 0, 0},
     {"model", FLAG_STRING, AT(model), NULL, "DIR", "Hugging Face model directory.", 0, 0},
     {"load", FLAG_STRING, AT(load), "auto", "auto|dummy", "dummy: random weights at the config's shape.", 0, 0},
+    {"backend", FLAG_STRING, AT(backend), "cpu", "cpu|cuda", "What computes. cuda: one GPU, which weights and KV pool must fit into; its driver is found at start. Both pools must agree.", 0, 0},
+    {"device", FLAG_U32, AT(device), "0", "N", "With --backend=cuda: which GPU, as the driver counts them. One process each.", 0, 1023},
+    {"deterministic", FLAG_BOOL, AT(deterministic), NULL, NULL, "With --backend=cuda: the same tokens whatever else is in the batch, at some cost; on a CPU it is always so. Both pools must agree.", 0, 0},
     {"threads", FLAG_U32, AT(threads), "0", "N", "Compute threads; 0: one per core this process may use.", 0, 256},
     {"isa", FLAG_STRING, AT(isa), "auto", "auto|amx|avx512bf16|avx512|avx2|scalar|ref", "Instruction set of the kernels; auto: the best that this machine has; ref: a slow one to compare with. Both pools must agree.", 0, 0},
     {"compute", FLAG_STRING, AT(compute), "auto", "auto|f32|bf16", "What products round activations to: bf16 is faster where the machine multiplies it. auto: bf16 where it does, the files' weights are bf16 and take 256 MiB or more; else f32. Both pools must agree.", 0, 0},
     {"weights", FLAG_STRING, AT(weights), "auto", "auto|bf16|int8|int4", "Format of the weight matrices, quantized at load: int8 has a scale for each output, int4 one for 32 inputs (embedding and head int8). auto: as the files have them.", 0, 0},
     {"pack-cache", FLAG_STRING, AT(pack_cache), "auto", "auto|off|DIR", "Where packed weights are kept for the next start. auto: beside the model if that is writable, else in ~/.cache/baton, for models of 64 MiB or more.", 0, 0},
-    {"kv-memory", FLAG_BYTES, AT(kv_memory), "256MiB", "SIZE", "Memory of the KV block pool.", 0, 0},
+    {"kv-memory", FLAG_BYTES, AT(kv_memory), "256MiB", "SIZE", "Memory of the KV block pool; of the GPU's with --backend=cuda.", 0, 0},
     {"kv-host-memory", FLAG_BYTES, AT(kv_host_memory), "0", "SIZE", "Host memory for KV blocks that the pool gives up; 0: none.", 0, 0},
     {"kv-disk", FLAG_BYTES, AT(kv_disk), "0", "SIZE", "Disk for KV blocks that --kv-host-memory gives up, or the pool itself; 0: none. Kept over restarts.", 0, 0},
     {"kv-disk-path", FLAG_STRING, AT(kv_disk_path), NULL, "FILE", "Its file, this node's alone; made, and reset when it is of another model or size.", 0, 0},
@@ -116,6 +119,31 @@ static status_t check_compute(const struct node_config *config, struct diag *dia
     return STATUS_OK;
 }
 
+/* What a device would not heed is refused rather than ignored. */
+static status_t check_backend(const struct node_config *config, struct diag *diag)
+{
+    static const char *const backends[] = {"cpu", "cuda"};
+    const char *backend = config->backend ? config->backend : "cpu";
+    if (!is_one_of(backend, backends, 2)) {
+        diag_set(diag, "--backend=%.64s: takes cpu or cuda", backend);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    if (strcmp(backend, "cpu") == 0) {
+        return config->device == 0 ? STATUS_OK : bad(diag, "--device needs --backend=cuda: it is the number of a GPU");
+    }
+    static const char *const as_files[] = {"auto", "bf16"};
+    if (strcmp(config->isa, "auto") != 0) { return bad(diag, "--isa needs --backend=cpu: it is the instruction set of a CPU"); }
+    if (strcmp(config->compute, "auto") != 0) {
+        return bad(diag, "--compute needs --backend=cpu: on a GPU products take activations of the weights' own format");
+    }
+    if (!is_one_of(config->weights, as_files, 2)) {
+        diag_set(diag, "--weights=%.64s needs --backend=cpu: on a GPU weights are bf16, f16 or f32, as the files have them", config->weights);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    if (strcmp(config->pack_cache, "auto") != 0) { return bad(diag, "--pack-cache needs --backend=cpu: for a GPU nothing is packed"); }
+    return STATUS_OK;
+}
+
 static status_t check_tiers(const struct node_config *config, struct diag *diag)
 {
     bool has_path = config->kv_disk_path != NULL && config->kv_disk_path[0] != '\0';
@@ -157,6 +185,7 @@ status_t node_config_check(const struct node_config *config, struct diag *diag)
     TRY(check_cables(config->cables, diag));
     TRY(check_words(config, diag));
     TRY(check_compute(config, diag));
+    TRY(check_backend(config, diag));
     TRY(check_cache(config, diag));
     TRY(check_tiers(config, diag));
     int tls = (config->tls_cert != NULL) + (config->tls_key != NULL) + (config->tls_ca != NULL);

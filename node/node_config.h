@@ -17,6 +17,9 @@ struct node_config {
     const char *name;
     const char *model;
     const char *load;
+    const char *backend; /* "cpu", "cuda" */
+    uint32_t device;
+    bool deterministic;
     const char *isa;
     const char *compute;
     const char *weights;

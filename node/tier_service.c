@@ -55,6 +55,7 @@ static struct kv_tier_config tier_config(const struct tier_service_config *confi
 {
     struct kv_tier_config tier = {
         .pool = config->pool,
+        .memory = config->memory,
         .block_bytes = config->block_bytes,
         .block_count = config->block_count,
         .host_bytes = config->flags->kv_host_memory,

@@ -19,6 +19,7 @@ struct tier_service;
 struct tier_service_config {
     const struct node_config *flags;
     void *pool; /* holds until destroy */
+    struct kv_memory *memory; /* the same, where pool lies on a device; else NULL */
     size_t block_bytes;
     uint32_t block_count;
     bool is_unused; /* the role would find nothing in them: as if the flags asked for none */

@@ -127,9 +127,61 @@ static void memory_is_planned(void **state)
     assert_true(failed(memory_plan_check(&plan, &diag)));
 }
 
+/* What a GPU would not heed, and what only a GPU has, is refused with both flags named; the rest holds. */
+static void backends_refuse_what_is_not_theirs(void **state)
+{
+    (void)state;
+    static const struct { const char *flag, *names[2]; } wrong[] = {
+        {"--isa=avx2", {"--isa", "--backend=cpu"}},
+        {"--isa=ref", {"--isa", "--backend=cpu"}},
+        {"--compute=f32", {"--compute", "--backend=cpu"}},
+        {"--compute=bf16", {"--compute", "--backend=cpu"}},
+        {"--weights=int8", {"--weights=int8", "--backend=cpu"}},
+        {"--weights=int4", {"--weights=int4", "--backend=cpu"}},
+        {"--pack-cache=off", {"--pack-cache", "--backend=cpu"}},
+        {"--pack-cache=/tmp", {"--pack-cache", "--backend=cpu"}},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        status_t st = PARSE("--model=dir", "--backend=cuda", wrong[i].flag);
+        assert_int_equal(st.code, ST_INVALID_ARGUMENT);
+        for (int k = 0; k < 2; k++) {
+            if (!strstr(diag.text, wrong[i].names[k])) { fail_msg("%s: %s", wrong[i].flag, diag.text); }
+        }
+    }
+    assert_int_equal(PARSE("--model=dir", "--backend=gpu").code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "--backend=gpu: takes cpu or cuda"));
+    assert_int_equal(PARSE("--model=dir", "--device=1").code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "--device needs --backend=cuda"));
+    assert_int_equal(PARSE("--model=dir", "--backend=cuda", "--device=1024").code, ST_INVALID_ARGUMENT);
+
+    static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "f16", "int8", "fp8"};
+    for (size_t i = 0; i < sizeof kv_dtypes / sizeof kv_dtypes[0]; i++) {
+        char flag[32];
+        snprintf(flag, sizeof flag, "--kv-dtype=%s", kv_dtypes[i]);
+        status_t st = PARSE("--model=dir", "--backend=cuda", "--device=7", "--deterministic", "--weights=bf16", flag);
+        if (failed(st)) { fail_msg("%s: %s", flag, diag.text); }
+    }
+    assert_int_equal(config.device, 7);
+    assert_true(config.deterministic);
+    assert_int_equal(PARSE("--model=dir", "--deterministic").code, ST_OK); /* as a CPU always is */
+    assert_int_equal(PARSE("--model=dir", "--backend=cpu", "--isa=avx2").code, ST_OK);
+}
+
+/* A configuration that was made without these fields is one of the CPU. */
+static void no_backend_is_the_cpu(void **state)
+{
+    (void)state;
+    assert_int_equal(PARSE("--model=dir").code, ST_OK);
+    assert_string_equal(config.backend, "cpu");
+    assert_false(config.deterministic);
+    config.backend = NULL;
+    assert_int_equal(node_config_check(&config, &diag).code, ST_OK);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(backends_refuse_what_is_not_theirs), cmocka_unit_test(no_backend_is_the_cpu),
         cmocka_unit_test(the_defaults_hold),
         cmocka_unit_test(the_table_is_sound),
         cmocka_unit_test(what_does_not_fit_together_is_refused),
