@@ -1,9 +1,10 @@
 /* cuda_backend: kernels.h on a CUDA device.
  * Flow:    kernels_create(backend "cuda") -> [cuda_backend] -> cuda_ops, cuda_gemm_plan, ... -> driver
  * Thread:  as kernels.h.
- * Memory:  in create: the workspace of products (64 MiB on sm_90 and later, 32 before), 16 MiB for unaligned
- *          operands, 4 MiB of pinned memory. When a shape, a bias, or more rows than ever before come for the
- *          first time: a plan, a copy, larger scratch. So a step that has run once takes nothing any more.
+ * Memory:  in create: the workspace of products (64 MiB on sm_90 and later, 32 before; never more than a 64th
+ *          of the device), 4 MiB for unaligned operands, 4 MiB of pinned memory. When a shape, a bias, or more
+ *          rows than ever before come for the first time: a plan, a copy, larger scratch. So a step that has
+ *          run once takes nothing any more.
  *
  * Everything runs on one stream, in order. An operation is one launch, or a few; nothing on the host depends on
  * what lies in the exchange, but for the facade's checks of indices.

@@ -1,4 +1,4 @@
-/* cuda_bias: bias vectors as the products take them: of the output's dtype, on 16 bytes.
+/* cuda_bias: bias vectors as the products take them: of the output's dtype, to which wider ones are rounded, on 16 bytes.
  * Flow:    cuda_gemm_plan -> [cuda_bias] -> a copy on the device, made once
  * Thread:  the handle's caller.
  * Memory:  device memory in pieces, taken when a vector is first seen and kept.

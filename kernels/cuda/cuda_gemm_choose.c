@@ -6,6 +6,7 @@
 
 #define FAST_CANDIDATES 6u
 #define FAST_ROUNDS 3u
+#define FLUSH_WEIGHT_BYTES ((size_t)1 << 20)
 #define EXACT_CANDIDATES 16u
 #define COMPARED_COLUMNS 2048u /* every tile of an algorithm does the same sums: the first ones speak for all */
 
@@ -32,12 +33,13 @@ static void stopwatch_fini(const struct cuda_driver *d, struct stopwatch *watch)
     d->mem_free(d, watch->flush);
 }
 
-static status_t stopwatch_init(const struct cuda_driver *d, struct stopwatch *watch, struct diag *diag)
+/* weight_bytes  less than FLUSH_WEIGHT_BYTES is not worth the memory: such products do not live on bandwidth. */
+static status_t stopwatch_init(const struct cuda_driver *d, size_t weight_bytes, struct stopwatch *watch, struct diag *diag)
 {
     TRY(d->event_create(d, CUDA_EVENT_TIMING, &watch->first, diag));
     TRY(d->event_create(d, CUDA_EVENT_TIMING, &watch->last, diag));
     watch->flush_bytes = (size_t)d->info.l2_bytes * 2;
-    if (watch->flush_bytes == 0 || failed(d->mem_alloc(d, watch->flush_bytes, &watch->flush, NULL))) { watch->flush = NULL; }
+    if (watch->flush_bytes == 0 || weight_bytes < FLUSH_WEIGHT_BYTES || failed(d->mem_alloc(d, watch->flush_bytes, &watch->flush, NULL))) { watch->flush = NULL; }
     return STATUS_OK;
 }
 
@@ -60,11 +62,12 @@ static status_t time_one(const struct cuda_gemm_trial *t, const struct stopwatch
     return STATUS_OK;
 }
 
-static status_t time_all(const struct cuda_gemm_trial *t, struct cuda_gemm *gemm, const struct cuda_gemm_algorithm *algorithms,
-                         uint32_t count, void *out, uint32_t *ret_best, float *ret_ms, struct diag *diag)
+static status_t time_all(const struct cuda_gemm_trial *t, size_t weight_bytes, struct cuda_gemm *gemm,
+                         const struct cuda_gemm_algorithm *algorithms, uint32_t count, void *out, uint32_t *ret_best, float *ret_ms,
+                         struct diag *diag)
 {
     struct stopwatch watch = {0};
-    status_t st = stopwatch_init(t->driver, &watch, diag);
+    status_t st = stopwatch_init(t->driver, weight_bytes, &watch, diag);
     for (uint32_t i = 0; i < count && !failed(st); i++) {
         float ms = 0;
         st = time_one(t, &watch, gemm, &algorithms[i], out, &ms, diag);
@@ -93,7 +96,8 @@ status_t cuda_gemm_choose_fast(const struct cuda_gemm_trial *t, const struct cud
         size_t bytes = (size_t)shape->rows * shape->out_stride * dtype_bytes(shape->out_dtype);
         out = failed(d->mem_alloc(d, bytes, &scratch, NULL)) ? NULL : scratch;
     }
-    if (out != NULL && count > 1) { st = time_all(t, gemm, algorithms, count, out, &best, &ms, diag); }
+    const size_t weight_bytes = (size_t)shape->n_out * shape->weight_stride * dtype_bytes(shape->dtype);
+    if (out != NULL && count > 1) { st = time_all(t, weight_bytes, gemm, algorithms, count, out, &best, &ms, diag); }
     if (failed(st)) { goto done; }
     *ret_algorithm = algorithms[best];
     LOGF(LOG_DEBUG, "cuda_gemm", "rows=%u n_out=%u n_in=%u dtype=%s out=%s algorithm=%u tile=%u stages=%u split=%u choice=%u/%u ms=%.4f",

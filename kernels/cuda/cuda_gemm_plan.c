@@ -6,11 +6,15 @@
 #include "base/check.h"
 #include "kernels/cuda/cuda_bias.h"
 #include "kernels/cuda/cuda_gemm_choose.h"
+#include "kernels/cuda/gemv_args.h"
 
 #define WORKSPACE_BYTES ((size_t)32 << 20)
 #define WORKSPACE_BYTES_SM90 ((size_t)64 << 20) /* cuBLASLt's kernels for Hopper and later ask for more */
-#define STAGE_BYTES ((size_t)16 << 20)
+#define WORKSPACE_SHARE 64u /* of a device's memory at most: 4 GiB and more have the full size */
+#define WORKSPACE_BYTES_MIN ((size_t)1 << 20)
+#define STAGE_BYTES ((size_t)4 << 20)
 #define BASE_ALIGNMENT 16u /* the driver takes bases to be so */
+#define GEMV_ROWS 4u /* up to here a product is a walk through the weights, and ours is one launch without a plan */
 #define BINS 1024u
 #define NONE UINT32_MAX
 
@@ -269,7 +273,7 @@ static void product_run_staged(struct cuda_gemm_plans *plans, const struct produ
     uint32_t rows_max = s->rows;
     if (stage_x && half / x_pitch < rows_max) { rows_max = (uint32_t)(half / x_pitch); }
     if (stage_out && half / out_pitch < rows_max) { rows_max = (uint32_t)(half / out_pitch); }
-    CHECK(rows_max >= 1); /* 2^21 outputs of f32: no vocabulary is near */
+    CHECK(rows_max >= 1); /* 2^19 outputs of f32: TOKEN_MASS_VOCAB_MAX */
     for (uint32_t row = 0; row < s->rows; row += rows_max) {
         const uint32_t rows = s->rows - row < rows_max ? s->rows - row : rows_max;
         const uint8_t *x = (const uint8_t *)whole->x + row * x_from_pitch;
@@ -298,6 +302,24 @@ static bool is_aligned(const void *base, size_t pitch, bool pitch_too)
     return (uintptr_t)base % BASE_ALIGNMENT == 0 && (!pitch_too || pitch % BASE_ALIGNMENT == 0);
 }
 
+/* False: it is none for gemv.cu. Its sums do not depend on the rows, but they are not the library's, which takes over
+ * at more rows: so not where results are deterministic. */
+static bool gemv_run(struct cuda_gemm_plans *plans, const struct kernels_gemm *g)
+{
+    if (plans->deterministic || g->rows > GEMV_ROWS) { return false; }
+    struct cuda_gemv_args args = {
+        .rows = g->rows, .n_in = g->weight->n_in, .part_count = 1, .accumulate = g->accumulate, .dtype = g->x_dtype,
+        .out_dtype = g->out_dtype, .bias_dtype = g->bias_dtype, .x = g->x,
+        .x_stride = g->rows == 1 ? round_up(g->weight->n_in, BASE_ALIGNMENT / 2) : g->x_stride,
+        .parts = {{.weight = g->weight->data, .stride = g->weight->stride, .n_out = g->weight->n_out, .bias = g->bias, .out = g->out,
+                   .out_stride = g->out_stride}}};
+    if (!cuda_gemv_takes(&args)) { return false; }
+    struct cuda_launch shape;
+    cuda_gemv_shape(&args, &shape);
+    cuda_queue_launch(plans->queue, cuda_gemv_kernel(&args), &shape, &args, sizeof(args));
+    return true;
+}
+
 static void gemm_run(struct cuda_gemm_plans *plans, const struct kernels_gemm *g)
 {
     const struct kernels_matrix *w = g->weight;
@@ -307,6 +329,7 @@ static void gemm_run(struct cuda_gemm_plans *plans, const struct kernels_gemm *g
     CHECK(g->out_dtype == g->x_dtype || g->out_dtype == DTYPE_F32);
     CHECK(g->x_stride <= UINT32_MAX);
     CHECK(g->out_stride <= UINT32_MAX);
+    if (gemv_run(plans, g)) { return; }
     struct product p = {
         .shape = {.rows = g->rows, .n_out = w->n_out, .n_in = w->n_in, .dtype = g->x_dtype, .out_dtype = g->out_dtype,
                   .weight_stride = w->stride, .x_stride = (uint32_t)g->x_stride, .out_stride = (uint32_t)g->out_stride,
@@ -345,6 +368,13 @@ bool cuda_gemm_plans_forget(struct cuda_gemm_plans *plans, const void *first, si
 
 /* ---- life ----------------------------------------------------------------------------------- */
 
+static size_t workspace_of(const struct cuda_device_info *info)
+{
+    const size_t wanted = info->arch >= 90 ? WORKSPACE_BYTES_SM90 : WORKSPACE_BYTES;
+    const size_t share = (size_t)(info->memory_bytes / WORKSPACE_SHARE) / WORKSPACE_BYTES_MIN * WORKSPACE_BYTES_MIN;
+    return share >= wanted ? wanted : share < WORKSPACE_BYTES_MIN ? WORKSPACE_BYTES_MIN : share;
+}
+
 status_t cuda_gemm_plans_create(struct cuda_queue *queue, bool deterministic, struct cuda_gemm_plans **ret_plans, struct diag *diag)
 {
     const struct cuda_driver *d = queue->driver;
@@ -356,7 +386,7 @@ status_t cuda_gemm_plans_create(struct cuda_queue *queue, bool deterministic, st
     plans->queue = queue;
     plans->deterministic = deterministic;
     plans->biases.queue = queue;
-    plans->workspace_bytes = d->info.arch >= 90 ? WORKSPACE_BYTES_SM90 : WORKSPACE_BYTES;
+    plans->workspace_bytes = workspace_of(&d->info);
     for (uint32_t i = 0; i < BINS; i++) { plans->bins[i] = NONE; }
     status_t st = d->mem_alloc(d, plans->workspace_bytes, &plans->workspace, diag);
     if (!failed(st)) { st = d->mem_alloc(d, STAGE_BYTES, &plans->stage, diag); }

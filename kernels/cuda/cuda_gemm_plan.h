@@ -6,7 +6,7 @@
  *
  * Neighbours in a call whose weights, biases and outputs lie one after another become one product.
  *
- * Fast: for each shape and bucket of row counts the likely best algorithms are timed once, with a cold
+ * Fast: up to 4 rows are gemv.cu's; else, for each shape and bucket of row counts the likely best algorithms are timed once, with a cold
  * second-level cache, and the fastest is kept.
  *
  * Deterministic: one algorithm for a shape, whatever the rows: the first of the library's list, asked with

@@ -244,10 +244,16 @@ static void host_free(struct kv_memory *head, void *host)
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;
 static uint64_t process_number;
 
-/* Process ids mean little across containers that share a device. */
 static void process_draw(void)
 {
-    if (getrandom(&process_number, sizeof(process_number), 0) != (ssize_t)sizeof(process_number)) { process_number = (uint64_t)getpid(); }
+    if (getrandom(&process_number, sizeof(process_number), 0) != (ssize_t)sizeof(process_number)) { process_number = 1; }
+}
+
+/* Process ids alone mean little across containers that share a device; a number alone is the same in a forked child. */
+static uint64_t process_id(void)
+{
+    pthread_once(&process_once, process_draw);
+    return process_number ^ (uint64_t)getpid() << 32;
 }
 
 static status_t export_pool(struct kv_memory *head, uint8_t *ret_bytes, size_t *ret_count, struct diag *diag)
@@ -255,8 +261,7 @@ static status_t export_pool(struct kv_memory *head, uint8_t *ret_bytes, size_t *
     struct device_memory *memory = device_memory(head);
     const struct cuda_driver *d = memory->driver;
     struct export_form form = {.magic = EXPORT_MAGIC, .events = KV_MEMORY_EVENTS, .pool_bytes = head->pool_bytes};
-    pthread_once(&process_once, process_draw);
-    form.process = process_number;
+    form.process = process_id();
     memcpy(form.device, head->id, sizeof(form.device));
     TRY(d->ipc_export_memory(d, memory->pool, &form.pool, diag));
     for (uint32_t i = 0; i < KV_MEMORY_EVENTS; i++) { TRY(d->ipc_export_event(d, memory->events[i], &form.event[i], diag)); }
@@ -285,8 +290,7 @@ static status_t check_form(const struct kv_memory *head, const struct export_for
         diag_set(diag, "the peer's pool lies on another CUDA device");
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_PEER);
     }
-    pthread_once(&process_once, process_draw);
-    if (form->process == process_number) {
+    if (form->process == process_id()) {
         diag_set(diag, "the pool is one of this very process, which the driver does not import");
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_PEER);
     }
