@@ -1,10 +1,6 @@
 """CUDA kernels: each .cu compiled for the chips by nvcc, and for the emulator of tests/cuda by g++."""
 
-load("@cuda//:defs.bzl", "CUDA_FOUND", "CUDA_ROOT")
-
-# What a data centre has, first the one that we tune for. sm_90a is Hopper with its own instructions (wgmma).
-# The PTX of the lowest is for chips that are none of these: the driver compiles it when it loads.
-CUDA_ARCHS = ["80", "89", "90a", "100"]
+load("@cuda//:defs.bzl", "CUDA_ARCHS", "CUDA_FOUND", "CUDA_ROOT")
 
 def _stem(src):
     return src[:-len(".cu")]
@@ -19,6 +15,7 @@ def cuda_kernels(name, srcs, hdrs = [], emulator_deps = [], emulator_copts = [],
     """
     fatbins = []
     if CUDA_FOUND:
+        # The PTX of the lowest is for chips that are none of these: the driver compiles it when it loads.
         gencode = " ".join(["-gencode arch=compute_%s,code=sm_%s" % (arch, arch) for arch in CUDA_ARCHS])
         gencode += " -gencode arch=compute_%s,code=compute_%s" % (CUDA_ARCHS[0], CUDA_ARCHS[0])
         for src in srcs:

@@ -1,14 +1,19 @@
 """Finds a CUDA toolkit on this machine, without being told, and goes on without one.
 
 The rule makes the repository @cuda:
-    @cuda//:defs.bzl    CUDA_FOUND, CUDA_ROOT (absolute), CUDA_MISSING (why not, for a person)
+    @cuda//:defs.bzl    CUDA_FOUND, CUDA_ROOT (absolute), CUDA_MISSING (why not, for a person), CUDA_ARCHS
     @cuda//:headers     the toolkit's headers; empty where there is none
 
 Sought in this order: nvcc in PATH, $CUDA_HOME, /usr/local/cuda, and .cuda of this repository, which
 `deploy/install_deps.sh cuda` makes. Whoever sets CUDA_HOME is believed before PATH. A toolkit is one only
 with nvcc, the headers of the driver and of cuBLASLt, and a g++ for nvcc to preprocess with.
+BATON_CUDA_ARCHS="90a" (with --repo_env) compiles the kernels for that alone, for whoever works on them: all
+architectures take some minutes of two cores.
 BATON_CUDA=off does not look; BATON_CUDA=required (--config=cuda) fails where nothing is found.
 """
+
+# What a data centre has, lowest first. sm_90a is Hopper with its own instructions (wgmma).
+_ARCHS = "80 89 90a 100"
 
 _NEEDED = ["bin/nvcc", "include/cuda.h", "include/cublasLt.h", "include/crt/host_config.h"]
 
@@ -48,6 +53,7 @@ def _cuda_repository_impl(ctx):
         "CUDA_FOUND = %s" % bool(root),
         "CUDA_ROOT = %s" % repr(str(root) if root else ""),
         "CUDA_MISSING = %s" % repr(why),
+        "CUDA_ARCHS = %s" % repr(ctx.os.environ.get("BATON_CUDA_ARCHS", _ARCHS).split(" ")),
         "",
     ]))
     if root:
@@ -65,7 +71,7 @@ cc_library(
 
 cuda_repository = repository_rule(
     implementation = _cuda_repository_impl,
-    environ = ["PATH", "CUDA_HOME", "BATON_CUDA"],
+    environ = ["PATH", "CUDA_HOME", "BATON_CUDA", "BATON_CUDA_ARCHS"],
     local = True,
     configure = True,
 )

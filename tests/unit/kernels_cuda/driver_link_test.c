@@ -139,7 +139,7 @@ static void walk(const struct cuda_fatbin *fatbin, entry_fn visit, void *user)
     }
 }
 
-static const uint32_t archs[] = {80, 89, 90, 100};
+static const uint32_t archs[] = DRIVER_ARCHS; /* those that were asked for; all of cuda.bzl as a rule */
 enum { ARCHS = sizeof archs / sizeof archs[0] };
 
 struct holdings {
