@@ -2,6 +2,9 @@
 # Installs what building and testing Baton on Debian 12 needs, and nothing that is there already.
 #   deploy/install_deps.sh build   compiler, Bazel, libraries           (quickstart)
 #   deploy/install_deps.sh test    the same, and what only tests need   (tests/run.sh)
+#   deploy/install_deps.sh cuda    what build does, and the CUDA 13 toolkit as Python wheels into .cuda of this
+#                                  repository, about 1 GB, where the build finds it; only when asked. A machine with
+#                                  a toolkit in CUDA_HOME, PATH or /usr/local/cuda needs none of it
 #   deploy/install_deps.sh list    prints the packages of both, one a line, and installs nothing
 # Safe to run twice, and beside another one. What cannot be installed is named, with the
 # command that would do it.
@@ -12,14 +15,23 @@ build_packages=(
   protobuf-compiler protobuf-c-compiler libprotobuf-c-dev libgrpc-dev libjansson-dev libpcre2-dev
   libutf8proc-dev libmicrohttpd-dev libssl-dev libxxhash-dev liburing-dev
 )
-test_packages=(libcmocka-dev iproute2 openssl clang libclang-rt-14-dev python3 python3-venv python3-pip)
+# g++ compiles the CUDA kernels for the emulator that tests run them on.
+test_packages=(libcmocka-dev iproute2 openssl clang libclang-rt-14-dev g++ python3 python3-venv python3-pip)
+# nvcc needs a g++ to preprocess with.
+cuda_packages=(g++ python3 python3-pip)
+# The compiler, its parts and headers, and cuBLAS, whose header the build and whose library the nodes need.
+cuda_wheels=(
+  'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-runtime==13.0.*'
+  'nvidia-cuda-cccl==13.0.*' 'nvidia-cublas==13.*'
+)
 
 what="${1:-build}"
 case "$what" in
   build) wanted=("${build_packages[@]}") ;;
   test) wanted=("${build_packages[@]}" "${test_packages[@]}") ;;
+  cuda) wanted=("${build_packages[@]}" "${cuda_packages[@]}") ;;
   list) printf '%s\n' "${build_packages[@]}" "${test_packages[@]}"; exit 0 ;;
-  *) echo "usage: deploy/install_deps.sh [build|test|list]" >&2; exit 2 ;;
+  *) echo "usage: deploy/install_deps.sh [build|test|cuda|list]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
@@ -27,6 +39,32 @@ if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
   echo "Debian 12 hold, in the versions named in third_party/BUILD: ${wanted[*]}" >&2
   exit 1
 fi
+
+# Into a folder beside the last, so that a download that stops half way leaves no toolkit that is one in part.
+fetch_cuda() {
+  local root
+  root="$(cd "$(dirname "$0")/.." && pwd)"
+  if [[ -x "$root/.cuda/bin/nvcc" && -f "$root/.cuda/include/cublasLt.h" ]]; then return; fi
+  local fresh="$root/.cuda.part"
+  rm -rf "$fresh"
+  echo "Fetching the CUDA 13 toolkit into $root/.cuda (some minutes): ${cuda_wheels[*]}"
+  if ! python3 -m pip install --quiet --no-deps --disable-pip-version-check --target "$fresh" "${cuda_wheels[@]}" ||
+    [[ ! -d "$fresh/nvidia/cu13" ]]; then
+    rm -rf "$fresh"
+    echo "Could not fetch it. By hand: install the CUDA 13 toolkit and set CUDA_HOME to it, or" >&2
+    echo "  python3 -m pip install --no-deps --target FOLDER ${cuda_wheels[*]}" >&2
+    echo "and set CUDA_HOME to FOLDER/nvidia/cu13." >&2
+    exit 1
+  fi
+  rm -rf "$root/.cuda"
+  mv "$fresh/nvidia/cu13" "$root/.cuda"
+  rm -rf "$fresh"
+}
+
+finish() {
+  if [[ "$what" == cuda ]]; then fetch_cuda; fi
+  exit 0
+}
 
 find_missing() {
   missing=()
@@ -39,7 +77,7 @@ find_missing() {
 }
 
 find_missing
-((${#missing[@]} > 0)) || exit 0
+((${#missing[@]} > 0)) || finish
 
 by_hand() { echo "  apt-get update && apt-get install --no-install-recommends ${missing[*]}" >&2; }
 
@@ -65,7 +103,7 @@ if command -v flock > /dev/null && ! flock --nonblock 9; then
   echo "Another installation is running; waiting for it."
   flock 9
   find_missing
-  ((${#missing[@]} > 0)) || exit 0
+  ((${#missing[@]} > 0)) || finish
 fi
 
 echo "Installing ${#missing[@]} Debian packages and what they need (some minutes): ${missing[*]}"
@@ -100,3 +138,4 @@ if ! apt install -y --no-install-recommends "${missing[@]}"; then
   by_hand
   exit 1
 fi
+finish
