@@ -59,6 +59,8 @@ fetch_cuda() {
   rm -rf "$root/.cuda"
   mv "$fresh/nvidia/cu13" "$root/.cuda"
   rm -rf "$fresh"
+  echo "The toolkit is in $root/.cuda. Where Bazel has run before: bazel sync --configure"
+  echo "A node finds cuBLASLt there with CUDA_HOME=$root/.cuda"
 }
 
 finish() {

@@ -4,9 +4,9 @@ The rule makes the repository @cuda:
     @cuda//:defs.bzl    CUDA_FOUND, CUDA_ROOT (absolute), CUDA_MISSING (why not, for a person), CUDA_ARCHS
     @cuda//:headers     the toolkit's headers; empty where there is none
 
-Sought in this order: nvcc in PATH, $CUDA_HOME, /usr/local/cuda, and .cuda of this repository, which
-`deploy/install_deps.sh cuda` makes. Whoever sets CUDA_HOME is believed before PATH. A toolkit is one only
-with nvcc, the headers of the driver and of cuBLASLt, and a g++ for nvcc to preprocess with.
+Sought in this order: $CUDA_HOME, nvcc in PATH, /usr/local/cuda, and .cuda of this repository, which
+`deploy/install_deps.sh cuda` makes. A toolkit is one only with nvcc, the headers of the driver and of cuBLASLt,
+and a g++ for nvcc to preprocess with. Bazel looks once; `bazel sync --configure` looks again.
 BATON_CUDA_ARCHS="90a" (with --repo_env) compiles the kernels for that alone, for whoever works on them: all
 architectures take some minutes of two cores.
 BATON_CUDA=off does not look; BATON_CUDA=required (--config=cuda) fails where nothing is found.
