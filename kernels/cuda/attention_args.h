@@ -40,6 +40,12 @@
 #define CUDA_ATTENTION_DECODE_BYTES(dim, bytes) \
     (4u * (CUDA_ATTENTION_RING_BYTES(dim, bytes) + CUDA_ATTENTION_QUERY_BYTES(dim)) + 16u)
 
+/* The Hopper kernel: queries and three steps of K and V, and up to 1008 bytes to begin at a multiple of 1024. */
+#define CUDA_ATTENTION_SM90_THREADS 256u
+#define CUDA_ATTENTION_SM90_ROWS 128u
+#define CUDA_ATTENTION_SM90_STEP 128u
+#define CUDA_ATTENTION_SM90_BYTES(dim) (7u * CUDA_ATTENTION_SM90_ROWS * (dim) * 2u + 1024u)
+
 /* struct kernels_attention_sequence, byte for byte (attention_plan.c asserts it). */
 struct cuda_attention_sequence {
     uint32_t row_first;

@@ -291,14 +291,15 @@ DEVICE_FN float rescale_of(float max, float base, float scale_log2)
     return exp2_fast(add_rn(mul_rn(max, scale_log2), -base));
 }
 
-/* Scores of a step from token t0 on become weights; what was summed is made relative to the new maximum. */
-template <int D>
-DEVICE_FN void weigh_step(float s[8][4], row_sums<D> &st, const row_view &view, bool whole, uint32_t t0, float scale_log2)
+/* Scores of a step from token t0 on become weights; what was summed is made relative to the new maximum. A step is
+ * COLUMNS times 8 tokens. */
+template <int D, int COLUMNS = 8>
+DEVICE_FN void weigh_step(float (*s)[4], row_sums<D> &st, const row_view &view, bool whole, uint32_t t0, float scale_log2)
 {
     const uint32_t t = lane_id() % 4;
     if (!whole) {
 #pragma unroll
-        for (uint32_t i = 0; i < 32; i++) {
+        for (uint32_t i = 0; i < 4 * COLUMNS; i++) {
             const uint32_t token = t0 + i / 4 * 8 + 2 * t + i % 2, r = i % 4 / 2;
             if (token < view.from[r] || token > view.to[r]) { s[i / 4][i % 4] = ATTENTION_HIDDEN; }
         }
@@ -307,13 +308,13 @@ DEVICE_FN void weigh_step(float s[8][4], row_sums<D> &st, const row_view &view, 
     for (uint32_t r = 0; r < 2; r++) {
         float max = st.max[r];
 #pragma unroll
-        for (uint32_t i = 0; i < 8; i++) { max = fmaxf(max, fmaxf(s[i][2 * r], s[i][2 * r + 1])); }
+        for (uint32_t i = 0; i < COLUMNS; i++) { max = fmaxf(max, fmaxf(s[i][2 * r], s[i][2 * r + 1])); }
         max = fmaxf(max, shuffle_xor(max, 1));
         max = fmaxf(max, shuffle_xor(max, 2));
         const float base = base_of(max, scale_log2), factor = rescale_of(st.max[r], base, scale_log2);
         float sum = 0.0f;
 #pragma unroll
-        for (uint32_t i = 0; i < 16; i++) {
+        for (uint32_t i = 0; i < 2 * COLUMNS; i++) {
             float &p = s[i / 2][2 * r + i % 2];
             p = exp2_fast(fmaf(p, scale_log2, -base));
             sum = add_rn(sum, p);

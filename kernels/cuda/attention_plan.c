@@ -22,6 +22,8 @@ _Static_assert(offsetof(struct cuda_attention_sequence, blocks) == offsetof(stru
 #define KERNELS(kind) {{ROW(kind, bf16), ROW(kind, bf16_fp8), ROW(kind, bf16_int8)}, {ROW(kind, f16), ROW(kind, f16_fp8), ROW(kind, f16_int8)}}
 static const enum cuda_kernel prefill_kernels[2][3][3] = KERNELS(prefill);
 static const enum cuda_kernel decode_kernels[2][3][3] = KERNELS(decode);
+static const enum cuda_kernel sm90_kernels[2][2] = {{CUDA_KERNEL_attention_sm90_bf16_64, CUDA_KERNEL_attention_sm90_bf16_128},
+                                                    {CUDA_KERNEL_attention_sm90_f16_64, CUDA_KERNEL_attention_sm90_f16_128}};
 static const uint32_t template_dims[3] = {64, 128, 256};
 
 /* Which of the templates a call takes. */
@@ -134,6 +136,14 @@ static void fill_args(const struct cuda_attention_device *device, const struct k
     CHECK((size_t)call->sequence_count * layout->kv_heads * q_tiles(group) * sizeof(uint32_t) <= scratch->arrival_bytes);
 }
 
+/* Its loads of q are 16 bytes wide; its sums are formed in another order than those of decode. */
+static bool takes_sm90(const struct cuda_attention_device *device, const struct kernels_attention *call, const struct variant *v)
+{
+    return device->use_sm90 && device->arch == 90 && !device->deterministic && v->kv == 0 && v->dim < 2
+        && ((uintptr_t)call->q & 15u) == 0 && (call->q_stride & 7u) == 0
+        && CUDA_ATTENTION_SM90_BYTES(template_dims[v->dim]) <= device->shared_bytes_max;
+}
+
 uint32_t cuda_attention_plan(const struct cuda_attention_device *device, const struct kernels_attention *call,
                              const void *exchange_host, const void *exchange_device, const struct cuda_attention_scratch *scratch,
                              struct cuda_attention_launch ret_launches[CUDA_ATTENTION_LAUNCHES_MAX])
@@ -161,18 +171,30 @@ uint32_t cuda_attention_plan(const struct cuda_attention_device *device, const s
     uint32_t count = 0;
     const uint32_t dim = template_dims[v.dim], bytes = v.kv == 0 ? 2 : 1;
     if (call->row_count_max > 1) {
-        /* Every sequence may end with a tile that is not full; none of fewer than two rows has any. */
-        const uint64_t packed = (uint64_t)call->rows * args.group;
-        const uint32_t prompts = call->sequence_count < call->rows / 2 ? call->sequence_count : call->rows / 2;
-        const uint64_t tiles = packed / CUDA_ATTENTION_TILE + prompts;
+        struct cuda_attention_launch *prefill = &ret_launches[count++];
+        uint32_t tile_rows = CUDA_ATTENTION_TILE;
         args.stages = stages_that_fit(device, dim, bytes);
-        ret_launches[count++] = (struct cuda_attention_launch){
+        *prefill = (struct cuda_attention_launch){
             .kernel = prefill_kernels[v.act][v.kv][v.dim],
-            .shape = {.grid = {(uint32_t)(tiles * layout->kv_heads), 1, 1}, .block = {CUDA_ATTENTION_THREADS, 1, 1},
+            .shape = {.block = {CUDA_ATTENTION_THREADS, 1, 1},
                       .shared_bytes = args.stages * CUDA_ATTENTION_STAGE_BYTES(dim, bytes) + fixed_bytes(device, dim)},
             .args = args,
         };
         args.stages = 0;
+        if (takes_sm90(device, call, &v)) {
+            tile_rows = CUDA_ATTENTION_SM90_ROWS;
+            *prefill = (struct cuda_attention_launch){
+                .kernel = sm90_kernels[v.act][v.dim],
+                .shape = {.block = {CUDA_ATTENTION_SM90_THREADS, 1, 1}, .shared_bytes = CUDA_ATTENTION_SM90_BYTES(dim)},
+                .args = args,
+            };
+        }
+        /* Every sequence may end with a tile that is not full; none of fewer than two rows has any. */
+        const uint64_t packed = (uint64_t)call->rows * args.group;
+        const uint32_t prompts = call->sequence_count < call->rows / 2 ? call->sequence_count : call->rows / 2;
+        const uint64_t tiles = packed / tile_rows + prompts;
+        prefill->shape.grid[0] = (uint32_t)(tiles * layout->kv_heads);
+        prefill->shape.grid[1] = prefill->shape.grid[2] = 1;
     }
     /* Always: row_count_max is a bound, and the last chunk of a prompt may be one row. */
     CHECK((size_t)device->sm_count * BLOCKS_PER_SM + (size_t)call->sequence_count * layout->kv_heads * q_tiles(args.group)

@@ -24,10 +24,10 @@ template <class KV, int D> struct prefill_shared {
 
 /* ---- tiles --------------------------------------------------------------------------------- */
 
-struct prefill_tiles {
+template <uint32_t ROWS> struct prefill_tiles {
     DEVICE_FN uint32_t of(const cuda_attention_args &a, const cuda_attention_sequence &s)
     {
-        return s.row_count < 2 ? 0 : (s.row_count * a.group + CUDA_ATTENTION_TILE - 1) / CUDA_ATTENTION_TILE;
+        return s.row_count < 2 ? 0 : (s.row_count * a.group + ROWS - 1) / ROWS;
     }
 };
 
@@ -38,6 +38,48 @@ struct prefill_walk {
     uint32_t first, last;           /* tokens that some row of the tile sees */
     uint32_t step_first, step_last; /* steps of 64 tokens with some of those */
 };
+
+/* Two rows of a lane, and what all 16 rows of its warp see. */
+struct prefill_rows {
+    const uint16_t *q[2]; /* NULL: the tile has no such row */
+    uint16_t *out[2];
+    row_view view;
+    uint32_t whole_first, whole_last; /* a row that is none does not count: its weights do not matter */
+};
+
+/* Warp: of packed rows first .. first+15 of a sequence. */
+DEVICE_FN prefill_rows rows_of_lane(const cuda_attention_args &a, const cuda_attention_sequence &sequence, uint32_t kv_head,
+                                    uint32_t first)
+{
+    prefill_rows rows;
+    rows.whole_first = 0;
+    rows.whole_last = 0xffffffffu;
+#pragma unroll
+    for (uint32_t r = 0; r < 2; r++) {
+        const uint32_t packed = first + r * 8 + lane_id() / 4;
+        rows.q[r] = nullptr;
+        rows.out[r] = nullptr;
+        rows.view.from[r] = 1;
+        rows.view.to[r] = 0;
+        if (packed < sequence.row_count * a.group) {
+            const uint32_t in_sequence = packed / a.group, row = sequence.row_first + in_sequence;
+            const uint32_t head = kv_head * a.group + packed % a.group;
+            rows.q[r] = (const uint16_t *)a.q + row * a.q_stride + (uint64_t)head * a.head_dim;
+            rows.out[r] = (uint16_t *)a.out + row * a.out_stride + (uint64_t)head * a.head_dim;
+            const uint32_t to = sequence.position_first + in_sequence, from = view_start(a, to);
+            rows.view.to[r] = to;
+            rows.view.from[r] = from;
+            rows.whole_first = from > rows.whole_first ? from : rows.whole_first;
+            rows.whole_last = to < rows.whole_last ? to : rows.whole_last;
+        }
+    }
+    for (uint32_t mask = 4; mask < 32; mask *= 2) {
+        const uint32_t from = shuffle_xor(rows.whole_first, mask), to = shuffle_xor(rows.whole_last, mask);
+        rows.whole_first = from > rows.whole_first ? from : rows.whole_first;
+        rows.whole_last = to < rows.whole_last ? to : rows.whole_last;
+    }
+    return rows;
+}
 
 /* This thread's share of a step: rows `row`, row + pass, .. of the 64, one 16-byte chunk of each. */
 template <class KV, int D> struct prefill_loader {
@@ -91,10 +133,10 @@ DEVICE_FN void load_step(const cuda_attention_args &a, const prefill_walk &walk,
 
 /* Warp: whether V of the step holds an infinity or a NaN. Where a row does not see all of a step, 0 times one of those
  * would reach it; the sequence's own later tokens may hold some (an f16 overflows to infinity). */
-template <class KV, int D> DEVICE_FN bool has_wild_values(const unsigned char *values)
+template <class KV> DEVICE_FN bool has_wild_values(const unsigned char *values, uint32_t bytes)
 {
     bool wild = false;
-    for (uint32_t at = lane_id() * 16; at < prefill_shared<KV, D>::values; at += 512) {
+    for (uint32_t at = lane_id() * 16; at < bytes; at += 512) {
         const words4 v = load16(values + at);
         for (uint32_t i = 0; i < 4; i++) { wild = wild || !KV::W::is_finite(v.w[i]); }
     }
@@ -175,10 +217,10 @@ template <int D> DEVICE_FN void close_segment(row_sums<D> &st, float *totals, bo
 template <class KV, int D> DEVICE_FN void attention_prefill(const cuda_attention_args &a)
 {
     typedef prefill_shared<KV, D> lies;
-    const uint32_t lane = lane_id(), warp = warp_id();
-    const uint32_t tile_count = units_of_all<prefill_tiles>(a), number = blockIdx.x / a.kv_heads;
+    const uint32_t warp = warp_id();
+    const uint32_t tile_count = units_of_all<prefill_tiles<CUDA_ATTENTION_TILE>>(a), number = blockIdx.x / a.kv_heads;
     if (number >= tile_count) { return; }
-    const found_unit found = find_unit<prefill_tiles>(a, tile_count - 1 - number);
+    const found_unit found = find_unit<prefill_tiles<CUDA_ATTENTION_TILE>>(a, tile_count - 1 - number);
     const cuda_attention_sequence sequence = a.sequences[found.sequence];
     const uint32_t packed_first = (tile_count - 1 - number - found.before) * CUDA_ATTENTION_TILE;
     const uint32_t packed_count = sequence.row_count * a.group;
@@ -196,35 +238,7 @@ template <class KV, int D> DEVICE_FN void attention_prefill(const cuda_attention
     unsigned char *const query_area = ring + a.stages * lies::stage;
     float *const totals = (float *)(query_area + lies::queries);
 
-    /* This lane's two rows. */
-    const uint16_t *q_rows[2];
-    uint16_t *out_rows[2];
-    row_view view;
-    uint32_t seen_by_all_first = 0, seen_by_all_last = 0xffffffffu; /* of this lane's rows, then of the warp's */
-#pragma unroll
-    for (uint32_t r = 0; r < 2; r++) {
-        const uint32_t packed = packed_first + warp * 16 + r * 8 + lane / 4;
-        q_rows[r] = nullptr;
-        out_rows[r] = nullptr;
-        view.from[r] = 1;
-        view.to[r] = 0;
-        if (packed < packed_count) {
-            const uint32_t in_sequence = packed / a.group, row = sequence.row_first + in_sequence;
-            const uint32_t head = walk.kv_head * a.group + packed % a.group;
-            q_rows[r] = (const uint16_t *)a.q + row * a.q_stride + (uint64_t)head * a.head_dim;
-            out_rows[r] = (uint16_t *)a.out + row * a.out_stride + (uint64_t)head * a.head_dim;
-            view.to[r] = sequence.position_first + in_sequence;
-            view.from[r] = view_start(a, view.to[r]);
-            seen_by_all_first = view.from[r] > seen_by_all_first ? view.from[r] : seen_by_all_first;
-            seen_by_all_last = view.to[r] < seen_by_all_last ? view.to[r] : seen_by_all_last;
-        }
-    }
-    /* A row that is none has no weights that matter: its tokens need not be hidden. */
-    for (uint32_t mask = 4; mask < 32; mask *= 2) {
-        const uint32_t first = shuffle_xor(seen_by_all_first, mask), last = shuffle_xor(seen_by_all_last, mask);
-        seen_by_all_first = first > seen_by_all_first ? first : seen_by_all_first;
-        seen_by_all_last = last < seen_by_all_last ? last : seen_by_all_last;
-    }
+    const prefill_rows rows = rows_of_lane(a, sequence, walk.kv_head, packed_first + warp * 16);
 
     prefill_loader<KV, D> load;
     load.row = threadIdx.x / prefill_loader<KV, D>::chunks;
@@ -240,7 +254,7 @@ template <class KV, int D> DEVICE_FN void attention_prefill(const cuda_attention
     }
 
     query_rows<D> q;
-    load_queries<KV, D>(q, q_rows, a.head_dim, query_area + warp * query_rows<D>::shared_bytes);
+    load_queries<KV, D>(q, rows.q, a.head_dim, query_area + warp * query_rows<D>::shared_bytes);
     row_sums<D> st;
     clear_sums<D>(st);
     bool is_first_segment = true;
@@ -267,15 +281,15 @@ template <class KV, int D> DEVICE_FN void attention_prefill(const cuda_attention
         for (uint32_t u = 0; u < 4; u++) {
             score_unit<KV, D>(s + 2 * u, q, keys + u * unit_of<KV, D>::bytes, scales + u * 64);
         }
-        const bool whole = t0 >= seen_by_all_first && t0 + CUDA_ATTENTION_STEP - 1 <= seen_by_all_last;
-        weigh_step<D>(s, st, view, whole, t0, a.scale_log2);
+        const bool whole = t0 >= rows.whole_first && t0 + CUDA_ATTENTION_STEP - 1 <= rows.whole_last;
+        weigh_step<D>(s, st, rows.view, whole, t0, a.scale_log2);
         uint32_t weights[4][4];
 #pragma unroll
         for (uint32_t u = 0; u < 4; u++) { pack_weights<KV>(weights[u], s + 2 * u, scales + u * 64 + 32); }
         bool wild = false;
-        if constexpr (KV::bytes == 2) { wild = !whole && has_wild_values<KV, D>(values); }
+        if constexpr (KV::bytes == 2) { wild = !whole && has_wild_values<KV>(values, lies::values); }
         if (wild) {
-            if constexpr (KV::bytes == 2) { sum_step_by_rows<KV, D>(st.o, weights, values, view, t0); }
+            if constexpr (KV::bytes == 2) { sum_step_by_rows<KV, D>(st.o, weights, values, rows.view, t0); }
         } else {
 #pragma unroll
             for (uint32_t u = 0; u < 4; u++) { sum_unit<KV, D>(st.o, weights[u], values + u * unit_of<KV, D>::bytes); }
@@ -289,7 +303,7 @@ template <class KV, int D> DEVICE_FN void attention_prefill(const cuda_attention
         slot = slot + 1 < a.stages ? slot + 1 : 0;
     }
     if (a.deterministic == 0) { gather_sums<D>(st); }
-    store_rows<KV, D>(out_rows, st, a.head_dim);
+    store_rows<KV, D>(rows.out, st, a.head_dim);
 }
 
 /* The entry points of one kind of KV: cuda_attention_prefill_<name>_64, _128 and _256, for head_dim up to that. */

@@ -66,7 +66,11 @@
     X(attention_decode_f16_fp8_256, cuda_attention_args)    \
     X(attention_decode_f16_int8_64, cuda_attention_args)    \
     X(attention_decode_f16_int8_128, cuda_attention_args)   \
-    X(attention_decode_f16_int8_256, cuda_attention_args)
+    X(attention_decode_f16_int8_256, cuda_attention_args)   \
+    X(attention_sm90_bf16_64, cuda_attention_args)          \
+    X(attention_sm90_bf16_128, cuda_attention_args)         \
+    X(attention_sm90_f16_64, cuda_attention_args)           \
+    X(attention_sm90_f16_128, cuda_attention_args)
 
 /* sample*.cu, args in sample_args.h */
 #define CUDA_KERNELS_SAMPLE(X)              \

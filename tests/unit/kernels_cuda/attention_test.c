@@ -29,7 +29,7 @@ struct shape {
     const char *name;
     enum dtype act, kv;
     uint32_t head_dim, kv_heads, group, block_tokens, window;
-    bool deterministic;
+    bool deterministic, use_sm90;
     uint32_t sm_count;         /* 0: 2 */
     uint32_t shared_bytes_max; /* 0: of sm_90 */
     bool ring;                 /* blocks of a table recur, as soon as the window allows */
@@ -214,7 +214,7 @@ static void world_open(struct world *w, const struct shape *shape, uint64_t seed
     memcpy(w->mirror, w->exchange, w->exchange_bytes);
     memset(w->exchange, 0xee, w->exchange_bytes); /* the device must not look there */
 
-    w->device = (struct cuda_attention_device){.arch = 80, .sm_count = shape->sm_count != 0 ? shape->sm_count : 2,
+    w->device = (struct cuda_attention_device){.arch = 90, .use_sm90 = shape->use_sm90, .sm_count = shape->sm_count != 0 ? shape->sm_count : 2,
                                                .shared_bytes_max = shape->shared_bytes_max != 0 ? shape->shared_bytes_max : EMU_SHARED_BYTES_MAX,
                                                .deterministic = shape->deterministic};
 }
@@ -415,6 +415,45 @@ static void every_shape_is_near_the_oracle(void **state)
     }
 }
 
+/* The Hopper kernel gives what the oracle gives: its descriptors, swizzle, fragments and order, as the manual has them. */
+static void the_hopper_kernel_is_near_the_oracle(void **state)
+{
+    (void)state;
+    const struct shape shapes[] = {
+        {.name = "sm90 bf16 128", .act = DTYPE_BF16, .kv = DTYPE_BF16, .head_dim = 128, .kv_heads = 2, .group = 4,
+         .block_tokens = 16, SPANS({0, 40}, {90, 1}, {0, 0}, {500, 5}, {127, 2})},
+        {.name = "sm90 f16 64", .act = DTYPE_F16, .kv = DTYPE_F16, .head_dim = 64, .kv_heads = 1, .group = 3,
+         .block_tokens = 32, SPANS({250, 90}, {64, 3})},
+        {.name = "sm90 bf16 64, window", .act = DTYPE_BF16, .kv = DTYPE_BF16, .head_dim = 64, .kv_heads = 2, .group = 1,
+         .block_tokens = 16, .window = 150, SPANS({10, 260}, {700, 3})},
+        {.name = "sm90 f16 128, ring", .act = DTYPE_F16, .kv = DTYPE_F16, .head_dim = 128, .kv_heads = 1, .group = 8,
+         .block_tokens = 16, .window = 48, .ring = true, SPANS({260, 40})},
+        {.name = "sm90 bf16 96", .act = DTYPE_BF16, .kv = DTYPE_BF16, .head_dim = 96, .kv_heads = 1, .group = 2,
+         .block_tokens = 16, SPANS({0, 70})},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        struct shape shape = shapes[i];
+        struct cuda_attention_launch launches[CUDA_ATTENTION_LAUNCHES_MAX];
+        struct world w;
+        shape.use_sm90 = true;
+        world_open(&w, &shape, 81 + i);
+        for (uint64_t seed = 1; seed < 3; seed++) {
+            emu_seed(seed);
+            unsigned char *got = device_result(&w);
+            compare(&w, got);
+            free(got);
+        }
+        struct kernels_attention call = call_of(&w);
+        call.dtype = shape.act;
+        cuda_attention_plan(&w.device, &call, NULL, NULL, &w.scratch, launches);
+        assert_true(launches[0].kernel >= CUDA_KERNEL_attention_sm90_bf16_64 && launches[0].kernel <= CUDA_KERNEL_attention_sm90_f16_128);
+        w.device.arch = 100; /* it has no such instructions */
+        cuda_attention_plan(&w.device, &call, NULL, NULL, &w.scratch, launches);
+        assert_false(launches[0].kernel >= CUDA_KERNEL_attention_sm90_bf16_64);
+        world_close(&w);
+    }
+}
+
 /* ---- bits ---------------------------------------------------------------------------------- */
 
 /* The rows of sequence `s` of a world in chunks of `chunk`, each chunk a call of its own, with `beside` more sequences,
@@ -586,8 +625,10 @@ static void hidden_tokens_that_are_no_numbers_stay_hidden(void **state)
     (void)state;
     struct shape shape = {.name = "wild", .act = DTYPE_F16, .kv = DTYPE_F16, .head_dim = 64, .kv_heads = 1, .group = 3,
                           .block_tokens = 16, SPANS({10, 50}, {0, 0})};
-    for (uint32_t window = 0; window <= 12; window += 12) {
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t window = i % 2 * 12;
         shape.window = window;
+        shape.use_sm90 = i / 2 != 0;
         struct world w;
         world_open(&w, &shape, 61);
         unsigned char *want = device_result(&w);
@@ -604,8 +645,13 @@ static void hidden_tokens_that_are_no_numbers_stay_hidden(void **state)
                 assert_true(isnan(load(got + at + 60 * 2, DTYPE_F16)));
                 assert_false(isfinite(load(got + at + 3 * 2, DTYPE_F16)));
                 assert_true(isfinite(load(got + at + 4 * 2, DTYPE_F16)));
-            } else if (memcmp(got + at, want + at, (size_t)3 * 64 * 2) != 0) {
-                fail_msg("window %u: row %u changed", window, r);
+            }
+            /* The Hopper kernel sums such a step by other instructions: a sum's f32 roundings differ (256 is more than any
+             * |V|), and so may the last bit of an f16. */
+            for (size_t e = 0; !sees && e < (size_t)3 * 64; e++) {
+                const float is = load(got + at + e * 2, DTYPE_F16), was = load(want + at + e * 2, DTYPE_F16);
+                const float bound = shape.use_sm90 ? fabsf(was) * 0x1p-10f + 256 * 0x1p-16f : 0.0f;
+                if (!(fabsf(is - was) <= bound)) { fail_msg("window %u: row %u changed: %g, not %g", window, r, (double)is, (double)was); }
             }
         }
         free(got);
@@ -664,6 +710,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_shape_is_near_the_oracle),
+        cmocka_unit_test(the_hopper_kernel_is_near_the_oracle),
         cmocka_unit_test(deterministic_rows_have_bits_of_their_own),
         cmocka_unit_test(few_pieces_change_no_bits),
         cmocka_unit_test(schedules_change_no_bits),
