@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "kernels/cuda/cuda_attention_check.h"
 #include "kernels/cuda/cuda_handle.h"
 
 #define BYTES_PER_MIB 1048576.0
@@ -285,6 +286,26 @@ static const struct kernels_backend cuda_ops = {
     .sample = cuda_op_sample,
 };
 
+/* The Hopper kernel where it computes what it should; elsewhere the one for every chip, with a line in the log. */
+static status_t pick_attention(struct cuda_handle *handle, const struct kernels_config *config, struct diag *diag)
+{
+    const struct cuda_driver *d = handle->driver;
+    handle->attention = (struct cuda_attention_device){.arch = d->info.arch, .sm_count = d->info.sm_count,
+                                                       .shared_bytes_max = d->info.shared_bytes_max,
+                                                       .deterministic = config->deterministic};
+    if (d->info.arch != 90 || config->deterministic || config->activations == DTYPE_F32) { return STATUS_OK; }
+    struct diag why = {{0}};
+    status_t st = cuda_attention_check(d, handle->queue.stream, &handle->attention, config->activations, &why);
+    handle->attention.use_sm90 = !failed(st);
+    if (!failed(st) || st.code == ST_UNIMPLEMENTED) { return STATUS_OK; }
+    if (st.code != ST_FAILED_PRECONDITION) {
+        diag_set(diag, "%s", why.text);
+        return st;
+    }
+    LOGF(LOG_WARN, "cuda_attention_sm90_not_used", "device=%u why=\"%s\"", d->info.device, why.text);
+    return STATUS_OK;
+}
+
 static status_t handle_build(struct cuda_handle *handle, const struct kernels_config *config, struct diag *diag)
 {
     const struct cuda_driver *d = handle->driver;
@@ -296,10 +317,7 @@ static status_t handle_build(struct cuda_handle *handle, const struct kernels_co
     TRY(d->host_alloc(d, CUDA_STAGING_BYTES, &staging, diag));
     handle->staging = staging;
     TRY(cuda_gemm_plans_create(&handle->queue, config->deterministic, &handle->gemms, diag));
-    handle->attention = (struct cuda_attention_device){.arch = d->info.arch, .sm_count = d->info.sm_count,
-                                                       .shared_bytes_max = d->info.shared_bytes_max,
-                                                       .deterministic = config->deterministic};
-    return STATUS_OK;
+    return pick_attention(handle, config, diag);
 }
 
 status_t cuda_backend_create_on(const struct cuda_driver *d, const struct kernels_config *config, struct kernels **ret_kernels,
