@@ -7,25 +7,10 @@
 
 #include "base/check.h"
 #include "kernels/kernels.h"
+#include "model/forward_scratch.h"
 #include "model/model_tensors.h"
 #include "model/rope_table.h"
 #include "model/step_rows.h"
-
-#define PART_ALIGNMENT 64u /* of arrays, and of rows in them */
-#define UPLOAD_PIECE_BYTES ((size_t)1 << 20)
-
-_Static_assert(2 * ROPE_TABLE_PAIRS_MAX == KERNELS_HEAD_DIM_MAX, "every head the kernels take has its angles");
-
-/* Where each array begins in the one scratch buffer, in bytes, and from row to row, in elements. x and x_kept are f32,
- * the tables of angles too, all others of the activations' dtype. q, k and v of a row lie side by side, gate and up
- * too, so that a device can make one product of each. */
-struct scratch_plan {
-    size_t hidden_stride, qkv_stride, attended_stride, ffn_stride;
-    size_t q_dim, kv_dim, pair_count;
-    size_t x, x_kept, normed, qkv, attended, ffn, cos, sin, ones;
-    uint32_t angle_rows; /* of cos and sin: those of a step, or of the whole context on a device */
-    size_t total;
-};
 
 struct forward {
     const struct model_config *config;
@@ -34,20 +19,9 @@ struct forward {
     enum dtype dtype; /* of activations */
     struct kv_layout layout;
     struct forward_limits limits;
-    struct rope_table rope;
-    struct scratch_plan plan;
-    uint8_t *scratch;
+    struct forward_scratch scratch;
     struct step_rows rows;
     uint64_t graph_key; /* its high half: no other forward pass has it */
-
-    float *x;        /* the residual stream */
-    float *x_kept;   /* its rows that want logits, where others do not */
-    void *normed;    /* input of the projections; after a run: the final hidden states of the rows that want logits */
-    void *q, *k, *v; /* columns of one buffer */
-    void *attended;
-    void *gate, *up; /* columns of one buffer */
-    float *cos, *sin; /* [angle_rows][pair_count] */
-    void *ones;       /* [ffn]: the other factor where silu is not gated */
 
     /* What the rest of a step computes on: all rows, then those that are kept. */
     struct live {
@@ -59,42 +33,6 @@ struct forward {
     uint32_t ready_rows; /* of normed, for logits */
     bool is_recorded;    /* the last run */
 };
-
-static size_t take_part(struct scratch_plan *plan, size_t bytes)
-{
-    size_t at = plan->total;
-    plan->total += (bytes + PART_ALIGNMENT - 1) / PART_ALIGNMENT * PART_ALIGNMENT;
-    return at;
-}
-
-static bool needs_ones(const struct model_config *config) { return config->activation == MODEL_SILU && !config->ffn_is_gated; }
-
-static struct scratch_plan plan_scratch(const struct model_config *config, const struct forward_limits *limits,
-                                        enum dtype dtype, bool is_host)
-{
-    struct scratch_plan plan = {0};
-    const size_t rows = limits->rows_max, bytes = dtype_bytes(dtype), step = PART_ALIGNMENT / bytes;
-#define PADDED(count) (((size_t)(count) + step - 1) / step * step)
-    plan.q_dim = (size_t)config->q_heads * config->head_dim;
-    plan.kv_dim = (size_t)config->kv_heads * config->head_dim;
-    plan.hidden_stride = PADDED(config->hidden_size);
-    plan.qkv_stride = PADDED(plan.q_dim + 2 * plan.kv_dim);
-    plan.attended_stride = PADDED(plan.q_dim);
-    plan.ffn_stride = PADDED((config->ffn_is_gated ? 2 : 1) * (size_t)config->ffn_size);
-#undef PADDED
-    plan.pair_count = config->rope == MODEL_ROPE_NONE ? 0 : config->head_dim / 2;
-    plan.angle_rows = is_host ? limits->rows_max : config->context_tokens;
-    plan.x = take_part(&plan, rows * plan.hidden_stride * sizeof(float));
-    plan.x_kept = take_part(&plan, rows * plan.hidden_stride * sizeof(float));
-    plan.normed = take_part(&plan, rows * plan.hidden_stride * bytes);
-    plan.qkv = take_part(&plan, rows * plan.qkv_stride * bytes);
-    plan.attended = take_part(&plan, rows * plan.attended_stride * bytes);
-    plan.ffn = take_part(&plan, rows * plan.ffn_stride * bytes);
-    plan.cos = take_part(&plan, plan.angle_rows * plan.pair_count * sizeof(float));
-    plan.sin = take_part(&plan, plan.angle_rows * plan.pair_count * sizeof(float));
-    plan.ones = take_part(&plan, needs_ones(config) ? config->ffn_size * bytes : 0);
-    return plan;
-}
 
 static struct step_rows_limits rows_limits(const struct model_config *config, const struct forward_limits *limits,
                                            uint32_t block_tokens)
@@ -110,7 +48,7 @@ size_t forward_scratch_bytes(const struct model *model, const struct kernels *ke
     const bool is_host = !kernels || kernels_uses_host_memory(kernels);
     const enum dtype dtype = kernels ? kernels_activation_dtype(kernels) : DTYPE_F32;
     const struct step_rows_limits rows = rows_limits(config, limits, KV_TILE_TOKENS);
-    return plan_scratch(config, limits, dtype, is_host).total + step_rows_bytes(&rows, !is_host);
+    return forward_scratch_plan_bytes(config, limits->rows_max, dtype, is_host) + step_rows_bytes(&rows, !is_host);
 }
 
 static bool layout_fits(const struct kv_layout *layout, const struct model_config *config)
@@ -118,64 +56,6 @@ static bool layout_fits(const struct kv_layout *layout, const struct model_confi
     return layout->layer_count == config->layer_count && layout->kv_heads == config->kv_heads &&
            layout->head_dim == config->head_dim && layout->block_tokens % 16 == 0 && layout->block_tokens > 0 &&
            (unsigned)layout->dtype < DTYPE_KV_COUNT;
-}
-
-static void point_into_scratch(struct forward *forward)
-{
-    const struct scratch_plan *plan = &forward->plan;
-    uint8_t *base = forward->scratch;
-    const size_t bytes = dtype_bytes(forward->dtype);
-    forward->x = (float *)(void *)(base + plan->x);
-    forward->x_kept = (float *)(void *)(base + plan->x_kept);
-    forward->normed = base + plan->normed;
-    forward->q = base + plan->qkv;
-    forward->k = base + plan->qkv + plan->q_dim * bytes;
-    forward->v = base + plan->qkv + (plan->q_dim + plan->kv_dim) * bytes;
-    forward->attended = base + plan->attended;
-    forward->gate = base + plan->ffn;
-    forward->up = base + plan->ffn + (forward->config->ffn_is_gated ? forward->config->ffn_size * bytes : 0);
-    forward->cos = (float *)(void *)(base + plan->cos);
-    forward->sin = (float *)(void *)(base + plan->sin);
-    forward->ones = base + plan->ones;
-}
-
-/* What does not change from step to step: the ones, and a device's angles of every position. The host's are made for
- * the rows of each step. */
-static status_t fill_constants(struct forward *forward, struct diag *diag)
-{
-    struct kernels *kernels = forward->kernels;
-    const struct scratch_plan *plan = &forward->plan;
-    void *piece = NULL;
-    TRY(kernels_pinned_alloc(kernels, UPLOAD_PIECE_BYTES, &piece, diag));
-    status_t st = STATUS_OK;
-    if (needs_ones(forward->config)) {
-        const size_t bytes = dtype_bytes(forward->dtype), room = UPLOAD_PIECE_BYTES / bytes;
-        for (size_t at = 0; at < forward->config->ffn_size && !failed(st); at += room) {
-            const size_t left = forward->config->ffn_size - at, count = left < room ? left : room;
-            for (size_t i = 0; i < count; i++) {
-                const uint16_t half = forward->dtype == DTYPE_BF16 ? f32_to_bf16(1.0f) : f32_to_f16(1.0f);
-                if (bytes == 4) { ((float *)piece)[i] = 1.0f; } else { ((uint16_t *)piece)[i] = half; }
-            }
-            kernels_upload(kernels, (uint8_t *)forward->ones + at * bytes, piece, count * bytes);
-            st = kernels_sync(kernels);
-        }
-    }
-    const size_t row_bytes = plan->pair_count * sizeof(float);
-    if (row_bytes != 0 && !kernels_uses_host_memory(kernels)) {
-        const uint32_t room = (uint32_t)(UPLOAD_PIECE_BYTES / 2 / row_bytes);
-        float *cos = piece, *sin = cos + room * plan->pair_count;
-        for (uint32_t at = 0; at < plan->angle_rows && !failed(st); at += room) {
-            const uint32_t left = plan->angle_rows - at, count = left < room ? left : room;
-            for (uint32_t i = 0; i < count; i++) {
-                rope_table_row(&forward->rope, at + i, cos + i * plan->pair_count, sin + i * plan->pair_count);
-            }
-            kernels_upload(kernels, forward->cos + at * plan->pair_count, cos, count * row_bytes);
-            kernels_upload(kernels, forward->sin + at * plan->pair_count, sin, count * row_bytes);
-            st = kernels_sync(kernels);
-        }
-    }
-    kernels_pinned_free(kernels, piece, UPLOAD_PIECE_BYTES);
-    return st;
 }
 
 status_t forward_create(const struct model *model, struct kernels *kernels, const struct kv_layout *layout,
@@ -211,17 +91,10 @@ status_t forward_create(const struct model *model, struct kernels *kernels, cons
     forward->layout = *layout;
     forward->limits = *limits;
     forward->graph_key = (atomic_fetch_add(&created, 1) + 1) << 32;
-    forward->plan = plan_scratch(config, limits, forward->dtype, kernels_uses_host_memory(kernels));
-    if (config->rope != MODEL_ROPE_NONE) { rope_table_init(&forward->rope, config); }
-    void *scratch = NULL;
-    status_t st = kernels_buffer_alloc(kernels, forward->plan.total, &scratch, diag);
+    status_t st = forward_scratch_init(&forward->scratch, config, limits->rows_max, kernels, diag);
     if (failed(st)) { goto fail; }
-    forward->scratch = scratch;
-    point_into_scratch(forward);
     const struct step_rows_limits rows = rows_limits(config, limits, layout->block_tokens);
     st = step_rows_init(&forward->rows, kernels, &rows, diag);
-    if (failed(st)) { goto fail; }
-    st = fill_constants(forward, diag);
     if (failed(st)) { goto fail; }
     *ret_forward = forward;
     return STATUS_OK;
@@ -234,7 +107,7 @@ void forward_destroy(struct forward *forward)
 {
     if (!forward) { return; }
     step_rows_fini(&forward->rows);
-    if (forward->scratch) { kernels_buffer_free(forward->kernels, forward->scratch, forward->plan.total); }
+    forward_scratch_fini(&forward->scratch);
     free(forward);
 }
 
@@ -263,7 +136,7 @@ static struct kernels_gemm product(const struct forward *forward, const struct m
 static void add_product(struct forward *forward, const struct model_tensor *weight, const struct model_tensor *bias,
                         const void *y, size_t y_stride)
 {
-    struct kernels_gemm gemm = product(forward, weight, bias, y, y_stride, forward->live.x, forward->plan.hidden_stride);
+    struct kernels_gemm gemm = product(forward, weight, bias, y, y_stride, forward->live.x, forward->scratch.hidden_stride);
     gemm.out_dtype = DTYPE_F32;
     gemm.accumulate = true;
     kernels_gemm(forward->kernels, &gemm, 1);
@@ -273,13 +146,13 @@ static void add_product(struct forward *forward, const struct model_tensor *weig
 static void run_norm(struct forward *forward, const struct model_tensor *weight, const struct model_tensor *bias)
 {
     const struct model_config *config = forward->config;
-    const size_t stride = forward->plan.hidden_stride;
+    const size_t stride = forward->scratch.hidden_stride;
     if (config->norm == MODEL_NORM_RMS) {
         kernels_rmsnorm(forward->kernels,
                         &(struct kernels_rmsnorm){.rows = forward->live.rows, .heads = 1, .dim = config->hidden_size,
                                                   .x = forward->live.x, .x_stride = stride, .weight = weight->data,
                                                   .weight_dtype = weight->dtype, .eps = config->norm_eps,
-                                                  .out = forward->normed, .out_dtype = forward->dtype, .out_stride = stride});
+                                                  .out = forward->scratch.normed, .out_dtype = forward->dtype, .out_stride = stride});
         return;
     }
     CHECK(weight->dtype == bias->dtype);
@@ -287,7 +160,7 @@ static void run_norm(struct forward *forward, const struct model_tensor *weight,
                       &(struct kernels_layernorm){.rows = forward->live.rows, .dim = config->hidden_size,
                                                   .x = forward->live.x, .x_stride = stride, .weight = weight->data,
                                                   .bias = bias->data, .dtype = weight->dtype, .eps = config->norm_eps,
-                                                  .out = forward->normed, .out_dtype = forward->dtype, .out_stride = stride});
+                                                  .out = forward->scratch.normed, .out_dtype = forward->dtype, .out_stride = stride});
 }
 
 /* Norm of each head, where the model has it, and rotation; of q or k, in place. */
@@ -301,11 +174,11 @@ static struct kernels_rope rope_of(const struct forward *forward, const struct m
         .rotary_dim = config->rope == MODEL_ROPE_NONE ? 0 : config->head_dim,
         .x = x,
         .dtype = forward->dtype,
-        .x_stride = forward->plan.qkv_stride,
-        .cos = forward->cos,
-        .sin = forward->sin,
+        .x_stride = forward->scratch.qkv_stride,
+        .cos = forward->scratch.cos,
+        .sin = forward->scratch.sin,
         .positions = forward->live.angles,
-        .position_count = forward->plan.angle_rows,
+        .position_count = forward->scratch.angle_rows,
         .norm = config->qk_norm ? norm->data : NULL,
         .norm_dtype = config->qk_norm ? norm->dtype : DTYPE_F32,
         .norm_eps = config->norm_eps,
@@ -323,20 +196,20 @@ static void run_projections(struct forward *forward, const struct forward_step *
 {
     const struct model_config *config = forward->config;
     const struct model_layer *weights = &forward->weights->layers[layer];
-    const struct scratch_plan *plan = &forward->plan;
-    const size_t stride = plan->hidden_stride;
+    const struct forward_scratch *scratch = &forward->scratch;
+    const size_t stride = scratch->hidden_stride;
     const struct kernels_gemm gemms[3] = {
-        product(forward, &weights->q, &weights->q_bias, forward->normed, stride, forward->q, plan->qkv_stride),
-        product(forward, &weights->k, &weights->k_bias, forward->normed, stride, forward->k, plan->qkv_stride),
-        product(forward, &weights->v, &weights->v_bias, forward->normed, stride, forward->v, plan->qkv_stride),
+        product(forward, &weights->q, &weights->q_bias, scratch->normed, stride, scratch->q, scratch->qkv_stride),
+        product(forward, &weights->k, &weights->k_bias, scratch->normed, stride, scratch->k, scratch->qkv_stride),
+        product(forward, &weights->v, &weights->v_bias, scratch->normed, stride, scratch->v, scratch->qkv_stride),
     };
     kernels_gemm(forward->kernels, with_q ? gemms : gemms + 1, with_q ? 3 : 2);
     struct kernels_rope_kv rope = {
-        .k = rope_of(forward, &weights->k_norm, config->kv_heads, forward->k),
+        .k = rope_of(forward, &weights->k_norm, config->kv_heads, scratch->k),
         .write = {.kv = layer_kv(forward, step, layer), .rows = forward->live.rows, .dtype = forward->dtype,
-                  .k = forward->k, .k_stride = plan->qkv_stride, .v = forward->v, .v_stride = plan->qkv_stride,
+                  .k = scratch->k, .k_stride = scratch->qkv_stride, .v = scratch->v, .v_stride = scratch->qkv_stride,
                   .slots = forward->rows.slots},
-        .q = rope_of(forward, &weights->q_norm, config->q_heads, forward->q),
+        .q = rope_of(forward, &weights->q_norm, config->q_heads, scratch->q),
     };
     if (!with_q) { rope.q.rows = 0; }
     kernels_rope_kv(forward->kernels, &rope);
@@ -346,21 +219,21 @@ static void run_projections(struct forward *forward, const struct forward_step *
  * row has the bits that it has among others. */
 static void drop_unwanted_rows(struct forward *forward, const struct model_layer *weights)
 {
-    const struct scratch_plan *plan = &forward->plan;
+    const struct forward_scratch *scratch = &forward->scratch;
     const struct step_rows *rows = &forward->rows;
     const bool is_host = kernels_uses_host_memory(forward->kernels);
     kernels_gather_rows(forward->kernels,
                         &(struct kernels_gather_rows){.rows = rows->kept_rows, .dim = forward->config->hidden_size,
-                                                      .x = forward->x, .x_rows = rows->rows, .x_stride = plan->hidden_stride,
-                                                      .from = rows->kept_from, .out = forward->x_kept,
-                                                      .out_stride = plan->hidden_stride});
-    forward->live = (struct live){.rows = rows->kept_rows, .x = forward->x_kept, .sequences = rows->kept_sequences,
+                                                      .x = scratch->x, .x_rows = rows->rows, .x_stride = scratch->hidden_stride,
+                                                      .from = rows->kept_from, .out = scratch->x_kept,
+                                                      .out_stride = scratch->hidden_stride});
+    forward->live = (struct live){.rows = rows->kept_rows, .x = scratch->x_kept, .sequences = rows->kept_sequences,
                                   .angles = is_host ? rows->kept_from : rows->kept_positions};
     run_norm(forward, &weights->attention_norm, &weights->attention_norm_bias);
     const struct kernels_gemm q =
-        product(forward, &weights->q, &weights->q_bias, forward->normed, plan->hidden_stride, forward->q, plan->qkv_stride);
+        product(forward, &weights->q, &weights->q_bias, scratch->normed, scratch->hidden_stride, scratch->q, scratch->qkv_stride);
     kernels_gemm(forward->kernels, &q, 1);
-    const struct kernels_rope rope = rope_of(forward, &weights->q_norm, forward->config->q_heads, forward->q);
+    const struct kernels_rope rope = rope_of(forward, &weights->q_norm, forward->config->q_heads, scratch->q);
     kernels_rope(forward->kernels, &rope);
 }
 
@@ -369,67 +242,67 @@ static void run_attention(struct forward *forward, const struct forward_step *st
 {
     const struct model_config *config = forward->config;
     const struct model_layer *weights = &forward->weights->layers[layer];
-    const struct scratch_plan *plan = &forward->plan;
+    const struct forward_scratch *scratch = &forward->scratch;
     kernels_attention(forward->kernels,
                       &(struct kernels_attention){.kv = layer_kv(forward, step, layer), .q_heads = config->q_heads,
                                                   .scale = model_config_attention_scale(config, layer),
                                                   .window = model_config_window(config, layer), .dtype = forward->dtype,
-                                                  .q = forward->q, .q_stride = plan->qkv_stride, .out = forward->attended,
-                                                  .out_stride = plan->attended_stride,
+                                                  .q = scratch->q, .q_stride = scratch->qkv_stride, .out = scratch->attended,
+                                                  .out_stride = scratch->attended_stride,
                                                   .sequences = forward->live.sequences,
                                                   .sequence_count = forward->rows.sequence_count,
                                                   .rows = forward->live.rows,
                                                   .row_count_max = forward->rows.row_count_max,
                                                   .context_max = forward->rows.context_max});
-    add_product(forward, &weights->o, &weights->o_bias, forward->attended, plan->attended_stride);
+    add_product(forward, &weights->o, &weights->o_bias, scratch->attended, scratch->attended_stride);
 }
 
 /* up = act(gate) * up, or up = act(up). */
 static void run_activation(struct forward *forward)
 {
     const struct model_config *config = forward->config;
-    const size_t stride = forward->plan.ffn_stride;
+    const size_t stride = forward->scratch.ffn_stride;
     const uint32_t dim = config->ffn_size, rows = forward->live.rows;
     if (config->activation == MODEL_SILU) {
-        struct kernels_silu_mul silu = {.rows = rows, .dim = dim, .dtype = forward->dtype, .gate = forward->gate,
-                                        .gate_stride = stride, .up = forward->up, .up_stride = stride,
-                                        .out = forward->up, .out_stride = stride};
+        struct kernels_silu_mul silu = {.rows = rows, .dim = dim, .dtype = forward->dtype, .gate = forward->scratch.gate,
+                                        .gate_stride = stride, .up = forward->scratch.up, .up_stride = stride,
+                                        .out = forward->scratch.up, .out_stride = stride};
         if (!config->ffn_is_gated) {
-            silu.gate = forward->up;
-            silu.up = forward->ones;
+            silu.gate = forward->scratch.up;
+            silu.up = forward->scratch.ones;
             silu.up_stride = 0;
         }
         kernels_silu_mul(forward->kernels, &silu);
         return;
     }
-    void *x = config->ffn_is_gated ? forward->gate : forward->up;
+    void *x = config->ffn_is_gated ? forward->scratch.gate : forward->scratch.up;
     kernels_gelu(forward->kernels,
                  &(struct kernels_gelu){.form = config->activation == MODEL_GELU_ERF ? KERNELS_GELU_ERF : KERNELS_GELU_TANH,
                                         .rows = rows, .dim = dim, .dtype = forward->dtype, .x = x, .x_stride = stride,
                                         .out = x, .out_stride = stride});
     if (!config->ffn_is_gated) { return; }
     kernels_mul(forward->kernels,
-                &(struct kernels_mul){.rows = rows, .dim = dim, .dtype = forward->dtype, .a = forward->up, .a_stride = stride,
-                                      .b = forward->gate, .b_stride = stride, .out = forward->up, .out_stride = stride});
+                &(struct kernels_mul){.rows = rows, .dim = dim, .dtype = forward->dtype, .a = forward->scratch.up, .a_stride = stride,
+                                      .b = forward->scratch.gate, .b_stride = stride, .out = forward->scratch.up, .out_stride = stride});
 }
 
 /* x += down(act(...)) of norm(x) */
 static void run_ffn(struct forward *forward, uint32_t layer)
 {
     const struct model_layer *weights = &forward->weights->layers[layer];
-    const struct scratch_plan *plan = &forward->plan;
+    const struct forward_scratch *scratch = &forward->scratch;
     run_norm(forward, &weights->ffn_norm, &weights->ffn_norm_bias);
     struct kernels_gemm gemms[2];
     uint32_t count = 0;
     if (forward->config->ffn_is_gated) {
-        gemms[count++] = product(forward, &weights->gate, &weights->gate_bias, forward->normed, plan->hidden_stride,
-                                 forward->gate, plan->ffn_stride);
+        gemms[count++] = product(forward, &weights->gate, &weights->gate_bias, scratch->normed, scratch->hidden_stride,
+                                 scratch->gate, scratch->ffn_stride);
     }
-    gemms[count++] = product(forward, &weights->up, &weights->up_bias, forward->normed, plan->hidden_stride, forward->up,
-                             plan->ffn_stride);
+    gemms[count++] = product(forward, &weights->up, &weights->up_bias, scratch->normed, scratch->hidden_stride, scratch->up,
+                             scratch->ffn_stride);
     kernels_gemm(forward->kernels, gemms, count);
     run_activation(forward);
-    add_product(forward, &weights->down, &weights->down_bias, forward->up, plan->ffn_stride);
+    add_product(forward, &weights->down, &weights->down_bias, scratch->up, scratch->ffn_stride);
 }
 
 static void run_embedding(struct forward *forward)
@@ -441,7 +314,7 @@ static void run_embedding(struct forward *forward)
                                           .position_table = positions->data,
                                           .position_count = positions->rows, .position_dtype = positions->dtype,
                                           .positions = forward->rows.positions, .out = forward->live.x,
-                                          .out_stride = forward->plan.hidden_stride});
+                                          .out_stride = forward->scratch.hidden_stride});
 }
 
 /* ---- a step ------------------------------------------------------------------------------- */
@@ -507,12 +380,13 @@ status_t forward_run(struct forward *forward, const struct forward_step *step, s
     TRY(step_rows_set(rows, step, diag));
     const uint32_t wanted = rows->kept_rows;
     forward->ready_rows = wanted;
-    forward->live = (struct live){.rows = rows->rows, .x = forward->x, .sequences = rows->sequences,
+    forward->live = (struct live){.rows = rows->rows, .x = forward->scratch.x, .sequences = rows->sequences,
                                   .angles = is_host ? rows->numbers : rows->positions};
     if (is_host) {
-        const size_t pairs = forward->plan.pair_count;
+        const struct forward_scratch *scratch = &forward->scratch;
+        const size_t pairs = scratch->pair_count;
         for (uint32_t r = 0; pairs > 0 && r < rows->rows; r++) {
-            rope_table_row(&forward->rope, rows->positions[r], forward->cos + r * pairs, forward->sin + r * pairs);
+            rope_table_row(&scratch->rope, rows->positions[r], scratch->cos + r * pairs, scratch->sin + r * pairs);
         }
     }
     forward->is_recorded = rows->is_decode && kernels_has_graphs(forward->kernels);
@@ -537,8 +411,8 @@ status_t forward_logits(struct forward *forward, uint32_t first, uint32_t count,
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_REQUEST);
     }
     if (count == 0) { return STATUS_OK; }
-    const size_t stride = forward->plan.hidden_stride;
-    const uint8_t *normed = (const uint8_t *)forward->normed + first * stride * dtype_bytes(forward->dtype);
+    const size_t stride = forward->scratch.hidden_stride;
+    const uint8_t *normed = (const uint8_t *)forward->scratch.normed + first * stride * dtype_bytes(forward->dtype);
     struct kernels_gemm head = product(forward, &forward->weights->head, NULL, normed, stride, ret_logits,
                                        forward->config->vocab_size);
     head.rows = count;

@@ -157,7 +157,8 @@ static bool kv_fits_f32(const struct model_config *config)
 status_t model_kv_dtype(const struct model *model, const char *name, struct diag *diag, enum dtype *ret_dtype)
 {
     if (strcmp(name, "auto") == 0) {
-        *ret_dtype = kv_fits_f32(&model->config) ? DTYPE_F32 : model_weight_dtype(model);
+        const bool on_device = model->weights->layers[0].q.matrix.order == KERNELS_ORDER_ROWS;
+        *ret_dtype = kv_fits_f32(&model->config) ? DTYPE_F32 : on_device ? model_activation_dtype(model) : model_weight_dtype(model);
         return STATUS_OK;
     }
     if (dtype_parse(strcmp(name, "fp8") == 0 ? "fp8_e4m3" : name, ret_dtype)) { return STATUS_OK; }

@@ -105,7 +105,7 @@ void model_memory(const struct model *model, uint64_t *ret_mapped_bytes, uint64_
 uint64_t model_device_bytes(const struct model *model);
 
 /* How --kv-dtype is said: "auto", "f32", "bf16", "f16", "int8", "fp8_e4m3" (or "fp8"). auto is the
- * weights' own format, or f32 where a whole context takes no more than 4 MiB so. */
+ * weights' own format (on a device that of activations), or f32 where a whole context takes no more than 4 MiB so. */
 NODISCARD status_t model_kv_dtype(const struct model *model, const char *name, struct diag *diag,
                                   enum dtype *ret_dtype);
 

@@ -251,6 +251,7 @@ status_t model_weights_open(const struct model_weights_options *options, const s
     st = resolve_all(weights, options, fingerprint, diag);
     if (failed(st)) { goto fail; }
     describe_all(weights);
+    if (options->is_for_device) { snprintf(weights->note, sizeof weights->note, "left where they are, for the device"); }
     *ret_weights = weights;
     return STATUS_OK;
 fail:
