@@ -50,6 +50,15 @@ struct wish {
     bool integers, has_norm, silu_mul, accumulate, has_bias;
 };
 
+/* 64-byte aligned and of exactly `bytes`, so that the address sanitizer sees the end. */
+static void *filled(size_t bytes, int byte)
+{
+    void *memory;
+    assert_int_equal(posix_memalign(&memory, 64, bytes + (bytes == 0)), 0);
+    memset(memory, byte, bytes);
+    return memory;
+}
+
 static void *copy_as(const float *values, size_t count, enum dtype dtype)
 {
     void *data = poisoned(count * dtype_bytes(dtype));
@@ -69,8 +78,7 @@ static struct problem problem_of(struct random_state *random, const struct wish 
     p.x = malloc((size_t)wish->rows * n_in * sizeof *p.x + 1);
     /* Past n_in lies a NaN in every lane: read, it would show. The last row ends where n_in does. */
     size_t x_count = wish->rows == 0 ? 0 : (wish->rows - 1) * a->x_stride + n_in;
-    void *x = aligned_alloc(64, (x_count * dtype_bytes(x_dtype) + 64) / 64 * 64);
-    memset(x, 0xff, x_count * dtype_bytes(x_dtype));
+    void *x = filled(x_count * dtype_bytes(x_dtype), 0xff);
     for (uint32_t row = 0; row < wish->rows; row++) {
         for (uint32_t k = 0; k < n_in; k++) {
             /* A row of +-2^m has a mean square of 4^m: its norm is exactly +-1. */
@@ -94,8 +102,7 @@ static struct problem problem_of(struct random_state *random, const struct wish 
         part->stride = (n_in + 7) / 8 * 8;
         part->out_stride = part->n_out + random_range(random, 0, 3);
         size_t values = (size_t)part->n_out * part->stride;
-        unsigned char *weight = aligned_alloc(64, (values * dtype_bytes(wish->dtype) + 63) / 64 * 64);
-        memset(weight, 0, values * dtype_bytes(wish->dtype));
+        void *weight = filled(values * dtype_bytes(wish->dtype), 0);
         p.weight[i] = malloc((size_t)part->n_out * n_in * sizeof *p.weight[i]);
         for (uint32_t out = 0; out < part->n_out; out++) {
             for (uint32_t k = 0; k < n_in; k++) {
