@@ -29,6 +29,7 @@
 #include "rpc/health.h"
 #include "rpc/reflection.h"
 #include "rpc/rpc.h"
+#include "transfer/cable_ucx.h"
 #include "transfer/link_grpc.h"
 
 #define MAILBOX_CAPACITY 8192u
@@ -438,6 +439,14 @@ static status_t open_addresses(struct node *node, struct diag *diag)
     return STATUS_OK;
 }
 
+static struct kv_ucx_config ucx_config(const struct node_config *config)
+{
+    enum kv_ucx_mode mode = strcmp(config->ucx, "rdma") == 0            ? KV_UCX_RDMA
+                            : strcmp(config->ucx, "trust-network") == 0 ? KV_UCX_TRUST_NETWORK
+                                                                        : KV_UCX_OFF;
+    return (struct kv_ucx_config){.mode = mode, .library = config->ucx_library};
+}
+
 static status_t open_wire(struct node *node, struct diag *diag)
 {
     const struct node_config *config = node->config;
@@ -480,6 +489,7 @@ static status_t open_wire(struct node *node, struct diag *diag)
         .fingerprint = fingerprint,
         .pool = node->compute.pool,
         .cables = config->cables,
+        .ucx = ucx_config(config),
         .tcp_listen = node->ops->role == NODE_ROLE_DECODE ? config->tcp_listen : "",
         .uds_dir = config->uds_dir,
         .tls = {.cert_file = config->tls_cert, .key_file = config->tls_key, .ca_file = config->tls_ca},
@@ -636,6 +646,9 @@ int node_run(const struct node_config *config, const struct node_role_ops *ops)
     log_set_level(level);
     status_t st = node_config_check(config, &diag);
     if (failed(st)) { fprintf(stderr, "%s\n", diag.text); return 2; }
+    const struct kv_ucx_config ucx = ucx_config(config);
+    st = kv_ucx_prepare(&ucx, &diag); /* before any thread: it sets variables of the environment */
+    if (failed(st)) { fprintf(stderr, "%s\n", diag.text); return 1; }
 
     sigset_t signals;
     sigemptyset(&signals);

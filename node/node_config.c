@@ -40,7 +40,10 @@ const struct flag node_flags[] = {
      * each takes its grants back. A prompt may wait in a prefill node's queue for longer than any
      * short lease, and then a busy cluster would throw its own work away. */
     {"lease", FLAG_DURATION, AT(lease_ns), "10m", "TIME", "Last resort: a grant without a byte for this long is taken back.", 1000000, UINT64_C(3600000000000)},
-    {"cables", FLAG_STRING, AT(cables), "auto", "auto|shm|tcp", "How KV blocks may travel.", 0, 0},
+    {"cables", FLAG_STRING, AT(cables), "auto", "auto|shm|ucx|tcp", "How KV blocks may travel: auto, or names in the order to prefer them, as shm,tcp.", 0, 0},
+    {"ucx", FLAG_STRING, AT(ucx), "off", "off|rdma|trust-network",
+     "The ucx cable: over RDMA hardware; trust-network: over TCP too, where whoever reaches UCX's port can write this process's memory.", 0, 0},
+    {"ucx-library", FLAG_STRING, AT(ucx_library), NULL, "FILE", "UCX 1.19 or newer; default: libucp.so.0 where the system has it.", 0, 0},
     {"tcp-listen", FLAG_STRING, AT(tcp_listen), "0.0.0.0:0", "H:P", "decode: where the tcp cable listens.", 0, 0},
     {"uds-dir", FLAG_STRING, AT(uds_dir), NULL, "DIR",
      "decode: folder of the shm cable's socket; default: XDG_RUNTIME_DIR, else one of this user alone in /tmp.", 0, 0},
@@ -59,16 +62,6 @@ const uint32_t node_flag_count = sizeof node_flags / sizeof node_flags[0];
 static status_t bad(struct diag *diag, const char *text)
 {
     diag_set(diag, "%s", text);
-    return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
-}
-
-static status_t check_cables(const char *cables, struct diag *diag)
-{
-    static const char *const known[] = {"auto", "shm", "tcp", "shm,tcp", "tcp,shm"};
-    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
-        if (strcmp(cables, known[i]) == 0) { return STATUS_OK; }
-    }
-    diag_set(diag, "--cables=%s: takes auto, shm, tcp, or both in the order to prefer them, as tcp,shm", cables);
     return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
 }
 
@@ -144,6 +137,39 @@ static status_t check_backend(const struct node_config *config, struct diag *dia
     return STATUS_OK;
 }
 
+/* "auto", or names, each once. */
+static bool cables_are_known(const char *cables, bool *ret_has_ucx)
+{
+    static const char *const known[] = {"shm", "ucx", "tcp"};
+    unsigned seen = 0;
+    for (const char *at = cables;;) {
+        size_t chars = strcspn(at, ",");
+        unsigned which = 0;
+        while (which < 3 && (strlen(known[which]) != chars || strncmp(at, known[which], chars) != 0)) { which++; }
+        if (which == 3 || seen >> which & 1u) { return false; }
+        seen |= 1u << which;
+        if (at[chars] == '\0') { break; }
+        at += chars + 1;
+    }
+    *ret_has_ucx = seen >> 1 & 1u;
+    return true;
+}
+
+static status_t check_cables(const struct node_config *config, struct diag *diag)
+{
+    static const char *const modes[] = {"off", "rdma", "trust-network"};
+    bool is_auto = strcmp(config->cables, "auto") == 0, has_ucx = false;
+    if (!is_auto && !cables_are_known(config->cables, &has_ucx)) {
+        diag_set(diag, "--cables=%s: takes auto, or of shm, ucx and tcp each at most once, in the order to prefer them, as tcp,shm", config->cables);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    if (!is_one_of(config->ucx, modes, 3)) { return bad(diag, "--ucx: takes off, rdma or trust-network"); }
+    bool is_off = strcmp(config->ucx, "off") == 0;
+    if (is_off && has_ucx) { return bad(diag, "--cables names ucx and --ucx=off: --ucx=rdma or --ucx=trust-network turns it on"); }
+    if (!is_off && !is_auto && !has_ucx) { return bad(diag, "--ucx turns on a cable that --cables does not name"); }
+    return STATUS_OK;
+}
+
 static status_t check_tiers(const struct node_config *config, struct diag *diag)
 {
     bool has_path = config->kv_disk_path != NULL && config->kv_disk_path[0] != '\0';
@@ -182,7 +208,7 @@ status_t node_config_check(const struct node_config *config, struct diag *diag)
     TRY(net_address_check("advertise", config->advertise, diag));
     TRY(net_address_check("tcp-listen", config->tcp_listen, diag));
     TRY(net_address_check("metrics-listen", config->metrics_listen, diag));
-    TRY(check_cables(config->cables, diag));
+    TRY(check_cables(config, diag));
     TRY(check_words(config, diag));
     TRY(check_compute(config, diag));
     TRY(check_backend(config, diag));

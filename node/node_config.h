@@ -26,6 +26,8 @@ struct node_config {
     const char *pack_cache;
     const char *kv_dtype;
     const char *cables;
+    const char *ucx; /* "off", "rdma", "trust-network" */
+    const char *ucx_library;
     const char *tcp_listen;
     const char *uds_dir;
     const char *metrics_listen;

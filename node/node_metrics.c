@@ -11,7 +11,8 @@
 
 /* Gauges, in the order of the table below. */
 enum { RUNNING, WAITING, KV_USAGE, CACHE_INFO, BLOCKS_FREE, BLOCKS_HELD, BLOCKS_CACHED, BLOCKS_QUARANTINED, BACKLOG,
-       KV_HEADROOM, LEGS, DRAINING, GRANTS_LIVE, GRANTS_QUARANTINED, LINKS, TIER_BLOCKS_HOST, TIER_BLOCKS_DISK, TIER_MAX_HOST, TIER_MAX_DISK, TIER_BYTES_HOST,
+       KV_HEADROOM, LEGS, DRAINING, GRANTS_LIVE, GRANTS_QUARANTINED, LINKS, UCX_REGISTERED, UCX_REGISTRATION, UCX_WORKERS,
+       TIER_BLOCKS_HOST, TIER_BLOCKS_DISK, TIER_MAX_HOST, TIER_MAX_DISK, TIER_BYTES_HOST,
        TIER_BYTES_DISK, TIER_LOAD_RATE_HOST, TIER_LOAD_RATE_DISK, TIER_STORE_RATE_HOST, TIER_STORE_RATE_DISK, TIER_DISK_PAUSED,
        GAUGE_COUNT };
 
@@ -20,6 +21,7 @@ enum { PROMPT_TOKENS, GENERATION_TOKENS, PREEMPTIONS, FINISHED, FAILED, CANCELLE
        GAVE_WAY_SWAP, GAVE_WAY_RECOMPUTE, GAVE_WAY_SLOT, PREFIX_LOADED, PREFIX_COMPUTED, TIER_TOKENS_LOADED,
        LOAD_PREDICTED_US, LOAD_ACTUAL_US, BYTES_LANDED,
        BYTES_PUSHED, LANDED, XFER_FAILED, ACKED, SEND_FAILED, CRC_ERRORS, SLICES_REFUSED, LINKS_LOST, FENCES_FORCED,
+       UCX_PUTS, UCX_PUT_BYTES, UCX_BUSY_US, UCX_LANES_RDMA, UCX_LANES_OTHER, UCX_DRAINS_FORCED,
        TIER_STORED_HOST, TIER_STORED_DISK, TIER_LOADED_HOST, TIER_LOADED_DISK, TIER_DROPPED_HOST, TIER_DROPPED_DISK,
        TIER_STORE_FAILED, TIER_LOAD_FAILED, TIER_CHECKSUM_FAILED, COUNTER_COUNT };
 
@@ -55,6 +57,9 @@ static const struct row gauge_rows[GAUGE_COUNT] = {
     [GRANTS_LIVE] = {"baton_kv_grants", "Grants by state.", "state", "live"},
     [GRANTS_QUARANTINED] = {"baton_kv_grants", "Grants by state.", "state", "quarantined"},
     [LINKS] = {"baton_kv_links", "Links to peers that are up.", NULL, NULL},
+    [UCX_REGISTERED] = {"baton_ucx_registered_bytes", "KV pool that is registered with the network device.", NULL, NULL},
+    [UCX_REGISTRATION] = {"baton_ucx_registration_seconds", "What registering it took.", NULL, NULL},
+    [UCX_WORKERS] = {"baton_ucx_workers", "UCX workers alive, one a link; more: some did not drain.", NULL, NULL},
     [TIER_BLOCKS_HOST] = {"baton_kv_tier_blocks", "KV blocks in the tiers below the pool.", "tier", "host"},
     [TIER_BLOCKS_DISK] = {"baton_kv_tier_blocks", "KV blocks in the tiers below the pool.", "tier", "disk"},
     [TIER_MAX_HOST] = {"baton_kv_tier_blocks_max", "KV blocks that a tier holds at most.", "tier", "host"},
@@ -98,6 +103,12 @@ static const struct row counter_rows[COUNTER_COUNT] = {
     [SLICES_REFUSED] = {"baton_kv_slices_refused_total", "Slices of unknown grants, out of bounds, or twice.", NULL, NULL},
     [LINKS_LOST] = {"baton_kv_links_lost_total", "Links that broke.", NULL, NULL},
     [FENCES_FORCED] = {"baton_kv_fences_forced_total", "Quarantines that were ended by force.", NULL, NULL},
+    [UCX_PUTS] = {"baton_ucx_puts_total", "Slices put into a peer's memory, flushed.", NULL, NULL},
+    [UCX_PUT_BYTES] = {"baton_ucx_put_bytes_total", "Their bytes; by the busy time this is the rate reached.", NULL, NULL},
+    [UCX_BUSY_US] = {"baton_ucx_busy_microseconds_total", "Time with a put under way, summed over links.", NULL, NULL},
+    [UCX_LANES_RDMA] = {"baton_ucx_connections_total", "Connections that came to work, by their lanes.", "lanes", "rdma"},
+    [UCX_LANES_OTHER] = {"baton_ucx_connections_total", "Connections that came to work, by their lanes.", "lanes", "other"},
+    [UCX_DRAINS_FORCED] = {"baton_ucx_drains_forced_total", "Connections that UCX did not let go of in time.", NULL, NULL},
     [TIER_STORED_HOST] = {"baton_kv_tier_stored_total", "Blocks stored in a tier, from the pool or the tier above.", "tier", "host"},
     [TIER_STORED_DISK] = {"baton_kv_tier_stored_total", "Blocks stored in a tier, from the pool or the tier above.", "tier", "disk"},
     [TIER_LOADED_HOST] = {"baton_kv_tier_loaded_total", "Blocks loaded from a tier into the pool.", "tier", "host"},
@@ -191,6 +202,15 @@ static void refresh(void *user)
     take_counter(metrics, SLICES_REFUSED, stats.slices_refused);
     take_counter(metrics, LINKS_LOST, stats.links_lost);
     take_counter(metrics, FENCES_FORCED, stats.fences_forced);
+    take_counter(metrics, UCX_PUTS, stats.ucx.puts);
+    take_counter(metrics, UCX_PUT_BYTES, stats.ucx.put_bytes);
+    take_counter(metrics, UCX_BUSY_US, stats.ucx.busy_ns / 1000u);
+    take_counter(metrics, UCX_LANES_RDMA, stats.ucx.connections_rdma);
+    take_counter(metrics, UCX_LANES_OTHER, stats.ucx.connections - stats.ucx.connections_rdma);
+    take_counter(metrics, UCX_DRAINS_FORCED, stats.ucx.drains_forced);
+    gauge_set(metrics->gauges[UCX_REGISTERED], (double)stats.ucx.registered_bytes);
+    gauge_set(metrics->gauges[UCX_REGISTRATION], (double)stats.ucx.registration_ns / 1e9);
+    gauge_set(metrics->gauges[UCX_WORKERS], (double)stats.ucx.workers_kept);
     refresh_tiers(metrics);
 }
 

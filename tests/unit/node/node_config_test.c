@@ -89,12 +89,21 @@ static void what_does_not_fit_together_is_refused(void **state)
         {{"--model=d", "--itl-stretch=0.5", NULL}, "1 to 1000"},
         {{"--model=d", "--itl-stretch=nan", NULL}, "--itl-stretch"},
         {{"--model=d", "--lease=0s", NULL}, "from 1ms to 3600s"},
+        {{"--model=d", "--cables=tcp,tcp", NULL}, "each at most once"},
+        {{"--model=d", "--cables=shm,,tcp", NULL}, "--cables=shm,,tcp: takes auto"},
+        {{"--model=d", "--cables=tc", NULL}, "--cables=tc: takes auto"},
+        {{"--model=d", "--cables=ucx", NULL}, "--ucx=off"},
+        {{"--model=d", "--cables=tcp", "--ucx=rdma", NULL}, "does not name"},
+        {{"--model=d", "--ucx=tcp", NULL}, "off, rdma or trust-network"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         status_t st = parse(cases[i].words);
         assert_int_equal(st.code, ST_INVALID_ARGUMENT);
         if (!strstr(diag.text, cases[i].reason)) { fail_msg("case %zu: %s", i, diag.text); }
     }
+    assert_false(failed(PARSE("--model=d", "--ucx=rdma")));
+    assert_false(failed(PARSE("--model=d", "--ucx=trust-network", "--cables=ucx,tcp", "--ucx-library=/x")));
+    assert_false(failed(PARSE("--model=d", "--cables=tcp,shm")));
     assert_false(failed(PARSE("--model=d", "--preempt=swap", "--kv-host-memory=1MiB")));
     assert_false(failed(PARSE("--model=d", "--preempt=swap", "--kv-disk=1MiB", "--kv-disk-path=f")));
     assert_false(failed(PARSE("--model=d", "--isa=avx512bf16", "--compute=bf16", "--weights=int4", "--kv-dtype=fp8")));
