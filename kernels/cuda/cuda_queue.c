@@ -65,6 +65,10 @@ void cuda_queue_fail(struct cuda_queue *queue, status_t st, const struct diag *t
     if (failed(queue->error)) { return; }
     /* Whatever the driver calls it, for the caller of an operation the device is of no more use. */
     queue->error = st.code == ST_RESOURCE_EXHAUSTED ? st : STATUS_CAUSE(ST_INTERNAL, SCOPE_NODE, st.cause);
+    if (st.cause == 0) { /* ours */
+        diag_set(&queue->error_text, "%s: %s", queue->operation, text->text);
+        return;
+    }
     diag_set(&queue->error_text, "%s: %s: %s", queue->operation, queue->driver->error_name(queue->driver, st.cause), text->text);
 }
 
