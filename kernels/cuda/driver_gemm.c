@@ -64,12 +64,15 @@ static status_t describe(struct real_driver *real, struct cuda_gemm *gemm, struc
     const cublasOperation_t transpose = CUBLAS_OP_T;
     const cublasLtEpilogue_t epilogue = shape->has_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     const int32_t bias_type = (int32_t)type_of(shape->out_dtype);
+    /* No address: algorithms are chosen by its alignment, and the true one is set when the product runs. */
+    const void *bias = (const void *)(uintptr_t)BASE_ALIGNMENT;
     TRY_LT(real, diag, cublasLtMatmulDescCreate, &gemm->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose);
     TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     if (shape->has_bias) {
         TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type,
                sizeof bias_type);
+        TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
     }
     TRY_LT(real, diag, cublasLtMatrixLayoutCreate, &gemm->weight, type_of(shape->dtype), shape->n_in, shape->n_out, shape->weight_stride);
     TRY_LT(real, diag, cublasLtMatrixLayoutCreate, &gemm->x, type_of(shape->dtype), shape->n_in, shape->rows, shape->x_stride);
