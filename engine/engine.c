@@ -295,6 +295,9 @@ static void *engine_main(void *user)
         engine->result = (struct step_result){.id = plan->id, .samples = engine->samples,
                                               .prompt_logprobs = engine->prompt_logprobs};
         engine->result.status = run_step(engine, plan, &diag);
+        if (failed(engine->result.status) && diag.text[0] == '\0') {
+            diag_set(&diag, "the device failed; its own event says how");
+        }
         engine->result.compute_ns = clock_now_ns() - start_ns;
         if (failed(engine->result.status)) {
             LOGF(LOG_ERROR, "step_failed", "step=%lu code=%s line=%u why=\"%s\"", (unsigned long)plan->id,
@@ -305,6 +308,26 @@ static void *engine_main(void *user)
         pthread_mutex_unlock(&engine->mutex);
         engine->config.on_step(engine->config.user, &engine->result);
     }
+}
+
+/* Every size of decode steps twice: the first time chooses, the second is recorded. One prompt of a whole step. */
+static status_t warm_up(struct engine *engine, struct diag *diag)
+{
+    const struct engine_config *config = &engine->config;
+    if (!config->warms_up || !kernels_has_graphs(config->kernels)) { return STATUS_OK; }
+    const uint64_t start_ns = clock_now_ns();
+    forward_warm(engine->forward, config->kv_pool, config->block_count, config->rows_max, false);
+    TRY(logits_rows_warm(engine->logits, diag));
+    const uint32_t most = forward_decode_size(engine->forward, config->slot_count);
+    for (uint32_t rows = forward_decode_size(engine->forward, 1);; rows = forward_decode_size(engine->forward, rows + 1)) {
+        for (int i = 0; i < 2; i++) {
+            forward_warm(engine->forward, config->kv_pool, config->block_count, rows, true);
+            TRY(logits_rows_warm(engine->logits, diag));
+        }
+        if (rows >= most) { break; }
+    }
+    LOGF(LOG_INFO, "engine_warm", "rows=%u ms=%lu", most, (unsigned long)((clock_now_ns() - start_ns) / 1000000));
+    return STATUS_OK;
 }
 
 /* ---- life ---- */
@@ -340,6 +363,11 @@ status_t engine_create(const struct engine_config *config, struct engine **ret_e
     pthread_cond_init(&engine->submitted, NULL);
     status_t st = take_memory(engine, diag);
     if (failed(st)) { goto fail; }
+    st = warm_up(engine, diag);
+    if (failed(st)) {
+        diag_prefix(diag, "engine: the first steps on the device failed");
+        goto fail;
+    }
     if (pthread_create(&engine->thread, NULL, engine_main, engine) != 0) {
         diag_set(diag, "engine: cannot start its thread");
         st = STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);

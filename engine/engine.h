@@ -25,6 +25,9 @@ struct engine_config {
     uint32_t rows_max;           /* of one step */
     uint32_t spans_max;
     uint32_t slot_count;         /* sampler slots */
+    bool warms_up;               /* create runs empty steps of the sizes that will come, so that a device chooses its
+                                  * algorithms and records its graphs then, and not in the first requests' steps;
+                                  * nothing where kernels have no graphs */
 
     /* All on the engine thread. */
     /* K and V of the layer are written once kernels_mark() `mark` is reached; 0: already. May be NULL. */

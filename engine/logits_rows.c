@@ -182,6 +182,14 @@ status_t logits_rows_run(struct logits_rows *rows, struct diag *diag)
     return kernels_sync(rows->kernels);
 }
 
+status_t logits_rows_warm(struct logits_rows *rows, struct diag *diag)
+{
+    const uint32_t count = logits_rows_begin(rows, 0, forward_ready_rows(rows->forward));
+    for (uint32_t i = 0; i < count; i++) { logits_rows_add(rows, NULL); }
+    rows->host_count = 0;
+    return logits_rows_run(rows, diag);
+}
+
 /* ---- what came out -------------------------------------------------------------------------- */
 
 bool logits_rows_is_sampled(const struct logits_rows *rows, uint32_t index)

@@ -44,6 +44,9 @@ void logits_rows_add(struct logits_rows *rows, const struct sampler_state *state
 /* Computes the chunk, and waits. Errors  INTERNAL (node): the device failed. */
 NODISCARD status_t logits_rows_run(struct logits_rows *rows, struct diag *diag);
 
+/* A chunk for the rows of forward_warm(), read by nobody. Errors  as logits_rows_run(). */
+NODISCARD status_t logits_rows_warm(struct logits_rows *rows, struct diag *diag);
+
 /* Whether row `index` of the chunk was sampled already: if so, logits_rows_token(); if not, logits_rows_host(). */
 bool logits_rows_is_sampled(const struct logits_rows *rows, uint32_t index);
 

@@ -341,15 +341,16 @@ static void run_layers(struct forward *forward, const struct forward_step *step,
     run_norm(forward, &forward->weights->final_norm, &forward->weights->final_norm_bias);
 }
 
-/* Sizes of a decode step that are recorded: each costs some memory and one slow step. */
-static uint32_t graph_rows(const struct forward *forward, uint32_t rows)
+/* Each size costs some memory and two slow steps. */
+uint32_t forward_decode_size(const struct forward *forward, uint32_t rows)
 {
     static const uint32_t sizes[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024};
     const uint32_t most = forward->limits.rows_max < forward->limits.spans_max ? forward->limits.rows_max : forward->limits.spans_max;
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         if (sizes[i] >= rows) { return sizes[i] < most ? sizes[i] : most; }
     }
-    return rows;
+    const uint32_t size = (rows + 255) / 256 * 256;
+    return size < most ? size : most;
 }
 
 /* One row for each of many sequences, as it comes step after step: of a few sizes, each recorded once. The mark of
@@ -357,7 +358,7 @@ static uint32_t graph_rows(const struct forward *forward, uint32_t rows)
 static void run_decode_graph(struct forward *forward, const struct forward_step *step)
 {
     struct step_rows *rows = &forward->rows;
-    step_rows_fill_up(rows, graph_rows(forward, rows->rows));
+    step_rows_fill_up(rows, forward_decode_size(forward, rows->rows));
     rows->context_max = forward->config->context_tokens;
     step_rows_send(rows);
     forward->live.rows = forward->ready_rows = rows->rows;
@@ -398,6 +399,25 @@ status_t forward_run(struct forward *forward, const struct forward_step *step, s
     }
     if (ret_logits_rows) { *ret_logits_rows = wanted; }
     return STATUS_OK;
+}
+
+void forward_warm(struct forward *forward, void *kv_pool, uint32_t kv_block_count, uint32_t rows, bool is_decode)
+{
+    struct step_rows *step_rows = &forward->rows;
+    const struct forward_step step = {.kv_pool = kv_pool, .kv_block_count = kv_block_count};
+    CHECK(kernels_has_graphs(forward->kernels));
+    CHECK(rows > 0);
+    step_rows_set_empty(step_rows, rows, is_decode);
+    forward->is_recorded = is_decode;
+    forward->ready_rows = step_rows->kept_rows;
+    forward->live = (struct live){.rows = rows, .x = forward->scratch.x, .sequences = step_rows->sequences,
+                                  .angles = step_rows->positions};
+    if (is_decode) {
+        run_decode_graph(forward, &step);
+        return;
+    }
+    step_rows_send(step_rows);
+    run_layers(forward, &step, NULL);
 }
 
 uint32_t forward_ready_rows(const struct forward *forward) { return forward->ready_rows; }

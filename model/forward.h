@@ -94,6 +94,16 @@ void forward_destroy(struct forward *forward);
 NODISCARD status_t forward_run(struct forward *forward, const struct forward_step *step, struct diag *diag,
                                uint32_t *ret_logits_rows);
 
+/* Runs a step of `rows` rows that are no sequence's: nothing in the pool is read or written, and forward_logits() may
+ * follow. So a device chooses its algorithms, and records a size of decode steps when it comes the second time, before
+ * the first request. Queued, as forward_run().
+ * is_decode  rows of as many sequences, within both limits; else one prompt's, whose last row wants logits
+ * Needs      kernels_has_graphs() */
+void forward_warm(struct forward *forward, void *kv_pool, uint32_t kv_block_count, uint32_t rows, bool is_decode);
+
+/* The least size of a decode step that is recorded and holds `rows`, within the limits. */
+uint32_t forward_decode_size(const struct forward *forward, uint32_t rows);
+
 /* Rows of the last run that forward_logits() takes: those that want logits, and what filled the step up. */
 uint32_t forward_ready_rows(const struct forward *forward);
 

@@ -190,18 +190,42 @@ status_t step_rows_set(struct step_rows *rows, const struct forward_step *step, 
     return STATUS_OK;
 }
 
-void step_rows_fill_up(struct step_rows *rows, uint32_t count)
+static void fill_rows(struct step_rows *rows, uint32_t count)
 {
-    CHECK(rows->is_decode);
     CHECK(count <= rows->limits.rows_max);
-    CHECK(count <= rows->limits.spans_max);
     for (; rows->rows < count; rows->rows++) {
         const uint32_t row = rows->rows;
-        rows->sequences[row] = (struct kernels_attention_sequence){.row_first = row, .blocks = rows->tables};
+        if (row < rows->limits.spans_max) {
+            rows->sequences[row] = (struct kernels_attention_sequence){.row_first = row, .blocks = rows->tables};
+        }
         rows->ids[row] = rows->positions[row] = 0;
         rows->slots[row] = (struct kernels_kv_slot){.block = KERNELS_SLOT_NONE};
     }
+}
+
+void step_rows_fill_up(struct step_rows *rows, uint32_t count)
+{
+    CHECK(rows->is_decode);
+    CHECK(count <= rows->limits.spans_max);
+    fill_rows(rows, count);
     rows->sequence_count = rows->kept_rows = rows->rows;
+}
+
+void step_rows_set_empty(struct step_rows *rows, uint32_t count, bool is_decode)
+{
+    rows->rows = 0;
+    rows->is_decode = is_decode;
+    rows->row_count_max = is_decode ? 1 : count;
+    rows->context_max = count;
+    rows->used_bytes = rows->tables ? (size_t)((uint8_t *)rows->tables - rows->region) : 0;
+    if (is_decode) {
+        step_rows_fill_up(rows, count);
+        return;
+    }
+    fill_rows(rows, count);
+    rows->sequence_count = rows->kept_rows = 1;
+    rows->kept_sequences[0] = rows->sequences[0];
+    rows->kept_from[0] = rows->kept_positions[0] = 0;
 }
 
 void step_rows_send(struct step_rows *rows) { kernels_exchange_send(rows->kernels, rows->region, rows->used_bytes); }

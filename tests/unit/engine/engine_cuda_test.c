@@ -56,7 +56,7 @@ static void on_step(void *user, const struct step_result *result)
     pthread_mutex_unlock(&world->mutex);
 }
 
-static void world_open(bool on_device, struct world *world)
+static void world_open_warm(bool on_device, bool warms_up, struct world *world)
 {
     struct diag diag = {{0}};
     *world = (struct world){.mutex = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
@@ -81,11 +81,14 @@ static void world_open(bool on_device, struct world *world)
     const struct engine_config engine = {
         .model = world->model, .kernels = world->kernels, .layout = world->layout, .kv_pool = world->pool, .block_count = BLOCKS,
         .rows_max = ROWS_MAX, .spans_max = 16, .slot_count = SLOTS, .on_layer = on_layer, .on_step = on_step, .user = world,
+        .warms_up = warms_up,
     };
     assert_true(engine_memory_bytes(&engine) > 0);
     st = engine_create(&engine, &world->engine, &diag);
     if (failed(st)) { fail_msg("%s", diag.text); }
 }
+
+static void world_open(bool on_device, struct world *world) { world_open_warm(on_device, false, world); }
 
 static void world_close(struct world *world)
 {
@@ -294,6 +297,34 @@ static void a_decode_step_waits_once(void **state)
     world_close(&world);
 }
 
+/* An engine that warmed up records nothing in its steps any more, and the pool is as it was. */
+static void warm_steps_are_recorded(void **state)
+{
+    (void)state;
+    struct world world;
+    world_open_warm(true, true, &world);
+    unsigned char *pool = malloc(world.pool_bytes);
+    assert_true(emulated_device_peek(world.driver, world.pool, pool, world.pool_bytes));
+    for (size_t i = 0; i < world.pool_bytes; i++) { assert_int_equal(pool[i], 0); } /* as the kernels handed it out */
+    free(pool);
+    uint64_t launched, warmed, captured;
+    cuda_backend_graph_counts(world.kernels, &launched, &warmed);
+    assert_int_equal(warmed, 2 * 4); /* layers and logits of 1, 2, 4 and 8 rows: 6 slots */
+    struct sequence sequence;
+    sequence_init(&world, 1, 10, &sequence);
+    const struct step_open open = {.slot = 1, .params = &sequence.params, .prompt_count = 10, .prompt = sequence.tokens};
+    struct step_span span = span_of(&sequence, 10);
+    for (uint32_t step = 0; step < 3; step++) {
+        const struct step_result *result = run(&world, (struct step_plan){.open_count = step == 0, .opens = &open, .span_count = 1, .spans = &span});
+        assert_false(failed(result->status));
+        sequence.tokens[sequence.count++] = result->samples[0].token;
+        span = span_of(&sequence, 1);
+    }
+    cuda_backend_graph_counts(world.kernels, &launched, &captured);
+    assert_int_equal(captured, warmed);
+    world_close(&world);
+}
+
 /* A logit that is no number ends the request, not the node, and the next step runs. */
 static void a_fault_is_the_request_s(void **state)
 {
@@ -341,6 +372,7 @@ int main(void)
         cmocka_unit_test(a_fault_is_the_request_s),
         cmocka_unit_test(a_broken_device_is_the_node_s),
         cmocka_unit_test(a_decode_step_waits_once),
+        cmocka_unit_test(warm_steps_are_recorded),
         cmocka_unit_test(tokens_are_those_of_the_oracle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
