@@ -13,13 +13,14 @@
 
 /* ---- memory --------------------------------------------------------------------------------- */
 
-/* Says how much there is where there is not enough. */
+/* Says how much there is where there is not enough. bytes  0: of several things */
 static status_t explain_memory(const struct cuda_driver *d, status_t st, size_t bytes, struct diag *diag)
 {
     uint64_t left = 0, total = 0;
     if (st.code != ST_RESOURCE_EXHAUSTED || failed(d->memory_left(d, &left, &total, NULL))) { return st; }
-    diag_prefix(diag, "device %u (%s) has %.0f of %.0f MiB left, %.0f MiB are asked for", d->info.device, d->info.name,
-                (double)left / BYTES_PER_MIB, (double)total / BYTES_PER_MIB, (double)bytes / BYTES_PER_MIB);
+    if (bytes != 0) { diag_prefix(diag, "%.0f MiB are asked for", (double)bytes / BYTES_PER_MIB); }
+    diag_prefix(diag, "CUDA device %u (%s) has %.0f of %.0f MiB left", d->info.device, d->info.name, (double)left / BYTES_PER_MIB,
+                (double)total / BYTES_PER_MIB);
     return st;
 }
 
