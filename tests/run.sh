@@ -14,10 +14,11 @@ if [[ -z "${BATON_SHARED_DATA:-}" && -f ../shared/data/MANIFEST.md ]]; then
 fi
 export BATON_SHARED_DATA="${BATON_SHARED_DATA:-}"
 
-# Python's gRPC speaks to the servers as a foreign client would, and manifests are checked against
-# Kubernetes' own schemas; these tests skip without their packages.
+# Python's gRPC speaks to the servers as a foreign client would, manifests are checked against
+# Kubernetes' own schemas, and the ucx cable runs over the UCX of a wheel; these tests skip without
+# their packages.
 venv="$PWD/.venv"
-if [[ ! -x "$venv/bin/python" ]] || ! "$venv/bin/python" -c 'import grpc, grpc_health, grpc_reflection, kubernetes_validate, dockerfile_parse' 2> /dev/null; then
+if [[ ! -x "$venv/bin/python" ]] || ! "$venv/bin/python" -c 'import grpc, grpc_health, grpc_reflection, libucx, kubernetes_validate, dockerfile_parse' 2> /dev/null; then
   python3 -m venv "$venv" > /dev/null &&
     "$venv/bin/pip" install --quiet --retries 2 -r tests/python/requirements.txt ||
     echo "Python packages of tests/python/requirements.txt could not be installed: their tests skip."

@@ -7,7 +7,8 @@
  * kernel half, as iperf3 does; the receiver sums what is still in its cache and its copies go
  * to cold blocks instead of one warm buffer.
  *
- * Run:  transfer_bench [--rounds=5] [--cables=shm,tcp] [--slices=65536,4096] [--mib=256] [--iperf3=no]
+ * Run:  transfer_bench [--rounds=5] [--cables=shm,tcp,ucx] [--slices=65536,4096] [--mib=256] [--iperf3=no]
+ * ucx is measured when it is named: over TCP lanes, by the library of BATON_UCX_LIBRARY.
  * One JSON line per figure: the median of the rounds, in GB/s (1e9), and the ratio to its
  * yardstick. Rounds are interleaved, so that all see the same machine. The cpu_gbps figures
  * divide by CPU time instead: on a machine with other work they still compare. */
@@ -109,6 +110,7 @@ static void side_start(struct side *side, bool receives, const char *cable, uint
     side->streams = socket_streams_create(receives ? "127.0.0.1:0" : NULL);
     struct kv_endpoint_config config = {.node_id = receives ? "d" : "p", .boot_epoch = 1,
         .link_address = socket_streams_address(side->streams), .pool = side->pool, .cables = cable,
+        .ucx = {.mode = strcmp(cable, "ucx") == 0 ? KV_UCX_TRUST_NETWORK : KV_UCX_OFF, .library = getenv("BATON_UCX_LIBRARY")},
         .tcp_listen = receives ? "127.0.0.1:0" : NULL, .on_event = on_event, .on_event_context = side,
         .stream = socket_stream_ops(), .stream_context = side->streams};
     config.limits.grant_blocks_max = side->block_count;
@@ -321,13 +323,13 @@ int main(int argc, char **argv)
     const bool wants_iperf3 = strcmp(option(argc, argv, "--iperf3=", "yes"), "no") != 0;
     if (rounds < 1 || rounds > ROUNDS_MAX || mib < 1) { die("--rounds or --mib is out of range"); }
     signal(SIGPIPE, SIG_IGN);
-    struct pair pairs[16];
+    struct pair pairs[24];
     uint32_t pair_count = 0, slice_sizes[8], slice_count = 0;
-    static const char *const known[] = {"shm", "tcp"};
+    static const char *const known[] = {"shm", "tcp", "ucx"};
     for (const char *at = slices; *at && slice_count < 8; at += strcspn(at, ","), at += *at == ',') {
         slice_sizes[slice_count] = (uint32_t)atoi(at);
         if (slice_sizes[slice_count] == 0 || slice_sizes[slice_count] % 4096) { die("--slices takes multiples of 4096"); }
-        for (uint32_t k = 0; k < 2; k++) {
+        for (uint32_t k = 0; k < 3; k++) {
             if (!strstr(cables, known[k])) { continue; }
             pairs[pair_count] = (struct pair){.cable = known[k], .slice_bytes = slice_sizes[slice_count]};
             pair_start(&pairs[pair_count++], mib);

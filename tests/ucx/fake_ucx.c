@@ -110,14 +110,15 @@ static ucx_status_t init_version(unsigned major, unsigned minor, const struct uc
     CHECK(minor == UCX_VERSION_MINOR_MIN);
     CHECK(params->features == (UCX_FEATURE_RMA | UCX_FEATURE_AM | UCX_FEATURE_WAKEUP));
     if (fails()) { return FAILURE; }
-    *ret = malloc(1);
+    static char context; /* nothing of it is looked at */
+    *ret = &context;
     fake_ucx.contexts++;
     return UCX_OK;
 }
 static void cleanup(void *context)
 {
+    (void)context;
     fake_ucx.contexts--;
-    free(context);
 }
 static ucx_status_t mem_map(void *context, const struct ucx_mem_map_params *params, void **ret)
 {

@@ -107,7 +107,7 @@ static status_t side_open(struct side *side, bool receives)
     for (size_t i = 0; i < bytes && !receives; i++) { side->pool[i] = (uint8_t)(i * 2654435761u >> 13); }
     struct diag diag = {.text = ""};
     status_t st = kv_cable_ucx.open(&side->host, &diag, &side->cable);
-    snprintf(side->text, sizeof side->text, "%s", diag.text);
+    snprintf(side->text, sizeof side->text, "%.*s", (int)sizeof side->text - 1, diag.text);
     return st;
 }
 
