@@ -57,6 +57,20 @@ static void gemm_destroy(const struct cuda_driver *self, struct cuda_gemm *gemm)
     free(gemm);
 }
 
+static status_t set_bias(struct real_driver *real, struct cuda_gemm *gemm, const void *bias, struct diag *diag)
+{
+    if (bias == gemm->bias) { return STATUS_OK; }
+    TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+    gemm->bias = bias;
+    return STATUS_OK;
+}
+
+/* Algorithms are chosen by the alignment of the bias that the operation has been told: any of ours must do. */
+static status_t set_least_aligned_bias(struct real_driver *real, struct cuda_gemm *gemm, struct diag *diag)
+{
+    return gemm->shape.has_bias ? set_bias(real, gemm, (const void *)(uintptr_t)BASE_ALIGNMENT, diag) : STATUS_OK;
+}
+
 /* COMPUTE_32F for every dtype: sums in f32, and f32 inputs are not cut to TF32. */
 static status_t describe(struct real_driver *real, struct cuda_gemm *gemm, struct diag *diag)
 {
@@ -64,15 +78,12 @@ static status_t describe(struct real_driver *real, struct cuda_gemm *gemm, struc
     const cublasOperation_t transpose = CUBLAS_OP_T;
     const cublasLtEpilogue_t epilogue = shape->has_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     const int32_t bias_type = (int32_t)type_of(shape->out_dtype);
-    /* No address: algorithms are chosen by its alignment, and the true one is set when the product runs. */
-    const void *bias = (const void *)(uintptr_t)BASE_ALIGNMENT;
     TRY_LT(real, diag, cublasLtMatmulDescCreate, &gemm->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose);
     TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     if (shape->has_bias) {
         TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type,
                sizeof bias_type);
-        TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
     }
     TRY_LT(real, diag, cublasLtMatrixLayoutCreate, &gemm->weight, type_of(shape->dtype), shape->n_in, shape->n_out, shape->weight_stride);
     TRY_LT(real, diag, cublasLtMatrixLayoutCreate, &gemm->x, type_of(shape->dtype), shape->n_in, shape->rows, shape->x_stride);
@@ -161,6 +172,7 @@ static status_t gemm_algorithms(const struct cuda_driver *self, struct cuda_gemm
     cublasLtMatmulPreference_t preference;
     int found = 0, wanted = (int)(capacity < CUDA_GEMM_ALGORITHMS_MAX ? capacity : CUDA_GEMM_ALGORITHMS_MAX);
     TRY(real_enter(real, diag));
+    TRY(set_least_aligned_bias(real, gemm, diag));
     TRY_LT(real, diag, cublasLtMatmulPreferenceCreate, &preference);
     status_t st = set_preference(real, preference, &gemm->shape, workspace_max, diag);
     if (!failed(st)) {
@@ -198,6 +210,7 @@ static status_t gemm_adopt(const struct cuda_driver *self, struct cuda_gemm *gem
     memset(&result, 0, sizeof result);
     memcpy(&algo, algorithm->opaque, sizeof algo);
     TRY(real_enter(real, diag));
+    TRY(set_least_aligned_bias(real, gemm, diag));
     TRY_LT(real, diag, cublasLtMatmulAlgoCheck, real->lt_handle, gemm->operation, gemm->weight, gemm->x, gemm->out, gemm->out, &algo,
            &result);
     algorithm->workspace_bytes = result.workspaceSize;
@@ -217,10 +230,7 @@ static status_t gemm_run(const struct cuda_driver *self, struct cuda_gemm *gemm,
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     TRY(real_enter(real, diag));
-    if (bias != gemm->bias) {
-        TRY_LT(real, diag, cublasLtMatmulDescSetAttribute, gemm->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
-        gemm->bias = bias;
-    }
+    TRY(set_bias(real, gemm, bias, diag));
     TRY_LT(real, diag, cublasLtMatmul, real->lt_handle, gemm->operation, &alpha, weight, gemm->weight, x, gemm->x, &beta, out,
            gemm->out, out, gemm->out, &algo, workspace, workspace_bytes, stream_of(stream));
     return STATUS_OK;
