@@ -143,43 +143,51 @@ template <class KV> DEVICE_FN bool has_wild_values(const unsigned char *values, 
     return warp_any(wild);
 }
 
-/* As sum_unit, of four units, a row at a time with what that row does not see taken for zeros. */
-template <class KV, int D>
-DEVICE_FN void sum_step_by_rows(float (*o)[4], const uint32_t a[4][4], const unsigned char *values, const row_view &view,
-                                uint32_t t0)
+/* Warp: o += weights . V of UNITS times 16 tokens from t0 on, a row at a time, with what that row does not see taken for
+ * zeros. PLACE::of(token, chunk): where 16 bytes of V of a token lie, from `values`. */
+template <class W, class PLACE, int D, int UNITS>
+DEVICE_FN void sum_by_rows(float (*o)[4], const uint32_t (*weights)[4], const unsigned char *values, const row_view &view, uint32_t t0)
 {
     const uint32_t lane = lane_id(), t = lane % 4, matrix = lane / 8, row = matrix % 2 * 8 + lane % 8;
+    uint32_t kept[UNITS][4]; /* indexed at run time; the weights themselves stay in registers */
+#pragma unroll
+    for (uint32_t i = 0; i < 4 * UNITS; i++) { kept[i / 4][i % 4] = weights[i / 4][i % 4]; }
 #pragma unroll 1
-    for (uint32_t one = 0; one < 16; one++) {
-        const uint32_t r = one / 8, own = one % 8 == lane / 4;
+    for (uint32_t one = 0; one < 16 * UNITS; one++) {
+        const uint32_t r = one % 16 / 8, u = one / 16;
+        const bool own = one % 8 == lane / 4;
         const uint32_t from = shuffle(r == 0 ? view.from[0] : view.from[1], one % 8 * 4);
         const uint32_t to = shuffle(r == 0 ? view.to[0] : view.to[1], one % 8 * 4);
+        uint32_t keep[2];
 #pragma unroll
-        for (uint32_t u = 0; u < 4; u++) {
-            uint32_t keep[2];
+        for (uint32_t half = 0; half < 2; half++) {
+            const uint32_t token = t0 + u * 16 + half * 8 + 2 * t;
+            keep[half] = (token >= from && token <= to ? 0xffffu : 0) | (token + 1 >= from && token + 1 <= to ? 0xffff0000u : 0);
+        }
 #pragma unroll
-            for (uint32_t half = 0; half < 2; half++) {
-                const uint32_t token = t0 + u * 16 + half * 8 + 2 * t;
-                keep[half] = (token >= from && token <= to ? 0xffffu : 0) | (token + 1 >= from && token + 1 <= to ? 0xffff0000u : 0);
-            }
+        for (uint32_t i = 0; i < D / 16; i++) {
+            uint32_t b[4];
+            ldmatrix_x4_trans(b, values + PLACE::of(u * 16 + row, 2 * i + matrix / 2));
 #pragma unroll
-            for (uint32_t i = 0; i < D / 16; i++) {
-                uint32_t b[4];
-                ldmatrix_x4_trans(b, values + u * unit_of<KV, D>::bytes + unit_offset<KV, D>(row, 2 * i + matrix / 2));
+            for (uint32_t n = 0; n < 2; n++) {
+                const uint32_t seen[2] = {b[2 * n] & keep[0], b[2 * n + 1] & keep[1]};
+                float d[4] = {o[2 * i + n][0], o[2 * i + n][1], o[2 * i + n][2], o[2 * i + n][3]};
+                W::mma(d, kept[u], seen);
 #pragma unroll
-                for (uint32_t n = 0; n < 2; n++) {
-                    const uint32_t seen[2] = {b[2 * n] & keep[0], b[2 * n + 1] & keep[1]};
-                    float d[4] = {o[2 * i + n][0], o[2 * i + n][1], o[2 * i + n][2], o[2 * i + n][3]};
-                    KV::W::mma(d, a[u], seen);
-#pragma unroll
-                    for (uint32_t c = 0; c < 4; c++) {
-                        if (own && c / 2 == r) { o[2 * i + n][c] = d[c]; }
-                    }
+                for (uint32_t c = 0; c < 4; c++) {
+                    if (own && c / 2 == r) { o[2 * i + n][c] = d[c]; }
                 }
             }
         }
     }
 }
+
+template <class KV, int D> struct place_in_units {
+    DEVICE_FN uint32_t of(uint32_t token, uint32_t chunk)
+    {
+        return token / 16 * unit_of<KV, D>::bytes + unit_offset<KV, D>(token % 16, chunk);
+    }
+};
 
 /* ---- segments ------------------------------------------------------------------------------ */
 
@@ -289,7 +297,7 @@ template <class KV, int D> DEVICE_FN void attention_prefill(const cuda_attention
         bool wild = false;
         if constexpr (KV::bytes == 2) { wild = !whole && has_wild_values<KV>(values, lies::values); }
         if (wild) {
-            if constexpr (KV::bytes == 2) { sum_step_by_rows<KV, D>(st.o, weights, values, rows.view, t0); }
+            if constexpr (KV::bytes == 2) { sum_by_rows<typename KV::W, place_in_units<KV, D>, D, 4>(st.o, weights, values, rows.view, t0); }
         } else {
 #pragma unroll
             for (uint32_t u = 0; u < 4; u++) { sum_unit<KV, D>(st.o, weights[u], values + u * unit_of<KV, D>::bytes); }

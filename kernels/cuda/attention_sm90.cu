@@ -116,42 +116,14 @@ template <class ACT, int D> DEVICE_FN void sm90_sums(float (*o)[4], uint32_t (*w
     settle<CUDA_ATTENTION_SM90_STEP / 16>(weights);
 }
 
-/* Warp: what sum_step_by_rows does, for this order of V. */
+template <int D> struct place_in_panels {
+    DEVICE_FN uint32_t of(uint32_t token, uint32_t chunk) { return sm90_offset<D>(token, chunk); }
+};
+/* Warp: the slow path. */
 template <class ACT, int D>
 DEVICE_FN void sm90_sums_by_rows(float (*o)[4], const uint32_t (*weights)[4], const unsigned char *values, const row_view &view, uint32_t t0)
 {
-    const uint32_t lane = lane_id(), t = lane % 4, matrix = lane / 8, row = matrix % 2 * 8 + lane % 8;
-    uint32_t kept[CUDA_ATTENTION_SM90_STEP / 16][4]; /* indexed at run time; the weights themselves stay in registers */
-#pragma unroll
-    for (uint32_t i = 0; i < CUDA_ATTENTION_SM90_STEP / 4; i++) { kept[i / 4][i % 4] = weights[i / 4][i % 4]; }
-#pragma unroll 1
-    for (uint32_t one = 0; one < 16 * (CUDA_ATTENTION_SM90_STEP / 16); one++) {
-        const uint32_t r = one % 16 / 8, u = one / 16;
-        const bool own = one % 8 == lane / 4;
-        const uint32_t from = shuffle(r == 0 ? view.from[0] : view.from[1], one % 8 * 4);
-        const uint32_t to = shuffle(r == 0 ? view.to[0] : view.to[1], one % 8 * 4);
-        uint32_t keep[2];
-#pragma unroll
-        for (uint32_t half = 0; half < 2; half++) {
-            const uint32_t token = t0 + u * 16 + half * 8 + 2 * t;
-            keep[half] = (token >= from && token <= to ? 0xffffu : 0) | (token + 1 >= from && token + 1 <= to ? 0xffff0000u : 0);
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < D / 16; i++) {
-            uint32_t b[4];
-            ldmatrix_x4_trans(b, values + sm90_offset<D>(u * 16 + row, 2 * i + matrix / 2));
-#pragma unroll
-            for (uint32_t n = 0; n < 2; n++) {
-                const uint32_t seen[2] = {b[2 * n] & keep[0], b[2 * n + 1] & keep[1]};
-                float d[4] = {o[2 * i + n][0], o[2 * i + n][1], o[2 * i + n][2], o[2 * i + n][3]};
-                ACT::mma(d, kept[u], seen);
-#pragma unroll
-                for (uint32_t c = 0; c < 4; c++) {
-                    if (own && c / 2 == r) { o[2 * i + n][c] = d[c]; }
-                }
-            }
-        }
-    }
+    sum_by_rows<ACT, place_in_panels<D>, D, CUDA_ATTENTION_SM90_STEP / 16>(o, weights, values, view, t0);
 }
 
 template <class ACT, int D> DEVICE_FN void attention_sm90(const cuda_attention_args &a)
