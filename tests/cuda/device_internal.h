@@ -86,6 +86,7 @@ struct cuda_stream {
     struct cuda_stream *next;
     struct op *head, *tail;
     uint64_t queued, done; /* operations, ever */
+    uint64_t drain_until;  /* of `done`: a thread waits for all streams to get so far */
     uint32_t awaited;      /* operations among those queued that somebody outside may wait for */
     bool running;          /* its head is being run */
     bool urgent;

@@ -209,17 +209,20 @@ void device_drive(struct device *device, struct cuda_stream *stream, uint64_t ti
     device_hide_memory(device);
 }
 
+/* The stream of another thread may be gone after each step: its list is read again. What is queued meanwhile is not waited for. */
 void device_drive_all(struct device *device)
 {
-    for (bool again = true; again;) {
-        again = false;
-        for (struct cuda_stream *stream = device->streams; stream != NULL && !again; stream = stream->next) {
-            if (stream->done < stream->queued) {
-                device_drive(device, stream, stream->queued);
-                again = true; /* the list may be another now */
-            }
+    for (struct cuda_stream *stream = device->streams; stream != NULL; stream = stream->next) { stream->drain_until = stream->queued; }
+    device_show_memory(device);
+    for (struct cuda_stream *stream = device->streams; stream != NULL;) {
+        if (stream->done < stream->drain_until) {
+            advance(device, stream);
+            stream = device->streams;
+        } else {
+            stream = stream->next;
         }
     }
+    device_hide_memory(device);
 }
 
 /* Goes on where nobody of this process waits but somebody may elsewhere: for a callback, or for an event in another process. */
