@@ -384,6 +384,7 @@ static struct engine_config engine_shape(struct node *node)
         .rows_max = config->step_tokens,
         .spans_max = config->step_tokens,
         .slot_count = config->batch_max * node->ops->slot_count_of_batch,
+        .warms_up = !config->check,
         .on_layer = on_layer,
         .on_step = on_step,
         .user = node,
