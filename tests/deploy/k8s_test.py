@@ -330,6 +330,8 @@ class Manifests(unittest.TestCase):
         for role in ("prefill", "decode"):
             (container,) = containers(named(gpu, "Deployment", f"baton-{role}"))
             self.assertEqual(container["resources"]["limits"]["nvidia.com/gpu"], "1")
+            self.assertEqual(flags_of(container)["backend"], "cuda")
+            self.assertEqual(flags_of(container)["model"], "/models/served")
             self.assertEqual(container["image"], f"baton-{role}:cuda")
         (router,) = containers(named(gpu, "Deployment", "baton-router"))
         self.assertNotIn("nvidia.com/gpu", router["resources"]["limits"])
