@@ -65,13 +65,11 @@ struct cuda_attention_args {
     uint32_t sequence_count;
     uint64_t to_device; /* added to a host address of the exchange; wraps */
 
-    uint32_t rows; /* of q and out */
     uint32_t q_heads, kv_heads, group; /* group: q heads of one kv head */
     uint32_t head_dim;
     uint32_t window;        /* 0: none */
     uint32_t deterministic; /* 0 or 1 */
-    float scale;            /* of q.k */
-    float scale_log2;       /* scale * log2 e: weights are powers of two */
+    float scale_log2;       /* of q.k, times log2 e: weights are powers of two */
 
     const unsigned char *slices; /* this layer's slice of block 0 */
     uint64_t block_bytes;        /* from there to that of the next block */

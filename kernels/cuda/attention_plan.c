@@ -115,14 +115,12 @@ static void fill_args(const struct cuda_attention_device *device, const struct k
     ret_args->sequences = (const struct cuda_attention_sequence *)(uintptr_t)((uint64_t)(uintptr_t)call->sequences + to_device);
     ret_args->sequence_count = call->sequence_count;
     ret_args->to_device = to_device;
-    ret_args->rows = call->rows;
     ret_args->q_heads = call->q_heads;
     ret_args->kv_heads = layout->kv_heads;
     ret_args->group = group;
     ret_args->head_dim = layout->head_dim;
     ret_args->window = call->window;
     ret_args->deterministic = device->deterministic;
-    ret_args->scale = call->scale;
     ret_args->scale_log2 = (float)((double)call->scale * LOG2_E);
     ret_args->slices = (const unsigned char *)call->kv.pool + kv_layout_slice_offset(layout, 0, call->kv.layer);
     ret_args->block_bytes = kv_layout_block_bytes(layout);
