@@ -6,7 +6,7 @@ status_t cuda_driver_open(uint32_t device, const struct cuda_driver **ret_driver
 {
     (void)ret_driver;
     diag_set(diag,
-             "--backend=cuda, device %u: this program was built without CUDA (%s); run `deploy/install_deps.sh cuda` or set "
+             "no device %u: this program was built without CUDA (%s); run `deploy/install_deps.sh cuda` or set "
              "CUDA_HOME, and build again",
              device, DRIVER_MISSING);
     return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);

@@ -30,7 +30,7 @@ static status_t find_symbols(void *library, const char *library_name, const stru
         void *found = dlsym(library, symbols[i].name);
         if (found == NULL) {
             diag_set(diag,
-                     "--backend=cuda: %s of this machine has no %s: it is older than CUDA 13.0, which Baton needs; "
+                     "%s of this machine has no %s: it is older than CUDA 13.0, which Baton needs; "
                      "install a newer NVIDIA driver or toolkit",
                      library_name, symbols[i].name);
             return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
@@ -46,7 +46,7 @@ status_t driver_library_load_cuda(const char *path, struct cuda_api *ret_api, st
     const char *name = path != NULL ? path : "libcuda.so.1";
     void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) {
-        diag_set(diag, "--backend=cuda: %s is not here: no NVIDIA driver on this machine (%s)", name, dlerror());
+        diag_set(diag, "%s is not here: no NVIDIA driver on this machine (%s)", name, dlerror());
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
     }
     struct cuda_api api;
@@ -102,7 +102,7 @@ status_t driver_library_load_cublaslt(const char *path, struct cublaslt_api *ret
     void *library = path != NULL ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : open_cublaslt();
     if (library == NULL) {
         diag_set(diag,
-                 "--backend=cuda: %s is not here; sought in the loader's folders (LD_LIBRARY_PATH), $CUDA_HOME/lib64, "
+                 "%s is not here; sought in the loader's folders (LD_LIBRARY_PATH), $CUDA_HOME/lib64, "
                  "/usr/local/cuda*, /opt/cuda and nvidia/cu13/lib of Python's packages. It comes with the CUDA 13 "
                  "toolkit, or with `pip install nvidia-cublas`; then set CUDA_HOME or LD_LIBRARY_PATH",
                  path != NULL ? path : CUBLASLT_FILE);

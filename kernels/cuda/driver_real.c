@@ -338,13 +338,13 @@ static status_t find_device(struct real_driver *real, uint32_t device, struct di
     TRY_CU(real, diag, cuInit, 0);
     TRY_CU(real, diag, cuDriverGetVersion, &version);
     if (version < DRIVER_CUDA_VERSION_MIN) {
-        diag_set(diag, "--backend=cuda: the NVIDIA driver of this machine is for CUDA %d.%d; Baton needs one for 13.0 (580 or newer)",
+        diag_set(diag, "the NVIDIA driver of this machine is for CUDA %d.%d; Baton needs one for 13.0 (580 or newer)",
                  version / 1000, version % 1000 / 10);
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
     }
     TRY_CU(real, diag, cuDeviceGetCount, &count);
     if (device >= (uint32_t)count) {
-        diag_set(diag, "--backend=cuda: there is no device %u: this machine shows %d (CUDA_VISIBLE_DEVICES hides the others)",
+        diag_set(diag, "there is no device %u: this machine shows %d (CUDA_VISIBLE_DEVICES hides the others)",
                  device, count);
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
     }

@@ -10,7 +10,7 @@ status_t cuda_driver_open(uint32_t device, const struct cuda_driver **ret_driver
     const char *seed = getenv("EMULATED_DEVICE");
     struct emulated_options options = {.device = device, .seed = seed == NULL ? 1 : strtoull(seed, NULL, 10)};
     if (device > 1) {
-        diag_set(diag, "--backend=cuda: there is no device %u: this machine emulates 2", device);
+        diag_set(diag, "there is no device %u: this machine emulates 2", device);
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
     }
     *ret_driver = emulated_device_create(&options);

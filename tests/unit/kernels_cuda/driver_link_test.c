@@ -73,7 +73,7 @@ static void what_lacks_is_named(void **state)
     (void)state;
     status_t st = driver_library_load_cuda("/nowhere/libcuda.so.1", &cuda, &diag);
     assert_int_equal(st.code, ST_FAILED_PRECONDITION);
-    assert_non_null(strstr(diag.text, "--backend=cuda: /nowhere/libcuda.so.1 is not here: no NVIDIA driver"));
+    assert_non_null(strstr(diag.text, "/nowhere/libcuda.so.1 is not here: no NVIDIA driver"));
     st = driver_library_load_cuda("libc.so.6", &cuda, &diag);
     assert_int_equal(st.code, ST_FAILED_PRECONDITION);
     assert_non_null(strstr(diag.text, "has no cuInit"));
@@ -214,7 +214,7 @@ static void says_that_it_has_no_cuda(void **state)
     status_t st = cuda_driver_open(3, &driver, &diag);
     assert_int_equal(st.code, ST_FAILED_PRECONDITION);
     assert_null(driver);
-    assert_non_null(strstr(diag.text, "device 3"));
+    assert_non_null(strstr(diag.text, "no device 3"));
     assert_non_null(strstr(diag.text, "built without CUDA"));
     assert_non_null(strstr(diag.text, "install_deps.sh cuda"));
     assert_int_equal(cuda_fatbin_count, 0);
