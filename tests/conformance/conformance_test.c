@@ -503,6 +503,30 @@ static void copies_under_way_hold_their_blocks(void **state)
     }
 }
 
+/* A layer that is pushed while it is still being computed leaves when it is final, not before. */
+static void slices_leave_after_their_mark(void **state)
+{
+    (void)state;
+    if (!pools_on_device) {
+        print_message("  host memory has no marks\n");
+        skip();
+    }
+    proc_start(&d, NULL, "role=d layers=4 blocks=64");
+    proc_start(&p, NULL, "role=p layers=4 blocks=64");
+    transfer_checked(&d, &p, 1, 3);
+    uint64_t before = stat_of(&d, "slices_landed");
+    tell(&p, "compute 0");
+    tell(&p, "send %016x 9 %s full", 2, grant(&d, 2, 40, 60000));
+    stat_wait(&p, "ops_under_way", 1); /* asked for, and waiting for the mark */
+    clock_sleep_ns(100 * NS_PER_MS);   /* for what should not come */
+    assert_int_equal(stat_of(&d, "slices_landed"), before);
+    assert_true(stat_of(&p, "ops_under_way") > 0);
+    tell(&p, "compute 1");
+    assert_int_equal(strncmp(expect(&d, "landed %016llx", 2ULL), "good", 4), 0);
+    (void)expect(&p, "acked %016llx", 2ULL);
+    pair_quit();
+}
+
 /* P's last act is to wait until D reads its pool no more. */
 static void a_pool_ends_after_its_last_reader(void **state)
 {
@@ -773,6 +797,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(falls_back_to_tcp, procs_end),
         cmocka_unit_test_teardown(mixed_pools_fall_back_to_tcp, procs_end),
         cmocka_unit_test_teardown(copies_under_way_hold_their_blocks, procs_end),
+        cmocka_unit_test_teardown(slices_leave_after_their_mark, procs_end),
         cmocka_unit_test_teardown(a_pool_ends_after_its_last_reader, procs_end),
         cmocka_unit_test_teardown(a_lost_device_ends_the_link, procs_end),
         cmocka_unit_test_teardown(forged_frames_land_nowhere, procs_end),

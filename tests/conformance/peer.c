@@ -375,6 +375,8 @@ static bool on_line(char *line)
         if (xfer) { kv_endpoint_abort(peer.endpoint, xfer->send); }
     } else if (strcmp(verb, "hold") == 0 || strcmp(verb, "unhold") == 0) {
         fake_memory_set_held(peer.pool.memory, verb[0] == 'h');
+    } else if (strcmp(verb, "compute") == 0) {
+        fake_memory_hold_marks(peer.pool.memory, id == 0);
     } else if (strcmp(verb, "lose") == 0) {
         fake_memory_lose(peer.pool.memory);
     } else {

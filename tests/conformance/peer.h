@@ -7,7 +7,8 @@
  *                                      then wait; -> begun XFER | refused XFER CODE TEXT
  *       abort XFER
  *   both stats                         -> stats key=value ...
- *        hold, unhold, lose            of a fake device: see tests/kv_memory/fake_memory.h
+ *        hold, unhold, lose, compute 0 | 1    of a fake device, which computes or stands still: see
+ *                                      tests/kv_memory/fake_memory.h
  *        quit
  *   events  landed XFER good|bad BYTES; failed XFER CODE fenced|unfenced TEXT; fenced XFER;
  *           half XFER (the half is pushed); acked XFER CABLE BYTES NS REASON;

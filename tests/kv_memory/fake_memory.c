@@ -54,7 +54,7 @@ struct fake {
     struct kv_memory_op *first;
     uint32_t under_way;
     uint64_t ops, random;
-    bool is_lost, is_held, is_stopping;
+    bool is_lost, is_held, marks_are_held, is_stopping;
     struct job jobs[JOBS_MAX]; /* job of mark m: [(m - 1) % JOBS_MAX] */
     uint64_t marks, passed;
     struct { uint8_t *at; size_t bytes; } hosts[HOSTS_MAX];
@@ -202,7 +202,7 @@ static void *compute_main(void *user)
     struct fake *fake = user;
     pthread_mutex_lock(&fake->lock);
     for (;;) {
-        if (fake->passed == fake->marks) {
+        if (fake->passed == fake->marks || fake->marks_are_held) {
             if (fake->is_stopping) { break; }
             pthread_cond_wait(&fake->changed, &fake->lock);
             continue;
@@ -438,6 +438,15 @@ static void change(struct kv_memory *head, bool is_held, bool loses)
 
 void fake_memory_set_held(struct kv_memory *head, bool is_held) { change(head, is_held, false); }
 void fake_memory_lose(struct kv_memory *head) { change(head, fake_of(head)->is_held, true); }
+
+void fake_memory_hold_marks(struct kv_memory *head, bool are_held)
+{
+    struct fake *fake = fake_of(head);
+    pthread_mutex_lock(&fake->lock);
+    fake->marks_are_held = are_held;
+    pthread_cond_broadcast(&fake->changed);
+    pthread_mutex_unlock(&fake->lock);
+}
 
 uint64_t fake_memory_ops(struct kv_memory *head)
 {

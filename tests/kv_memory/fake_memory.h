@@ -39,6 +39,8 @@ uint32_t fake_memory_under_way(struct kv_memory *memory);
 uint32_t fake_memory_imports(struct kv_memory *memory); /* of our pool, now, by the living */
 /* Lets all ops go, or holds those that come from here on. */
 void fake_memory_set_held(struct kv_memory *memory, bool is_held);
+/* No mark passes while they are held. */
+void fake_memory_hold_marks(struct kv_memory *memory, bool are_held);
 /* From here on the device is lost. */
 void fake_memory_lose(struct kv_memory *memory);
 
