@@ -34,7 +34,7 @@ static void world_init_on(struct world *w, uint64_t seed, uint32_t device)
     struct diag diag = {{0}};
     *w = (struct world){.driver = emulated_device_create(&(struct emulated_options){.seed = seed, .device = device, .memory_bytes = PAIR_MEMORY_BYTES}), .random = seed};
     void *pool = NULL;
-    assert_false(failed(cuda_backend_create_on(w->driver, &(struct kernels_config){.threads = 1, .activations = DTYPE_BF16}, &w->kernels, &diag)));
+    assert_false(failed(cuda_backend_create_on(w->driver, &(struct kernels_config){.threads = 1}, &w->kernels, &diag)));
     assert_false(failed(kernels_buffer_alloc(w->kernels, POOL_BYTES, &pool, &diag)));
     w->pool = pool;
     w->model = calloc(1, POOL_BYTES);
