@@ -22,13 +22,22 @@ for at in "$(command -v nvcc || true)" "${CUDA_HOME:-/nonexistent}/bin/nvcc" /us
 done
 [[ -n "$nvcc" ]] || die "no nvcc: set NVCC or CUDA_HOME, or run deploy/install_deps.sh cuda"
 cuda=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
+toolkit=(-isystem "$cuda/include")
+# A toolkit that is the compiler alone: cuBLAS comes as a package of Python then.
+if [[ ! -f "$cuda/include/cublasLt.h" ]]; then
+  wheels=$("${BATON_PYTHON:-python3}" -c 'import nvidia.cu13; print(list(nvidia.cu13.__path__)[0])' 2> /dev/null || true)
+  [[ -f "$wheels/include/cublasLt.h" ]] || die "no cublasLt.h in $cuda/include: install the toolkit's cuBLAS, or pip install nvidia-cublas"
+  toolkit+=(-isystem "$wheels/include")
+fi
 
 sys=() links=()
 if [[ -n "${BATON_SYSROOT:-}" ]]; then
   root=$(readlink -f "$BATON_SYSROOT")
   lib="$root/usr/lib/x86_64-linux-gnu"
   sys=(-isystem "$root/usr/include" -isystem "$root/usr/include/x86_64-linux-gnu")
-  links=(-L"$lib" -Wl,-rpath,"$lib" -Wl,-rpath-link,"$lib:$root/lib/x86_64-linux-gnu")
+  # The old tag: the new one (RUNPATH) would not be looked at for the libraries that these libraries need.
+  links=(-L"$lib" -Wl,--disable-new-dtags "-Wl,-rpath,$lib:$root/lib/x86_64-linux-gnu"
+    -Wl,-rpath-link,"$lib:$root/lib/x86_64-linux-gnu")
   PATH="$root/usr/bin:$PATH"
   export LD_LIBRARY_PATH="$lib:$root/lib/x86_64-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
@@ -74,7 +83,7 @@ archs=${archs:-80 89 90a 100}
 
 # ---- C
 
-common=("-DDRIVER_ARCHS=\"${archs// /, sm_}\"" -std=c11 -D_GNU_SOURCE -DPCRE2_CODE_UNIT_WIDTH=8 -g1 -fno-omit-frame-pointer -I. "-I$out/gen" "${sys[@]}" -isystem "$cuda/include")
+common=("-DDRIVER_ARCHS=\"${archs// /, sm_}\"" -std=c11 -D_GNU_SOURCE -DPCRE2_CODE_UNIT_WIDTH=8 -g1 -fno-omit-frame-pointer -I. "-I$out/gen" "${sys[@]}" "${toolkit[@]}")
 avx2="-mavx2 -mfma -mf16c"
 avx512="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl"
 # As the rules have it (kernels/cpu/BUILD): the arithmetic fuses nothing that the text does not.
@@ -161,6 +170,7 @@ kernels=(kernels/cuda/*.cu)
 for file in "${kernels[@]}"; do run_limited compile_cu "$file"; done
 for file in "${sources[@]}" "${mains[@]}"; do run_limited compile_c "$file"; done
 wait
+pids=0
 [[ ! -e "$failed_mark" ]] || die "see above; a missing header belongs to a package of deploy/install_deps.sh list"
 
 object_of() { local object="$out/obj/${1//\//.}.o"; echo "${object/.c.o/.o}"; }

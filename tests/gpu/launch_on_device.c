@@ -26,9 +26,7 @@ __attribute__((constructor)) static void heap_in_one_piece(void)
 {
     mallopt(M_MMAP_MAX, 0);
     mallopt(M_TRIM_THRESHOLD, (int)(HEAP_AHEAD * 2));
-    mallopt(M_TOP_PAD, (int)HEAP_AHEAD);
-    free(malloc(1));
-    mallopt(M_TOP_PAD, 1 << 20);
+    free(malloc(HEAP_AHEAD)); /* so much at once: the libraries' constructors have left room for a little one */
 }
 
 static bool region_pin(unsigned long first, unsigned long last, struct emu_fault *ret_fault)
@@ -36,6 +34,9 @@ static bool region_pin(unsigned long first, unsigned long last, struct emu_fault
     struct diag diag = {{0}};
     for (uint32_t i = 0; i < region_count; i++) {
         if (regions[i].first <= first && first < regions[i].last) { first = regions[i].last; }
+    }
+    for (uint32_t i = 0; i < region_count; i++) { /* a stack grows down, to what is pinned already */
+        if (first < regions[i].first && regions[i].first < last) { last = regions[i].first; }
     }
     if (first >= last) { return true; }
     if (region_count == REGIONS_MAX || failed(driver->host_register(driver, (void *)first, last - first, &diag))) {
@@ -51,6 +52,7 @@ static bool region_pin(unsigned long first, unsigned long last, struct emu_fault
 static bool memory_pin(struct emu_fault *ret_fault)
 {
     static char line[4096], program[4096];
+    unsigned long program_end = 0; /* of its mappings so far, if the one before this was its own */
     FILE *maps = fopen("/proc/self/maps", "r");
     bool is_good = maps != NULL;
     while (is_good && fgets(line, sizeof line, maps)) {
@@ -58,7 +60,10 @@ static bool memory_pin(struct emu_fault *ret_fault)
         char flags[8] = "", path[2048] = "";
         if (sscanf(line, "%lx-%lx %7s %*s %*s %*s %2047[^\n]", &first, &last, flags, path) < 3) { continue; }
         if (!program[0]) { snprintf(program, sizeof program, "%s", path); } /* the first mapping is the program's */
-        bool is_ours = strcmp(path, "[heap]") == 0 || strcmp(path, "[stack]") == 0 || strcmp(path, program) == 0;
+        /* Variables that start as zeros lie behind the others, in a mapping without a name. */
+        bool is_program = strcmp(path, program) == 0 || (path[0] == '\0' && first == program_end);
+        bool is_ours = strcmp(path, "[heap]") == 0 || strcmp(path, "[stack]") == 0 || is_program;
+        program_end = is_program ? last : 0;
         if (is_ours && flags[1] == 'w') { is_good = region_pin(first, last, ret_fault); }
     }
     if (maps) { fclose(maps); }

@@ -30,12 +30,13 @@ step() { # NAME SECONDS COMMAND...
   shift 2
   ((seconds <= $(left))) || seconds=$(left)
   if ((seconds < 5)); then skip "$name" "the $budget s are used up"; return 1; fi
-  if timeout "$seconds" "$@" > "$out/log/$name.log" 2>&1; then
+  local rc=0
+  timeout "$seconds" "$@" > "$out/log/$name.log" 2>&1 || rc=$?
+  if ((rc == 0)); then
     echo "PASSED  $name ($((SECONDS - start)) s)"
     passed=$((passed + 1))
     return 0
   fi
-  local rc=$?
   ((rc != 124)) || echo "stopped after $seconds s" >> "$out/log/$name.log"
   echo "FAILED  $name ($((SECONDS - start)) s), the end of $out/log/$name.log:"
   tail -n 15 "$out/log/$name.log" | sed 's/^/    /'
@@ -66,6 +67,9 @@ echo "GPU     $gpu"
 printf '{"bench":"machine","gpu":"%s","date":"%s","commit":"%s"}\n' "$gpu" "$(date -u +%F)" \
   "$(git rev-parse --short HEAD 2> /dev/null || echo unknown)" >> "$out/results.jsonl"
 
+# cuBLASLt may be here as a package of Python alone, wherever that keeps them.
+wheels=$("${python:-false}" -c 'import nvidia.cu13; print(list(nvidia.cu13.__path__)[0] + "/lib")' 2> /dev/null || true)
+[[ -z "$wheels" ]] || export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$wheels"
 export BATON_CUDA_DEVICE=$device BATON_BIN="$out/bin"
 if wants checks; then
   for program in "$out"/bin/tests/*_test; do
