@@ -29,10 +29,15 @@ static void give_up(const char *what)
 const struct cuda_driver *emulated_device_create(const struct emulated_options *options)
 {
     const char *device = getenv("BATON_CUDA_DEVICE");
+    /* One stays open: as a node's, the device's context lives as long as the program, and a test needs not wait for a
+     * new one, nor the libraries that keep things by context meet a second. */
+    static const struct cuda_driver *kept;
     const struct cuda_driver *driver;
     struct diag diag = {{0}};
+    const uint32_t number = device ? (uint32_t)strtoul(device, NULL, 10) : 0;
     (void)options; /* seeds and sizes are the chip's own */
-    if (failed(cuda_driver_open(device ? (uint32_t)strtoul(device, NULL, 10) : 0, &driver, &diag))) { give_up(diag.text); }
+    if (!kept && failed(cuda_driver_open(number, &kept, &diag))) { give_up(diag.text); }
+    if (failed(cuda_driver_open(number, &driver, &diag))) { give_up(diag.text); }
     return driver;
 }
 
