@@ -135,7 +135,8 @@ static status_t host_register(const struct cuda_driver *self, void *host, size_t
 {
     struct real_driver *real = real_of(self);
     TRY(real_enter(real, diag));
-    TRY_CU(real, diag, cuMemHostRegister, host, bytes, CU_MEMHOSTREGISTER_PORTABLE);
+    /* cuMemHostAlloc maps whatever the flags say; of registering no document says so. */
+    TRY_CU(real, diag, cuMemHostRegister, host, bytes, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
     return STATUS_OK;
 }
 

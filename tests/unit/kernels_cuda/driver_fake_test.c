@@ -246,6 +246,7 @@ static void memory_and_copies(void **state)
     assert_int_equal(st.cause, 2);
     assert_non_null(strstr(diag.text, "12345 bytes: CUDA_ERROR_OUT_OF_MEMORY (a sentence)"));
     ok(d->host_register(d, pinned, 64, &diag));
+    assert_non_null(strstr(fake->log, "cuMemHostRegister_v2 64 3")); /* portable, and in the device's address space */
     d->host_unregister(d, pinned);
     d->host_free(d, pinned);
     d->mem_free(d, device);
