@@ -133,11 +133,11 @@ benches=(device_bench model_bench)
 for name in "${benches[@]}"; do mains+=("bench/gpu/$name.c"); done
 mains+=(bench/median.c)
 # The kernels' and the backend's own tests, on the chip: "NAME: other sources in their folder". See tests/gpu/*.c.
-launch_checks=("rows_test: rows_testing" "crc32c_test: rows_testing" "kv_write_test: rows_testing" "attention_test:" "sample_test:" "gemv_test:")
-backend_checks=("backend_ops_test: backend_testing" "gemm_plan_test: backend_testing" "graph_test: backend_testing")
+launch_checks=("rows_test: rows_testing" "crc32c_test: rows_testing" "kv_write_test: rows_testing" "attention_test:" "sample_test:" "gemv_test: ../kernels/kernels_testing")
+backend_checks=("backend_ops_test: backend_testing" "gemm_plan_test: backend_testing" "graph_test: backend_testing" "../model/forward_cuda_test: ../model/forward_harness")
 test_objects() { # "NAME: OTHERS": their sources
   local name
-  for name in ${1/:/}; do echo "tests/unit/kernels_cuda/$name.c"; done
+  for name in ${1/:/}; do echo "tests/unit/kernels_cuda/$name.c"; done | sed 's#[a-z_]*/\.\./##'
 }
 if [[ "${CHECKS:-yes}" == yes ]]; then
   mains+=(tests/gpu/launch_on_device.c tests/gpu/emulated_by_device.c)
@@ -212,7 +212,7 @@ for name in "${benches[@]}"; do run_limited link_program "bench/$name" "$(object
 link_check() { # CHECK SUPPORT
   local objects=() file
   for file in $(test_objects "$1"); do objects+=("$(object_of "$file")"); done
-  link_program "tests/${1%%:*}" "${objects[@]}" "$(object_of "tests/gpu/$2.c")" -lcmocka
+  link_program "tests/$(basename "${1%%:*}")" "${objects[@]}" "$(object_of "tests/gpu/$2.c")" -lcmocka
 }
 if [[ "${CHECKS:-yes}" == yes ]]; then
   for check in "${launch_checks[@]}"; do run_limited link_check "$check" launch_on_device; done
