@@ -2,8 +2,7 @@
  * Flow:    D: grant -> block numbers to P; P push -> CRC32C, one put a slice, flush, then a frame notice
  *          -> D checks the sums of what landed -> the endpoint's frame_landed
  * Thread:  the transfer thread. UCX has a thread of its own for timers and wire-up.
- * Memory:  one UCX worker per link, both sides: some MiB with RDMA lanes, 0.2 without (measured, see
- *          docs/OPERATIONS.md). The pool is registered once, at start.
+ * Memory:  one UCX worker per link, both sides; UCX does not say how large. The pool is registered once, at start.
  *
  * This is the one cable where P writes into D's memory by address. What keeps a byte from landing late:
  *

@@ -251,7 +251,7 @@ int main(int argc, char **argv)
         printf("{\"bench\":\"gpu_gemm_rows\",\"mode\":\"%s\",\"rows\":%u,\"us\":%.1f,\"tb_s\":%.3f,\"of_copy\":%.3f}\n", mode, rows,
                seconds * 1e6, bytes / seconds / 1e12, bytes / seconds / copied);
     }
-    static const uint32_t decode[][2] = {{1, 8192}, {64, 2048}, {64, 8192}};
+    static const uint32_t decode[][2] = {{1, 65536}, {64, 2048}, {64, 8192}};
     for (size_t i = 0; i < sizeof decode / sizeof decode[0]; i++) {
         double seconds = attention_seconds(decode[i][0], decode[i][1], 1);
         double bytes = (double)decode[i][0] * decode[i][1] * 2 * KV_HEADS * HEAD_DIM * 2;

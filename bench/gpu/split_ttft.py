@@ -37,11 +37,11 @@ def main():
     args = parser.parse_args()
     common = ["--backend=" + args.backend, "--load=dummy", "--kv-memory=" + args.kv_memory]
     if args.backend == "cuda":
-        common += ["--device=%d" % args.device, "--step-tokens=8192", "--chunk-tokens=8192", "--batch-max=256"]
+        common += ["--device=%d" % args.device, "--step-tokens=8192", "--chunk-tokens=8192", "--batch-max=32"]
     with tempfile.TemporaryDirectory() as folder:
         model = shapes.make(args.shape, folder)
-        with clusters.Cluster(model=model, common=common, threads=4) as split, \
-                clusters.Cluster(model=model, common=common, prefill=0, threads=4) as one:
+        with clusters.Cluster(model=model, common=common, threads=8) as split, \
+                clusters.Cluster(model=model, common=common, prefill=0, threads=8) as one:
             for length in (int(part) for part in args.lengths.split(",")):
                 split_ms, one_ms, transport = [], [], ""
                 for turn in range(args.rounds + 2):

@@ -42,9 +42,16 @@ def main(path):
     table("Prefill attention alone, causal", ["sequences", "tokens", "mode", "us", "TFLOP/s", "of the product's rate", "aim"],
           ([line["sequences"], line["tokens"], line["mode"], line["us"], line["tflop_s"], percent(line["of_gemm"]),
             "50 %" if line["sequences"] == 1 else ""] for line in named("gpu_attention_prefill")))
-    table("Prefill, the whole model", ["model", "prompts", "tokens", "mode", "ms", "tokens/s", "of the product's rate", "aim"],
+    theirs = {(line["prompts"], line["tokens"]): line for line in named("transformers_prefill") if "tokens_s" in line}
+
+    def times_theirs(line):
+        peer = theirs.get((line["prompts"], line["tokens"]))
+        return "%.2f" % (line["tokens_s"] / peer["tokens_s"]) if peer else ""
+
+    table("Prefill, the whole model", ["model", "prompts", "tokens", "mode", "ms", "tokens/s", "of the product's rate", "aim",
+                                       "times transformers"],
           ([line["model"], line["prompts"], line["tokens"], line["mode"], line["ms"], line["tokens_s"], percent(line["of_gemm"]),
-            "70 %"] for line in named("gpu_prefill")))
+            "70 %", times_theirs(line)] for line in named("gpu_prefill")))
 
     peers = {line["batch"]: line for line in named("transformers_decode") if "tokens_s" in line}
 

@@ -86,12 +86,15 @@ def main():
     tell(bench="transformers", version=transformers.__version__, torch=torch.__version__, gpu=torch.cuda.get_device_name(0))
 
     prompts, length = (int(part) for part in args.prefill.split("x"))
-    with torch.inference_mode():
-        ids = torch.randint(0, config.vocab_size, (prompts, length), device="cuda")
-        model(ids, use_cache=True, logits_to_keep=1)
-        times = [seconds_of(torch, lambda: model(ids, use_cache=True, logits_to_keep=1)) for _ in range(args.rounds)]
-    seconds = statistics.median(times)
-    tell(bench="transformers_prefill", prompts=prompts, tokens=length, seconds=seconds, tokens_s=prompts * length / seconds)
+    try:
+        with torch.inference_mode():
+            ids = torch.randint(0, config.vocab_size, (prompts, length), device="cuda")
+            model(ids, use_cache=True, logits_to_keep=1)
+            times = [seconds_of(torch, lambda: model(ids, use_cache=True, logits_to_keep=1)) for _ in range(args.rounds)]
+        seconds = statistics.median(times)
+        tell(bench="transformers_prefill", prompts=prompts, tokens=length, seconds=seconds, tokens_s=prompts * length / seconds)
+    except Exception as error:  # as below
+        tell(bench="transformers_prefill", failed=str(error).split("\n")[0][:200])
 
     for batch in (int(part) for part in args.batches.split(",")):
         for mode in ("static cache, compiled", "static cache"):

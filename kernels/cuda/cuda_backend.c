@@ -294,13 +294,16 @@ static status_t pick_attention(struct cuda_handle *handle, const struct kernels_
     handle->attention = (struct cuda_attention_device){.arch = d->info.arch, .sm_count = d->info.sm_count,
                                                        .shared_bytes_max = d->info.shared_bytes_max,
                                                        .deterministic = config->deterministic};
-    if (d->info.arch != 90 || config->deterministic || config->activations == DTYPE_F32) { return STATUS_OK; }
+    /* Should the kernel be what breaks a chip, so that nothing can be said any more: a way round it. */
+    const char *choice = getenv("BATON_CUDA_ATTENTION");
+    const bool is_unwanted = choice != NULL && strcmp(choice, "mma") == 0;
+    if (is_unwanted || d->info.arch != 90 || config->deterministic || config->activations == DTYPE_F32) { return STATUS_OK; }
     struct diag why = {{0}};
     status_t st = cuda_attention_check(d, handle->queue.stream, &handle->attention, config->activations, &why);
     handle->attention.use_sm90 = !failed(st);
     if (!failed(st) || st.code == ST_UNIMPLEMENTED) { return STATUS_OK; }
     if (st.code != ST_FAILED_PRECONDITION) {
-        diag_set(diag, "%s", why.text);
+        diag_set(diag, "trying the Hopper kernel of attention: %s; BATON_CUDA_ATTENTION=mma does without it", why.text);
         return st;
     }
     LOGF(LOG_WARN, "cuda_attention_sm90_not_used", "device=%u why=\"%s\"", d->info.device, why.text);
