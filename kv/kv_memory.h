@@ -5,7 +5,7 @@
  * Memory:  an op's record is its submitter's, so submitting takes none and is never refused.
  *
  * Two implementations: kernels/cuda/device_memory.h, and host memory by memcpy on a thread of its
- * own (kv_memory_host.h), which behaves alike and is what tests and the tiers' oracle use. A pool in
+ * own (kv_memory_host.h), which behaves alike and shows in a test what each op means. A pool in
  * host memory that tiers and cables read and write themselves has no kv_memory at all: NULL.
  *
  * Marks. A mark is a ticket of kernels_mark(): "all operations queued so far"; 0 has passed. An op

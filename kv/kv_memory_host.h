@@ -3,7 +3,7 @@
  * Thread:  one of its own does the ops, in the order in which they came.
  * Memory:  the pool is the caller's.
  *
- * The oracle of the device's implementation, and a pool for code that knows only kv_memory. Nothing
+ * The plainest form of the interface, for tests; tests/kv_memory has one that behaves badly. Nothing
  * that serves on CPUs goes through it: tiers and cables copy host memory themselves. It cannot be
  * exported, and it has no queue of operations to wait for: marks are 0. */
 #ifndef BATON_KV_KV_MEMORY_HOST_H

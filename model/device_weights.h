@@ -1,6 +1,6 @@
 /* device_weights: a checkpoint's tensors, straight into a device's memory.
  * Flow:    model_weights_open -> [device_weights] -> forward; on a CPU model_weights_fill stands here
- * Thread:  the engine's or the one before it, with helpers of its own; nobody else uses the kernels meanwhile.
+ * Thread:  the engine's or the one before it, with others of its own beside it; nobody else uses the kernels meanwhile.
  * Memory:  two pieces of pinned host memory while it runs, and the device's for the weights. The host never holds
  *          a second copy: pages of the mapped files are the page cache's.
  *

@@ -2,7 +2,8 @@
  * straight into the scattered blocks.
  * Flow:    P push -> header, checksums, then the slices out of the pool -> D's blocks
  * Thread:  the transfer thread; a name that must be looked up is so on a thread of its own.
- * Memory:  one connection per link; nothing per frame.
+ * Memory:  one connection per link; nothing per frame. Between a pool on a device and the wire lie buffers
+ *          taken at open: cable_tcp_stage.c.
  *
  * The first bytes on a connection are the link's token; with certificates configured it is
  * TLS 1.3 below that, and both sides must show a certificate of the configured CA.

@@ -4,7 +4,7 @@
     BATON_BIN=build/gpu/bin bench/gpu/split_ttft.py [--device=0] [--shape=llama-3.1-8b] [--lengths=512,2048,8192]
 
 Both clusters are up at once, each idle while the other answers, and take turns prompt by prompt, so that clocks and
-temperature are theirs alike. Needs memory for three copies of the weights. Limit of the issue: within 5 %.
+temperature are theirs alike. Needs memory for three copies of the weights. Aim: within 5 %.
 """
 import argparse
 import json
