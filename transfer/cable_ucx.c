@@ -150,7 +150,7 @@ static status_t ucx_open(const struct kv_cable_host *host, struct diag *diag, st
         return STATUS(ST_UNIMPLEMENTED, SCOPE_NODE);
     }
     if (host->pool.memory) {
-        diag_set(diag, "ucx cable: the KV pool lies on a device, and this cable sums slices with the CPU; use nccl, shm or tcp");
+        diag_set(diag, "ucx cable: the KV pool lies on a device, and this cable sums slices with the CPU; use shm or tcp");
         return STATUS(ST_UNIMPLEMENTED, SCOPE_NODE);
     }
     const struct ucx_api *api = host->ucx.api;

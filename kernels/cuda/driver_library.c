@@ -85,7 +85,6 @@ static void *open_cublaslt(void)
         "/usr/local/cuda/lib64/" CUBLASLT_FILE,
         "/usr/local/cuda-13*/lib64/" CUBLASLT_FILE,
         "/opt/cuda/lib64/" CUBLASLT_FILE,
-        "/opt/venv*/lib/python3*/site-packages/nvidia/cu13/lib/" CUBLASLT_FILE,
         "/usr/local/lib/python3*/*-packages/nvidia/cu13/lib/" CUBLASLT_FILE,
         "/usr/lib/python3*/*-packages/nvidia/cu13/lib/" CUBLASLT_FILE,
     };

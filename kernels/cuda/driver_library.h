@@ -15,7 +15,7 @@
 /* path  the library's file, or NULL to look for it in the usual places:
  *       libcuda.so.1 where the loader finds it (LD_LIBRARY_PATH, ld.so.cache);
  *       libcublasLt.so.13 there, in $CUDA_HOME, /usr/local/cuda*, /opt/cuda, and where pip puts it
- *       (nvidia/cu13/lib below a site-packages folder of $VIRTUAL_ENV, of /opt/venv*, or of the system).
+ *       (nvidia/cu13/lib below a site-packages folder of $VIRTUAL_ENV, or of the system).
  * Errors  FAILED_PRECONDITION (node): it is nowhere, or too old to have every function; diag says where it was
  *         sought and which function lacks. */
 NODISCARD status_t driver_library_load_cuda(const char *path, struct cuda_api *ret_api, struct diag *diag);
