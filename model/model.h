@@ -43,7 +43,7 @@ struct model_options {
 /* Opens a model directory: config, weights, fingerprint.
  * directory, options  borrow
  * ret_model  returns owned: model_destroy()
- * Errors   what model_config_load() and model_weights_load() say: NOT_FOUND, INVALID_ARGUMENT,
+ * Errors   what model_config_load() and model_weights_open() say: NOT_FOUND, INVALID_ARGUMENT,
  *          DATA_LOSS (a damaged file), RESOURCE_EXHAUSTED (no memory), all of scope node; diag
  *          names the file and the field or tensor.
  * Cost     maps the files and hashes samples of them (see model_fingerprint); then reads the pack file, or

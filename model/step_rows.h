@@ -71,7 +71,7 @@ NODISCARD status_t step_rows_set(struct step_rows *rows, const struct forward_st
  * token 0 at position 0, stored nowhere, attending to nothing. */
 void step_rows_fill_up(struct step_rows *rows, uint32_t count);
 
-/* A step of `count` rows that are no sequence's, as fill_up() makes them: it computes, and leaves the pool as it is.
+/* A step of `count` rows that are no sequence's, as step_rows_fill_up() makes them: it computes, and leaves the pool as it is.
  * is_decode  all of them want logits, and count is within spans_max; else only the first does. */
 void step_rows_set_empty(struct step_rows *rows, uint32_t count, bool is_decode);
 

@@ -294,7 +294,7 @@ static void run_map(enum cuda_map map, const struct rows *a, const struct rows *
     launch(CUDA_KERNEL_map, &shape, &args, sizeof(args));
 }
 
-/* What the forms of map.cu may err by, in units of the result; exp, erf and erfc err by 8 units (4 ulp) at most:
+/* What the forms of the map kernel may err by, in units of the result; exp, erf and erfc err by 8 units (4 ulp) at most:
  *   silu       exp 8, a sum, a quotient, a product, and the oracle's rounding
  *   gelu_erf   erfc 8 and what its argument's two roundings change, 2 z^2 + 2 times each where z > 0; two products
  *   gelu_tanh  the exponent's five roundings times the exponent, exp 8, a sum, a quotient
