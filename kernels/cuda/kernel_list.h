@@ -20,7 +20,6 @@
     X(rope, cuda_rope_args)                  \
     X(map, cuda_map_args)                    \
     X(gather_rows, cuda_gather_rows_args)    \
-    X(copy_blocks, cuda_copy_blocks_args)    \
     X(crc32c, cuda_crc32c_args)
 
 /* kv_write.cu, args in kv_args.h */

@@ -202,24 +202,3 @@ extern "C" __global__ void cuda_gather_rows(const __grid_constant__ struct cuda_
     }
     for (uint32_t i = 0; i < 16 && first + i < a.row_bytes; i += 2) { *(uint16_t *)(to + i) = *(const uint16_t *)(from + i); }
 }
-
-/* A block of threads moves CUDA_COPY_PIECE bytes: eight loads are under way before the first store. */
-extern "C" __global__ void cuda_copy_blocks(const __grid_constant__ struct cuda_copy_blocks_args a)
-{
-    const struct cuda_block_pair pair = a.pairs[blockIdx.y];
-    if (pair.to == 0xffffffffu) { return; }
-    const unsigned char *from = (const unsigned char *)a.pool + pair.from * a.block_bytes;
-    unsigned char *to = (unsigned char *)a.pool + pair.to * a.block_bytes;
-    const uint64_t first = (uint64_t)blockIdx.x * CUDA_COPY_PIECE + threadIdx.x * 16u;
-    words4 v[8];
-#pragma unroll
-    for (uint32_t i = 0; i < 8; i++) {
-        const uint64_t at = first + i * (CUDA_COPY_PIECE / 8);
-        if (at < a.block_bytes) { v[i] = load16_stream(from + at); }
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < 8; i++) {
-        const uint64_t at = first + i * (CUDA_COPY_PIECE / 8);
-        if (at < a.block_bytes) { store16(to + at, v[i]); }
-    }
-}

@@ -96,13 +96,3 @@ void cuda_gather_rows_shape(const struct cuda_gather_rows_args *args, struct cud
     CHECK(args->row_bytes % 2 == 0);
     *ret_launch = launch_by_chunks(args->rows, args->row_bytes / 2);
 }
-
-void cuda_copy_blocks_shape(const struct cuda_copy_blocks_args *args, struct cuda_launch *ret_launch)
-{
-    CHECK((uintptr_t)args->pool % 16 == 0);
-    CHECK(args->block_bytes % 16 == 0);
-    CHECK(args->pair_count <= CUDA_COPY_PAIRS_MAX);
-    const uint64_t pieces = (args->block_bytes + CUDA_COPY_PIECE - 1) / CUDA_COPY_PIECE;
-    CHECK(pieces <= INT32_MAX);
-    *ret_launch = (struct cuda_launch){.grid = {(uint32_t)pieces, args->pair_count, 1}, .block = {CUDA_COPY_PIECE / 128, 1, 1}};
-}

@@ -113,21 +113,6 @@ struct cuda_gather_rows_args {
 };
 void cuda_gather_rows_shape(const struct cuda_gather_rows_args *args, struct cuda_launch *ret_launch);
 
-#define CUDA_COPY_PIECE 32768u /* bytes of a block that one block of threads moves */
-#define CUDA_COPY_PAIRS_MAX 65535u
-
-/* Copies whole blocks inside a pool. No block is both read and written by one launch. */
-struct cuda_block_pair {
-    uint32_t from, to; /* indices of blocks; 0xffffffff in `to`: the pair is skipped */
-};
-struct cuda_copy_blocks_args {
-    void *pool; /* block 0, 16-byte aligned */
-    uint64_t block_bytes; /* a multiple of 16 */
-    const struct cuda_block_pair *pairs;
-    uint32_t pair_count; /* <= CUDA_COPY_PAIRS_MAX */
-};
-void cuda_copy_blocks_shape(const struct cuda_copy_blocks_args *args, struct cuda_launch *ret_launch);
-
 #define CUDA_CRC32C_PIECE 65536u /* bytes of a range that one block of threads sums */
 #define CUDA_CRC32C_RANGES_MAX 65535u
 

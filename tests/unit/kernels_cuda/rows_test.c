@@ -421,33 +421,6 @@ static void gather_moves_rows(void **state)
     }
 }
 
-/* Whole blocks are copied, the others keep their bytes, and a pair without a target is skipped. */
-static void blocks_are_copied_whole(void **state)
-{
-    (void)state;
-    struct random random = random_from_environment("copy_blocks");
-    static const size_t sizes[] = {16, 48, 4096, 32768, 32784, 100000};
-    for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
-        const size_t bytes = sizes[s];
-        unsigned char *pool = aligned_alloc(16, 8 * bytes), *want = malloc(8 * bytes);
-        assert_non_null(pool);
-        assert_non_null(want);
-        for (size_t i = 0; i < 8 * bytes; i++) { pool[i] = (unsigned char)random_word(&random); }
-        memcpy(want, pool, 8 * bytes);
-        const struct cuda_block_pair pairs[] = {{1, 6}, {7, 0}, {2, UINT32_MAX}, {1, 3}};
-        memcpy(want + 6 * bytes, want + 1 * bytes, bytes);
-        memcpy(want, want + 7 * bytes, bytes);
-        memcpy(want + 3 * bytes, want + 1 * bytes, bytes);
-        const struct cuda_copy_blocks_args args = {.pool = pool, .block_bytes = bytes, .pairs = pairs, .pair_count = 4};
-        struct cuda_launch shape;
-        cuda_copy_blocks_shape(&args, &shape);
-        launch(CUDA_KERNEL_copy_blocks, &shape, &args, sizeof(args));
-        assert_memory_equal(pool, want, 8 * bytes);
-        free(pool);
-        free(want);
-    }
-}
-
 /* No rows: no blocks, which is no launch. */
 static void no_rows_is_no_launch(void **state)
 {
@@ -467,8 +440,6 @@ static void no_rows_is_no_launch(void **state)
     assert_int_equal(shape.grid[0], 0);
     cuda_gather_rows_shape(&(struct cuda_gather_rows_args){.row_bytes = 8}, &shape);
     assert_int_equal(shape.grid[0], 0);
-    cuda_copy_blocks_shape(&(struct cuda_copy_blocks_args){.block_bytes = 16}, &shape);
-    assert_int_equal(shape.grid[1], 0);
 }
 
 int main(void)
@@ -482,7 +453,6 @@ int main(void)
         cmocka_unit_test(elementwise_is_the_oracles),
         cmocka_unit_test(convert_rounds_as_the_host_does),
         cmocka_unit_test(gather_moves_rows),
-        cmocka_unit_test(blocks_are_copied_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
