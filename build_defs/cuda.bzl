@@ -24,7 +24,9 @@ def cuda_kernels(name, srcs, hdrs = [], emulator_deps = [], emulator_copts = [],
                 name = _stem(src) + "_fatbin",
                 srcs = [src] + hdrs,
                 outs = [_stem(src) + ".fatbin"],
-                cmd = "%s/bin/nvcc --fatbin -std=c++17 -O3 --fmad=false --Werror all-warnings -I. %s -o $@ $(location %s)" % (CUDA_ROOT, gencode, src),
+                # nvcc names its temporary files by its process id, which in a sandbox is the same for all: each
+                # gets a folder of its own.
+                cmd = "export TMPDIR=$$(mktemp -d); trap 'rm -rf $$TMPDIR' EXIT; %s/bin/nvcc --fatbin -std=c++17 -O3 --fmad=false --Werror all-warnings -I. %s -o $@ $(location %s)" % (CUDA_ROOT, gencode, src),
                 message = "nvcc",
             )
     native.filegroup(name = name + "_fatbins", srcs = fatbins, visibility = visibility)
