@@ -1,6 +1,6 @@
 /* device_internal: what the parts of the emulated device share. Private to device_*.c.
- * Parts:   device_table.c (the table, faults), device_memory.c (device, pinned and imported memory), device_queue.c (streams, events,
- *          who runs what and when), device_run.c (what an operation does), device_gemm.c, device_graph.c, device_ipc.c
+ * Parts:   device_table.c (the table, faults), device_memory.c (device, pinned and imported memory), device_queue.c (streams,
+ *          events), device_copy.c (copies and kernels that they take), device_schedule.c (who runs what and when), device_run.c (what an operation does), device_gemm.c, device_graph.c, device_ipc.c
  * Thread:  `lock` guards everything of a device; an operation itself runs without it, one at a time (`busy`). */
 #ifndef BATON_TESTS_CUDA_DEVICE_INTERNAL_H
 #define BATON_TESTS_CUDA_DEVICE_INTERNAL_H
@@ -201,7 +201,16 @@ void device_record_unref(struct record *record);
 void device_event_map_unref(struct event_map *map);
 /* Fails where this thread captures on `device`: such a call would spoil the capture, and does. */
 status_t device_refuse_in_capture(struct device *device, const char *what, struct diag *diag);
+/* The stream whose head may run next, for whoever waits for `target`, or for anybody; NULL: none may. */
+struct cuda_stream *device_pick(struct device *device, struct cuda_stream *target, bool is_worker);
+/* Runs the first operation of a stream, without the lock. */
+void device_run_head(struct device *device, struct cuda_stream *stream);
+/* One turn of whoever waits for `target`: runs something, or waits until somebody has. */
+void device_advance(struct device *device, struct cuda_stream *target);
+/* The process that exported the event has ended. */
+bool device_peer_is_dead(const struct event_map *map);
 void device_queue_calls(struct cuda_driver *table);
+void device_copy_calls(struct cuda_driver *table);
 void device_stop_worker(struct device *device);
 
 /* ---- graphs (lock held) ---- */
