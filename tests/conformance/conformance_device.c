@@ -90,7 +90,7 @@ void a_pool_ends_after_its_last_reader(void **state)
     stat_wait(&d, "failed", 1); /* P's link has ended, P itself has not */
     tell(&d, "unhold 0");
     (void)expect(&d, "failed %016llx", 2ULL);
-    proc_quit(&p); /* the fake ends a process whose pool is freed under a reader */
+    proc_ends(&p); /* the fake ends a process whose pool is freed under a reader */
     audit_quiet(&d);
     proc_quit(&d);
 }

@@ -92,6 +92,11 @@ void proc_kill(struct proc *proc, int signal_number)
 void proc_quit(struct proc *proc)
 {
     tell(proc, "quit 0");
+    proc_ends(proc);
+}
+
+void proc_ends(struct proc *proc)
+{
     int status = proc_reap(proc);
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) { fail_msg("a peer ended with wait status %#x", (unsigned)status); }
 }

@@ -35,6 +35,7 @@ extern bool pools_on_device;
 void proc_start(struct proc *proc, const char *netns, const char *args);
 void proc_kill(struct proc *proc, int signal_number); /* SIGKILL also reaps it */
 void proc_quit(struct proc *proc);                    /* and checks that it ends well */
+void proc_ends(struct proc *proc);                    /* the same for one that was told to quit before */
 /* Ends all that still run; for teardown. */
 int procs_end(void **state);
 
