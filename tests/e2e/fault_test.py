@@ -183,6 +183,17 @@ class Faults(unittest.TestCase):
             self.assertGreater(highest, 0)
             cluster.wait_idle()
 
+    def metrics_when_prefilled(self, cluster, sequences):
+        """prefill-0's metrics when so many sequences decode, so that none of their prompts is still to come."""
+        deadline = time.monotonic() + 30
+        while True:
+            decode, prefill = cluster.metrics("decode-0"), cluster.metrics("prefill-0")
+            running = sum(v for k, v in decode.items() if k.startswith("vllm:num_requests_running"))
+            legs = sum(v for k, v in prefill.items() if k.startswith("baton_legs{"))
+            if running == sequences and legs == 0:
+                return prefill
+            self.assertLess(time.monotonic(), deadline, (running, legs))
+
     def test_overload_is_refused_before_any_prefill(self):
         flags = ["--prompt=" + LONG, "--max-tokens=600", "--ignore-eos", "--temperature=0", "--quiet", "--n=4"]
         with Cluster(1, 1, router_flags=["--requests-max=3"]) as cluster:
@@ -190,7 +201,7 @@ class Faults(unittest.TestCase):
             try:
                 for stream in streams:
                     self.assertTrue(stream.stdout.read(8))
-                before = cluster.metrics("prefill-0")
+                before = self.metrics_when_prefilled(cluster, 12)
                 refusals = 0
                 for _ in range(5):
                     got = cluster.run("generate", "--prompt=A", "--max-tokens=1", "--quiet")
