@@ -1,0 +1,66 @@
+/* nccl_api: NCCL as a table of functions, found in a library at run time.
+ * Flow:    cable_nccl's open -> [nccl_api] -> the table -> nccl_pair; a test hands the cable a table of its own
+ * Thread:  nccl_api_load on the thread that creates the endpoint, before others start: it sets environment
+ *          variables, which NCCL reads once. The table's functions: one thread at a time inside one communicator.
+ * Memory:  one table for the life of the process. The library is never unloaded: it leaves threads behind.
+ *
+ * Run time, and not link time, so that the binaries need no NCCL: the library alone is 200 MB, and most nodes of
+ * one machine have shm.
+ *
+ * A communicator that does not block: a call that answers NCCL_IN_PROGRESS goes on inside the library, and the next
+ * call on that communicator, but for comm_get_async_error and comm_abort, has to wait until comm_get_async_error
+ * says something else. With blocking 0 every call that sends or receives answers so as a rule. */
+#ifndef BATON_TRANSFER_NCCL_API_H
+#define BATON_TRANSFER_NCCL_API_H
+
+#include "base/diag.h"
+#include "base/status.h"
+#include "transfer/nccl_abi.h"
+
+/* 2.19: the first with all of: configuration by struct, an abort of a communicator that does not block and is still
+ * being made, and errors of the proxy thread in comm_get_async_error. Older ones are found in old images. */
+#define NCCL_VERSION_MIN NCCL_CODE(2, 19, 0)
+
+struct nccl_api {
+    nccl_result_t (*get_version)(int *ret_version);
+    /* Listens on a port of this process, with a thread, until all ranks of the communicator have come: see
+     * nccl_pair.c on those that never come. Needs no device. */
+    nccl_result_t (*get_unique_id)(struct nccl_id *ret_id);
+    /* On the calling thread's device. *ret_comm may be set though it failed; then comm_abort frees it. */
+    nccl_result_t (*comm_init_rank_config)(nccl_comm_t *ret_comm, int ranks, struct nccl_id id, int rank,
+                                           struct nccl_config *config);
+    nccl_result_t (*comm_get_async_error)(nccl_comm_t comm, nccl_result_t *ret_error);
+    /* Stops what is queued, whatever state the communicator is in, and frees it; blocks meanwhile. */
+    nccl_result_t (*comm_abort)(nccl_comm_t comm);
+    nccl_result_t (*comm_count)(nccl_comm_t comm, int *ret_ranks);
+    /* What the calling thread queues in between is one operation: needed to send to oneself. */
+    nccl_result_t (*group_start)(void);
+    nccl_result_t (*group_end)(void);
+    /* Queued on `stream`, a CUstream; on the device it then waits for the peer's call of the same place in the order,
+     * which must have the same count. */
+    nccl_result_t (*send)(const void *device, size_t count, int type, int peer, nccl_comm_t comm, void *stream);
+    nccl_result_t (*recv)(void *device, size_t count, int type, int peer, nccl_comm_t comm, void *stream);
+    const char *(*get_error_string)(nccl_result_t result);
+    const char *(*get_last_error)(nccl_comm_t comm); /* takes NULL */
+};
+
+/* Loads `library` (NULL or "": libnccl.so.2 where the loader looks) and fills the table, once for the process; a
+ * second call gives the same table. A program that links another definition has that one: this one is weak.
+ * Errors: UNAVAILABLE (node): the library, or one of its functions, is not there; FAILED_PRECONDITION (node): it is
+ * too old. The text says what to do. */
+NODISCARD status_t nccl_api_load(const char *library, struct diag *diag, const struct nccl_api **ret_api);
+
+/* Whether this library's version will do; api is one that was filled in. ret_version  22809 for 2.28.9; may be NULL. */
+NODISCARD status_t nccl_api_check_version(const struct nccl_api *api, int *ret_version, struct diag *diag);
+
+/* Everything at its default, and such that calls do not block. */
+struct nccl_config nccl_config_make(uint32_t channels);
+
+/* A result that is neither success nor in progress, as ours, with NCCL's own words in diag: "ncclSend: remote
+ * process exited or there was a network error (6): ...". UNAVAILABLE (peer) for what a peer or a network can cause,
+ * else INTERNAL (peer): a pair is broken, the node is not. cause = the result.
+ * call  the function as NCCL names it. comm  may be NULL. */
+NODISCARD status_t nccl_api_status(const struct nccl_api *api, nccl_comm_t comm, const char *call, nccl_result_t result,
+                                   struct diag *diag);
+
+#endif
