@@ -40,10 +40,20 @@ const struct flag node_flags[] = {
      * each takes its grants back. A prompt may wait in a prefill node's queue for longer than any
      * short lease, and then a busy cluster would throw its own work away. */
     {"lease", FLAG_DURATION, AT(lease_ns), "10m", "TIME", "Last resort: a grant without a byte for this long is taken back.", 1000000, UINT64_C(3600000000000)},
-    {"cables", FLAG_STRING, AT(cables), "auto", "auto|shm|ucx|tcp", "How KV blocks may travel: auto, or names in the order to prefer them, as shm,tcp.", 0, 0},
+    {"cables", FLAG_STRING, AT(cables), "auto", "auto|shm|nccl|ucx|tcp", "How KV blocks may travel: auto, or names in the order to prefer them, as shm,tcp.", 0, 0},
     {"ucx", FLAG_STRING, AT(ucx), "off", "off|rdma|trust-network",
      "The ucx cable: over RDMA hardware; trust-network: over TCP too, where whoever reaches UCX's port can write this process's memory.", 0, 0},
     {"ucx-library", FLAG_STRING, AT(ucx_library), NULL, "FILE", "UCX 1.19 or newer; default: libucp.so.0 where the system has it.", 0, 0},
+    {"nccl", FLAG_STRING, AT(nccl), "off", "off|on",
+     "The nccl cable, between pools on GPUs: a communicator for each pair of nodes, made beside the traffic. Needs --backend=cuda.", 0, 0},
+    {"nccl-library", FLAG_STRING, AT(nccl_library), NULL, "FILE", "NCCL 2.19 or newer; default: libnccl.so.2 where the system has it.", 0, 0},
+    {"nccl-channels", FLAG_U32, AT(nccl_channels), "4", "N", "Channels of a communicator: more are faster, and take more of the GPU's processors and memory.", 1, 32},
+    {"nccl-pairs-max", FLAG_U32, AT(nccl_pairs_max), "0", "N",
+     "Communicators at once; 0: one for each link. Where one more is wanted the one idle for longest makes room, or the next cable carries.", 0, 1024},
+    {"nccl-memory", FLAG_BYTES, AT(nccl_memory), "2GiB", "SIZE", "GPU memory for all communicators together, taken as they come up.",
+     UINT64_C(64) << 20, UINT64_C(1) << 40},
+    {"nccl-init-timeout", FLAG_DURATION, AT(nccl_init_timeout_ns), "15s", "TIME", "A communicator that is not up by then is given up, and tried again later.",
+     UINT64_C(100000000), UINT64_C(600000000000)},
     {"tcp-listen", FLAG_STRING, AT(tcp_listen), "0.0.0.0:0", "H:P", "decode: where the tcp cable listens.", 0, 0},
     {"uds-dir", FLAG_STRING, AT(uds_dir), NULL, "DIR",
      "decode: folder of the shm cable's socket; default: XDG_RUNTIME_DIR, else one of this user alone in /tmp.", 0, 0},
@@ -137,36 +147,61 @@ static status_t check_backend(const struct node_config *config, struct diag *dia
     return STATUS_OK;
 }
 
-/* "auto", or names, each once. */
-static bool cables_are_known(const char *cables, bool *ret_has_ucx)
+static const char *const cable_names[] = {"shm", "nccl", "ucx", "tcp"};
+enum { CABLE_SHM, CABLE_NCCL, CABLE_UCX, CABLE_TCP, CABLE_COUNT };
+
+/* Names, each at most once.
+ * ret_named  bit i: cable_names[i] */
+static bool cables_are_known(const char *cables, unsigned *ret_named)
 {
-    static const char *const known[] = {"shm", "ucx", "tcp"};
-    unsigned seen = 0;
+    unsigned named = 0;
     for (const char *at = cables;;) {
         size_t chars = strcspn(at, ",");
         unsigned which = 0;
-        while (which < 3 && (strlen(known[which]) != chars || strncmp(at, known[which], chars) != 0)) { which++; }
-        if (which == 3 || seen >> which & 1u) { return false; }
-        seen |= 1u << which;
+        while (which < CABLE_COUNT && (strlen(cable_names[which]) != chars || strncmp(at, cable_names[which], chars) != 0)) { which++; }
+        if (which == CABLE_COUNT || named >> which & 1u) { return false; }
+        named |= 1u << which;
         if (at[chars] == '\0') { break; }
         at += chars + 1;
     }
-    *ret_has_ucx = seen >> 1 & 1u;
+    *ret_named = named;
     return true;
+}
+
+bool node_config_wants_nccl(const struct node_config *config) { return config->nccl && strcmp(config->nccl, "on") == 0; }
+
+/* A cable that is off unless its flag turns it on is named in both places, or in neither. */
+static status_t check_switch(const struct node_config *config, unsigned named, unsigned cable, bool is_on, const char *how, struct diag *diag)
+{
+    const char *name = cable_names[cable];
+    bool is_named = named >> cable & 1u;
+    if (is_named && !is_on) {
+        diag_set(diag, "--cables names %s and --%s=off: %s turns it on", name, name, how);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    if (is_on && !is_named && strcmp(config->cables, "auto") != 0) {
+        diag_set(diag, "--%s turns on a cable that --cables does not name", name);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
+    return STATUS_OK;
 }
 
 static status_t check_cables(const struct node_config *config, struct diag *diag)
 {
     static const char *const modes[] = {"off", "rdma", "trust-network"};
-    bool is_auto = strcmp(config->cables, "auto") == 0, has_ucx = false;
-    if (!is_auto && !cables_are_known(config->cables, &has_ucx)) {
-        diag_set(diag, "--cables=%s: takes auto, or of shm, ucx and tcp each at most once, in the order to prefer them, as tcp,shm", config->cables);
+    static const char *const switches[] = {"off", "on"};
+    unsigned named = 0;
+    if (strcmp(config->cables, "auto") != 0 && !cables_are_known(config->cables, &named)) {
+        diag_set(diag, "--cables=%s: takes auto, or of shm, nccl, ucx and tcp each at most once, in the order to prefer them, as tcp,shm", config->cables);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     if (!is_one_of(config->ucx, modes, 3)) { return bad(diag, "--ucx: takes off, rdma or trust-network"); }
-    bool is_off = strcmp(config->ucx, "off") == 0;
-    if (is_off && has_ucx) { return bad(diag, "--cables names ucx and --ucx=off: --ucx=rdma or --ucx=trust-network turns it on"); }
-    if (!is_off && !is_auto && !has_ucx) { return bad(diag, "--ucx turns on a cable that --cables does not name"); }
+    if (config->nccl && !is_one_of(config->nccl, switches, 2)) { return bad(diag, "--nccl: takes off or on"); }
+    TRY(check_switch(config, named, CABLE_UCX, strcmp(config->ucx, "off") != 0, "--ucx=rdma or --ucx=trust-network", diag));
+    TRY(check_switch(config, named, CABLE_NCCL, node_config_wants_nccl(config), "--nccl=on", diag));
+    if (node_config_wants_nccl(config) && (!config->backend || strcmp(config->backend, "cpu") == 0)) {
+        return bad(diag, "--nccl=on needs --backend=cuda: it moves KV blocks between pools on GPUs");
+    }
     return STATUS_OK;
 }
 

@@ -28,6 +28,12 @@ struct node_config {
     const char *cables;
     const char *ucx; /* "off", "rdma", "trust-network" */
     const char *ucx_library;
+    const char *nccl; /* "off", "on"; NULL: off */
+    const char *nccl_library;
+    uint32_t nccl_channels;  /* of a communicator */
+    uint32_t nccl_pairs_max; /* 0: one for each link */
+    uint64_t nccl_memory;    /* of the device, for all communicators together */
+    uint64_t nccl_init_timeout_ns;
     const char *tcp_listen;
     const char *uds_dir;
     const char *metrics_listen;
@@ -54,6 +60,9 @@ struct node_config {
 
 extern const struct flag node_flags[];
 extern const uint32_t node_flag_count;
+
+/* Whether the nccl cable is turned on. */
+bool node_config_wants_nccl(const struct node_config *config);
 
 /* What no single flag can check: cross-checks between flags.
  * Errors  INVALID_ARGUMENT (node), diag names both flags. */

@@ -54,7 +54,8 @@ class Flags(unittest.TestCase):
                     bad = NUMBERS
                 elif not value and name not in ("help",):
                     bad = ("maybe", "2")
-                elif value in ("auto|dummy", "auto|f32|bf16", "auto|bf16|int8|int4", "auto|f32|bf16|f16|int8|fp8", "auto|shm|tcp", "on|off",
+                elif value in ("auto|dummy", "auto|f32|bf16", "auto|bf16|int8|int4", "auto|f32|bf16|f16|int8|fp8", "auto|shm|nccl|ucx|tcp",
+                               "off|rdma|trust-network", "off|on", "on|off",
                                "auto|swap|recompute", "LEVEL"):
                     bad = ("", "bogus")
                 elif value and value.startswith("H:P"):
@@ -78,7 +79,8 @@ class Flags(unittest.TestCase):
         for node in ("prefill_node/prefill_node", "decode_node/decode_node"):
             for flag, value in (("batch-max", "0"), ("batch-max", "5000"), ("kv-block-tokens", "17"), ("kv-block-tokens", "8"),
                                 ("step-tokens", "0"), ("chunk-tokens", "0"), ("routers-max", "0"), ("routers-max", "9999"),
-                                ("waiting-max", "70000"), ("lease", "0s"), ("lease", "9h"), ("threads", "100000")):
+                                ("waiting-max", "70000"), ("nccl-channels", "0"), ("nccl-channels", "33"),
+                                ("nccl-pairs-max", "5000"), ("nccl-memory", "1MiB"), ("nccl-init-timeout", "1ms"), ("nccl-init-timeout", "1h"), ("lease", "0s"), ("lease", "9h"), ("threads", "100000")):
                 with self.subTest(node=node, flag=flag, value=value):
                     text = self.refused(node, flag, "--model=" + find_model(), "--check", "--%s=%s" % (flag, value))
                     self.assertRegex(text, r"\d")
@@ -96,6 +98,13 @@ class Flags(unittest.TestCase):
             (["--kv-host-memory=1MiB", "--prefix-cache=off"], ["--kv-host-memory", "--prefix-cache=on"]),
             (["--kv-disk=1MiB", "--kv-disk-path=" + file, "--prefix-cache=off"], ["--kv-disk", "--prefix-cache=on"]),
             (["--preempt=swap"], ["--preempt=swap", "--kv-host-memory", "--kv-disk"]),
+        ]
+        cases += [
+            (["--nccl=on"], ["--nccl=on needs --backend=cuda"]),
+            (["--nccl=on", "--backend=cuda", "--cables=shm,tcp"], ["--nccl", "--cables"]),
+            (["--cables=nccl,tcp", "--backend=cuda"], ["--cables names nccl", "--nccl=off", "--nccl=on"]),
+            (["--cables=ucx,tcp"], ["--cables names ucx", "--ucx=off", "--ucx=rdma"]),
+            (["--ucx=rdma", "--cables=tcp"], ["--ucx", "--cables"]),
         ]
         cases += [(["--compute=bf16", "--isa=" + isa], ["--compute=bf16", "--isa=" + isa])
                   for isa in ("avx512", "avx2", "scalar", "ref")]

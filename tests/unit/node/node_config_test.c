@@ -64,7 +64,7 @@ static void the_table_is_sound(void **state)
 static void what_does_not_fit_together_is_refused(void **state)
 {
     (void)state;
-    static const struct { const char *words[4]; const char *reason; } cases[] = {
+    static const struct { const char *words[5]; const char *reason; } cases[] = {
         {{NULL}, "--model: needed"},
         {{"--model=d", "--kv-block-tokens=24", NULL}, "16 or 32"},
         {{"--model=d", "--kv-block-tokens=64", NULL}, "--kv-block-tokens=64"},
@@ -95,6 +95,19 @@ static void what_does_not_fit_together_is_refused(void **state)
         {{"--model=d", "--cables=ucx", NULL}, "--ucx=off"},
         {{"--model=d", "--cables=tcp", "--ucx=rdma", NULL}, "does not name"},
         {{"--model=d", "--ucx=tcp", NULL}, "off, rdma or trust-network"},
+        {{"--model=d", "--cables=nccl,tcp", NULL}, "--cables names nccl and --nccl=off: --nccl=on turns it on"},
+        {{"--model=d", "--cables=nccl,ucx", "--ucx=rdma", NULL}, "--nccl=off"},
+        {{"--model=d", "--cables=nccl,nccl", NULL}, "of shm, nccl, ucx and tcp each at most once"},
+        {{"--model=d", "--backend=cuda", "--nccl=on", "--cables=shm,tcp"}, "--nccl turns on a cable that --cables does not name"},
+        {{"--model=d", "--nccl=on", NULL}, "--nccl=on needs --backend=cuda"},
+        {{"--model=d", "--nccl=on", "--backend=cpu", NULL}, "--nccl=on needs --backend=cuda"},
+        {{"--model=d", "--backend=cuda", "--nccl=auto", NULL}, "--nccl: takes off or on"},
+        {{"--model=d", "--backend=cuda", "--nccl=", NULL}, "--nccl: takes off or on"},
+        {{"--model=d", "--nccl-channels=0", NULL}, "--nccl-channels=0: takes a whole number from 1 to 32"},
+        {{"--model=d", "--nccl-channels=33", NULL}, "from 1 to 32"},
+        {{"--model=d", "--nccl-pairs-max=1025", NULL}, "from 0 to 1024"},
+        {{"--model=d", "--nccl-memory=1MiB", NULL}, "from 64MiB to 1024GiB"},
+        {{"--model=d", "--nccl-init-timeout=1ms", NULL}, "from 100ms to 600s"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         status_t st = parse(cases[i].words);
@@ -111,6 +124,34 @@ static void what_does_not_fit_together_is_refused(void **state)
     assert_false(failed(PARSE("--model=d", "--isa=scalar", "--compute=auto")));
     assert_false(failed(PARSE("--model=d", "--isa=avx2", "--compute=f32")));
     assert_false(failed(PARSE("--model=d", "--kv-block-tokens=32", "--tls-cert=a", "--tls-key=b", "--tls-ca=c")));
+}
+
+/* The nccl cable is off until it is turned on; it goes with any cables that name it; its numbers are what the flags say. */
+static void nccl_is_turned_on_by_its_flag(void **state)
+{
+    (void)state;
+    assert_false(failed(PARSE("--model=d", "--backend=cuda")));
+    assert_false(node_config_wants_nccl(&config));
+    assert_int_equal(config.nccl_channels, 4);
+    assert_int_equal(config.nccl_pairs_max, 0);
+    assert_true(config.nccl_memory == UINT64_C(2) << 30);
+    assert_true(config.nccl_init_timeout_ns == UINT64_C(15000000000));
+    assert_false(failed(PARSE("--model=d", "--backend=cuda", "--nccl=on")));
+    assert_true(node_config_wants_nccl(&config));
+    static const char *const orders[] = {"--cables=auto", "--cables=nccl", "--cables=nccl,tcp", "--cables=shm,nccl,tcp", "--cables=tcp,nccl"};
+    for (size_t i = 0; i < sizeof orders / sizeof orders[0]; i++) {
+        status_t st = PARSE("--model=d", "--backend=cuda", "--nccl=on", orders[i]);
+        if (failed(st)) { fail_msg("%s: %s", orders[i], diag.text); }
+    }
+    assert_false(failed(PARSE("--model=d", "--backend=cuda", "--nccl=on", "--ucx=rdma", "--cables=shm,nccl,ucx,tcp")));
+    assert_false(failed(PARSE("--model=d", "--backend=cuda", "--nccl=on", "--nccl-library=/x", "--nccl-channels=32", "--nccl-pairs-max=1",
+                              "--nccl-memory=64MiB", "--nccl-init-timeout=600s")));
+    assert_string_equal(config.nccl_library, "/x");
+    assert_int_equal(config.nccl_channels, 32);
+    assert_int_equal(config.nccl_pairs_max, 1);
+    config.nccl = NULL; /* as a configuration that was made without the field */
+    assert_false(failed(node_config_check(&config, &diag)));
+    assert_false(node_config_wants_nccl(&config));
 }
 
 /* A plan that fits passes; one that does not names its parts, the sum and what there is; sums
@@ -194,6 +235,7 @@ int main(void)
         cmocka_unit_test(the_defaults_hold),
         cmocka_unit_test(the_table_is_sound),
         cmocka_unit_test(what_does_not_fit_together_is_refused),
+        cmocka_unit_test(nccl_is_turned_on_by_its_flag),
         cmocka_unit_test(memory_is_planned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
