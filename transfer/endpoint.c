@@ -99,13 +99,14 @@ static status_t cables_open(struct kv_endpoint *endpoint, const struct kv_endpoi
 {
     bool is_auto = !config->cables || strcmp(config->cables, "auto") == 0;
     char list[128], known[128] = "";
-    for (uint32_t i = 0; kv_cables[i]; i++) {
-        snprintf(known + strlen(known), sizeof known - strlen(known), ", %s", kv_cables[i]->name);
+    const struct kv_cable_ops *const *table = endpoint->cable_table;
+    for (uint32_t i = 0; table[i]; i++) {
+        snprintf(known + strlen(known), sizeof known - strlen(known), ", %s", table[i]->name);
     }
     if (is_auto) {
         list[0] = '\0';
-        for (uint32_t i = 0; kv_cables[i]; i++) {
-            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? "," : "", kv_cables[i]->name);
+        for (uint32_t i = 0; table[i]; i++) {
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? "," : "", table[i]->name);
         }
     } else if (snprintf(list, sizeof list, "%s", config->cables) >= (int)sizeof list) {
         return bad_config(diag, "the list of cables is too long");
@@ -113,8 +114,8 @@ static status_t cables_open(struct kv_endpoint *endpoint, const struct kv_endpoi
     char *rest = NULL;
     for (char *name = strtok_r(list, ",", &rest); name; name = strtok_r(NULL, ",", &rest)) {
         const struct kv_cable_ops *ops = NULL;
-        for (uint32_t i = 0; kv_cables[i]; i++) {
-            if (strcmp(kv_cables[i]->name, name) == 0) { ops = kv_cables[i]; }
+        for (uint32_t i = 0; table[i]; i++) {
+            if (strcmp(table[i]->name, name) == 0) { ops = table[i]; }
         }
         if (!ops) {
             diag_set(diag, "KV endpoint: there is no cable \"%s\"; known are auto%s", name, known);
@@ -133,6 +134,8 @@ static status_t cables_open(struct kv_endpoint *endpoint, const struct kv_endpoi
         slot->host.tls = (struct kv_endpoint_tls){endpoint->strings[2], endpoint->strings[3], endpoint->strings[4]};
         slot->host.ucx = config->ucx;
         slot->host.ucx.library = endpoint->strings[5];
+        slot->host.nccl = config->nccl;
+        slot->host.nccl.library = endpoint->strings[6];
         status_t st = ops->open(&slot->host, diag, &slot->cable);
         /* A wrong address or certificate is an error under "auto" too, and so is a cable that was
          * switched on and cannot be had. */
@@ -239,9 +242,11 @@ status_t kv_endpoint_create(const struct kv_endpoint_config *config, struct diag
     e->on_event_context = config->on_event_context;
     e->stream = config->stream;
     e->stream_context = config->stream_context;
+    e->cable_table = config->cable_table ? config->cable_table : kv_cables;
     e->next_grant_epoch = 1;
     const char *const strings[ENDPOINT_STRINGS] = {config->tcp_listen, config->uds_dir, config->tls.cert_file,
-                                                   config->tls.key_file, config->tls.ca_file, config->ucx.library};
+                                                   config->tls.key_file, config->tls.ca_file, config->ucx.library,
+                                                   config->nccl.library};
     for (int i = 0; i < ENDPOINT_STRINGS; i++) {
         e->strings[i] = copy_or_null(strings[i]);
         if (strings[i] && !e->strings[i]) { goto fail; }

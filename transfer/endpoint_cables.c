@@ -65,6 +65,45 @@ static void host_heard(void *slot, uint32_t link)
     link_core_heard(e->core, link, clock_now_ns());
 }
 
+/* From inside a cable: what a refused message leads to has to wait until the cable has returned. */
+static void host_say(void *slot_, uint32_t link_slot, const void *bytes, size_t count)
+{
+    struct cable_slot *slot = slot_;
+    struct kv_endpoint *e = slot->endpoint;
+    struct link_data *link = &e->links[link_slot];
+    CHECK(count <= KV_CABLE_MESSAGE_BYTES_MAX);
+    if (!link->open || !link->stream || link->is_deaf) { return; }
+    struct link_msg msg = {.kind = LINK_CABLE, .body.cable = {.bytes = bytes, .count = count}};
+    snprintf(msg.body.cable.cable, sizeof msg.body.cable.cable, "%s", slot->ops->name);
+    size_t size = link_wire_encode(&msg, e->wire_buffer, KV_LINK_MESSAGE_BYTES_MAX);
+    CHECK(size > 0);
+    if (failed(e->stream.send(e->stream_context, link->stream, e->wire_buffer, size))) { link->is_deaf = e->any_is_deaf = true; }
+}
+
+void endpoint_deaf_close(struct kv_endpoint *e)
+{
+    if (!e->any_is_deaf) { return; }
+    e->any_is_deaf = false;
+    for (uint32_t i = 0; i < e->limits.links_max; i++) {
+        if (!e->links[i].open || !e->links[i].is_deaf) { continue; }
+        link_core_link_lost(e->core, i, STATUS(ST_UNAVAILABLE, SCOPE_PEER), "the link's stream takes no more messages",
+                            clock_now_ns(), &e->wishes);
+        endpoint_settle(e);
+    }
+}
+
+/* Only to a cable that was offered on this link: whoever names another is mistaken or lies. */
+void endpoint_cable_hear(struct kv_endpoint *e, uint32_t link_slot, const struct link_cable_msg *msg)
+{
+    for (uint32_t i = 0; i < e->cable_count; i++) {
+        const struct cable_slot *slot = &e->cables[i];
+        if (!(e->links[link_slot].offered >> i & 1u) || !slot->ops->message || strcmp(slot->ops->name, msg->cable) != 0) { continue; }
+        slot->ops->message(slot->cable, link_slot, msg->bytes, msg->count);
+        return;
+    }
+    e->messages_unheard++;
+}
+
 static bool host_frame_accept(void *slot, uint32_t link, const struct kv_frame *frame, struct kv_landing *ret_landing)
 {
     struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
@@ -157,6 +196,7 @@ void endpoint_cable_host_init(struct cable_slot *slot)
         .token_link = host_token_link,
         .connected = host_connected,
         .lost = host_lost,
+        .say = host_say,
         .heard = host_heard,
         .frame_accept = host_frame_accept,
         .landing_is_live = host_landing_is_live,
@@ -213,6 +253,14 @@ static void host_part(const char *address, char *ret_host, size_t size)
     snprintf(ret_host, size, "%.*s", (int)chars, address);
 }
 
+const struct kv_cable_offer *endpoint_offer_of(const struct link_data *link, const struct cable_slot *slot)
+{
+    for (uint32_t i = 0; i < link->ack.offer_count; i++) {
+        if (strcmp(link->ack.offers[i].cable, slot->ops->name) == 0) { return &link->ack.offers[i].offer; }
+    }
+    return NULL;
+}
+
 /* In our order of preference, what both sides have. The reason that is kept is the one why the
  * chosen cable is not a better one. */
 void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot)
@@ -222,10 +270,7 @@ void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot)
     link->cable = NULL;
     while (link->next_choice < e->cable_count) {
         struct cable_slot *slot = &e->cables[link->next_choice++];
-        const struct kv_cable_offer *offer = NULL;
-        for (uint32_t i = 0; i < link->ack.offer_count && !offer; i++) {
-            if (strcmp(link->ack.offers[i].cable, slot->ops->name) == 0) { offer = &link->ack.offers[i].offer; }
-        }
+        const struct kv_cable_offer *offer = endpoint_offer_of(link, slot);
         if (!offer) {
             snprintf(link->reason, sizeof link->reason, "%s is not offered by the receiver", slot->ops->name);
             continue;

@@ -15,6 +15,7 @@ void endpoint_stats_publish(struct kv_endpoint *e)
     e->published = *link_core_stats(e->core);
     e->published.bytes_pushed = e->bytes_pushed;
     e->published.cables_refused = e->cables_refused;
+    e->published.messages_ignored += e->messages_unheard;
     for (uint32_t i = 0; i < e->cable_count; i++) {
         if (e->cables[i].ops->stats) { e->cables[i].ops->stats(e->cables[i].cable, &e->published); }
     }

@@ -16,7 +16,7 @@
 #include "transfer/loop.h"
 
 #define CABLES_MAX LINK_CABLES_MAX
-#define ENDPOINT_STRINGS 6
+#define ENDPOINT_STRINGS 7
 
 enum command_kind {
     CMD_GRANT, CMD_REVOKE, CMD_SEND_BEGIN, CMD_PUSH, CMD_COMMIT, CMD_ABORT,
@@ -105,6 +105,8 @@ struct link_data {
     bool has_token;
     uint8_t token[KV_CABLE_TOKEN_BYTES];
     struct link_hello_ack ack; /* P: D's offers */
+    uint32_t offered;          /* bits of the endpoint's cables that D offered */
+    bool is_deaf;              /* its stream refused a message: the link is to be closed */
     char reason[160];          /* why this cable */
     char note[768];            /* why the link broke, for the events of its transfers */
 };
@@ -118,6 +120,7 @@ struct kv_endpoint {
     uint64_t boot_epoch;
     char link_address[KV_ADDRESS_CHARS_MAX + 1];
     char host_id[LINK_HOST_ID_CHARS_MAX + 1];
+    const struct kv_cable_ops *const *cable_table;
     struct kv_endpoint_pool pool;
     uint32_t block_count;
     uint64_t slice_bytes;
@@ -164,6 +167,8 @@ struct kv_endpoint {
     const struct link_msg *message_now; /* the message whose wishes are carried out */
     uint64_t heartbeats;
     uint64_t bytes_pushed, cables_refused;
+    uint64_t messages_unheard; /* for a cable that we do not have on that link */
+    bool any_is_deaf;
     uint8_t *wire_buffer;  /* [KV_LINK_MESSAGE_BYTES_MAX] */
     uint8_t *wire_scratch; /* [LINK_WIRE_SCRATCH_BYTES] */
 };
@@ -182,6 +187,12 @@ void endpoint_close_all(struct kv_endpoint *endpoint); /* at its end */
 /* endpoint_cables.c, on the thread but for the first */
 void endpoint_cable_host_init(struct cable_slot *slot);
 void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot);
+/* P: what D said of this cable; NULL: it offers none. */
+const struct kv_cable_offer *endpoint_offer_of(const struct link_data *link, const struct cable_slot *slot);
+/* What the peer's cable said, to ours of that name. */
+void endpoint_cable_hear(struct kv_endpoint *e, uint32_t link_slot, const struct link_cable_msg *msg);
+/* Closes the links whose stream refused what a cable said. */
+void endpoint_deaf_close(struct kv_endpoint *e);
 void endpoint_pushes_to_cable(struct kv_endpoint *e, struct send_data *send);
 void endpoint_pushes_drop(struct kv_endpoint *e, struct send_data *send);
 void endpoint_push_free(struct kv_endpoint *e, struct kv_cable_push *push);

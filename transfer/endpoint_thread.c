@@ -199,7 +199,11 @@ void *endpoint_thread_main(void *endpoint)
     while (!atomic_load(&e->stop)) {
         kv_loop_run_once(e->loop, wait_ms);
         struct command command;
-        while (command_take(e, &command)) { on_command(e, &command); }
+        while (command_take(e, &command)) {
+            on_command(e, &command);
+            endpoint_deaf_close(e);
+        }
+        endpoint_deaf_close(e);
         uint64_t now_ns = clock_now_ns();
         if (now_ns - ticked_ns >= tick_ns) {
             ticked_ns = now_ns;

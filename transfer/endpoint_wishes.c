@@ -56,6 +56,7 @@ static void hello_ack_fill(struct kv_endpoint *e, uint32_t link_slot, const stru
         if (failed(slot->ops->offer(slot->cable, link_slot, &ret->offers[ret->offer_count].offer))) { continue; }
         snprintf(ret->offers[ret->offer_count].cable, sizeof ret->offers[0].cable, "%s", slot->ops->name);
         ret->offer_count++;
+        link->offered |= 1u << i;
     }
     /* Without random bytes no token: then no cable of this link can be opened by anyone. */
     link->has_token = getrandom(link->token, sizeof link->token, 0) == (ssize_t)sizeof link->token;
@@ -157,7 +158,8 @@ void endpoint_link_open(struct link_data *link, bool is_sender, void *stream)
     link->stream = stream;
     link->cable = NULL;
     link->cable_up = link->has_token = false;
-    link->next_choice = 0;
+    link->next_choice = link->offered = 0;
+    link->is_deaf = false;
     link->reason[0] = link->note[0] = '\0';
 }
 
@@ -206,7 +208,13 @@ static void carry(struct kv_endpoint *e, const struct link_wish *wish)
     case LINK_WISH_SEND: carry_send(e, wish); break;
     case LINK_WISH_CONNECT_CABLE:
         link->ack = e->message_now->body.hello_ack;
+        for (uint32_t i = 0; i < e->cable_count; i++) {
+            if (endpoint_offer_of(link, &e->cables[i])) { link->offered |= 1u << i; }
+        }
         endpoint_cable_try_next(e, wish->link);
+        break;
+    case LINK_WISH_CABLE_MESSAGE:
+        if (link->open) { endpoint_cable_hear(e, wish->link, &e->message_now->body.cable); }
         break;
     case LINK_WISH_CLOSE_LINK: carry_close_link(e, wish->link); break;
     case LINK_WISH_CABLE_GRANT: {

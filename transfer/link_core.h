@@ -43,6 +43,8 @@ enum link_wish_kind {
     LINK_WISH_SEND,
     /* P: connect a cable of the hello_ack that just came. */
     LINK_WISH_CONNECT_CABLE,
+    /* The message that just came is for a cable of `link`, which is being set up or ready. */
+    LINK_WISH_CABLE_MESSAGE,
     /* Close stream and cable of `link` by force; the slot is free afterwards. Whatever that
      * peer was writing is fenced when this is done. */
     LINK_WISH_CLOSE_LINK,

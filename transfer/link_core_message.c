@@ -84,7 +84,11 @@ void link_core_message(struct link_core *core, uint32_t link_slot, const struct 
         on_hello_ack(core, link_slot, &msg->body.hello_ack, now_ns, ret);
         return;
     }
-    bool is_about_xfer = msg->kind != LINK_HELLO && msg->kind != LINK_HELLO_ACK;
+    if (msg->kind == LINK_CABLE && (link->state == LS_WAIT_CABLE || link->state == LS_READY)) {
+        link_core_wish(ret, LINK_WISH_CABLE_MESSAGE, link_slot);
+        return;
+    }
+    bool is_about_xfer = msg->kind != LINK_HELLO && msg->kind != LINK_HELLO_ACK && msg->kind != LINK_CABLE;
     bool from_sender = msg->kind == LINK_BEGIN || msg->kind == LINK_COMMIT;
     bool from_receiver = msg->kind == LINK_BEGIN_ACK || msg->kind == LINK_ACK;
     if (link->state != LS_READY || !is_about_xfer || (link->is_sender ? from_sender : from_receiver)) {

@@ -16,7 +16,7 @@
 
 enum link_msg_kind {
     LINK_HELLO, LINK_HELLO_ACK, LINK_BEGIN, LINK_BEGIN_ACK, LINK_COMMIT, LINK_ACK, LINK_ABORT, LINK_ABORT_ACK,
-    LINK_HEARTBEAT, LINK_MSG_KIND_COUNT,
+    LINK_HEARTBEAT, LINK_CABLE, LINK_MSG_KIND_COUNT,
 };
 
 struct link_hello {
@@ -59,12 +59,20 @@ struct link_xfer {
     size_t payload_bytes;
 };
 
+/* From one side's cable to the other's of that name. */
+struct link_cable_msg {
+    char cable[LINK_CABLE_NAME_CHARS_MAX + 1];
+    const uint8_t *bytes; /* [count], count up to KV_CABLE_MESSAGE_BYTES_MAX */
+    size_t count;
+};
+
 struct link_msg {
     enum link_msg_kind kind;
     union {
         struct link_hello hello;
         struct link_hello_ack hello_ack;
         struct link_xfer xfer;
+        struct link_cable_msg cable;
         uint64_t heartbeat;
     } body;
 };

@@ -124,10 +124,22 @@ static size_t encode_xfer(enum link_msg_kind kind, const struct link_xfer *xfer,
     return pack(&wire, ret_bytes, capacity);
 }
 
+static size_t encode_cable(const struct link_cable_msg *cable, uint8_t *ret_bytes, size_t capacity)
+{
+    wire_message_t wire = BATON__TRANSFER__V1__LINK_MESSAGE__INIT;
+    Baton__Transfer__V1__CableMessage body = BATON__TRANSFER__V1__CABLE_MESSAGE__INIT;
+    body.cable = (char *)(uintptr_t)cable->cable;
+    body.message = view(cable->bytes, cable->count);
+    wire.body_case = BATON__TRANSFER__V1__LINK_MESSAGE__BODY_CABLE;
+    wire.cable = &body;
+    return pack(&wire, ret_bytes, capacity);
+}
+
 size_t link_wire_encode(const struct link_msg *msg, uint8_t *ret_bytes, size_t capacity)
 {
     if (msg->kind == LINK_HELLO) { return encode_hello(&msg->body.hello, ret_bytes, capacity); }
     if (msg->kind == LINK_HELLO_ACK) { return encode_hello_ack(&msg->body.hello_ack, ret_bytes, capacity); }
+    if (msg->kind == LINK_CABLE) { return encode_cable(&msg->body.cable, ret_bytes, capacity); }
     if (msg->kind == LINK_HEARTBEAT) {
         wire_message_t wire = BATON__TRANSFER__V1__LINK_MESSAGE__INIT;
         Baton__Transfer__V1__Heartbeat body = BATON__TRANSFER__V1__HEARTBEAT__INIT;
@@ -200,6 +212,16 @@ static status_t decode_hello_ack(const Baton__Transfer__V1__HelloAck *wire, stru
     return STATUS_OK;
 }
 
+static status_t decode_cable(const Baton__Transfer__V1__CableMessage *wire, struct diag *diag, struct link_cable_msg *ret)
+{
+    memset(ret, 0, sizeof *ret);
+    if (!take_text(ret->cable, LINK_CABLE_NAME_CHARS_MAX, wire->cable)) { return refuse(diag, "cable: the name is too long"); }
+    if (wire->message.len > KV_CABLE_MESSAGE_BYTES_MAX) { return refuse(diag, "cable: the message is too long"); }
+    ret->bytes = wire->message.data;
+    ret->count = wire->message.len;
+    return STATUS_OK;
+}
+
 static bool take_id(struct link_xfer *ret, ProtobufCBinaryData id, uint64_t grant_epoch)
 {
     memset(ret, 0, sizeof *ret);
@@ -263,6 +285,9 @@ status_t link_wire_decode(const void *bytes, size_t size, void *scratch, struct 
         ret_msg->kind = LINK_HEARTBEAT;
         ret_msg->body.heartbeat = wire->heartbeat->sequence;
         return STATUS_OK;
+    case BATON__TRANSFER__V1__LINK_MESSAGE__BODY_CABLE:
+        ret_msg->kind = LINK_CABLE;
+        return decode_cable(wire->cable, diag, &ret_msg->body.cable);
     default: return refuse(diag, "of a kind that this version does not know");
     }
 }

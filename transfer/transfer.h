@@ -149,6 +149,22 @@ struct kv_ucx_config {
     const struct ucx_api *api; /* tests: instead of a library; borrows until destroy */
 };
 
+struct nccl_api;
+
+/* The nccl cable: pools on devices, one communicator of two ranks per link; see cable_nccl.h. */
+struct kv_nccl_config {
+    bool is_on;
+    const char *library;       /* path of libnccl; NULL or "": the loader's search, "libnccl.so.2" */
+    uint32_t channels;         /* of a communicator; each takes device memory at both ends and an SM; 0: 4 */
+    uint32_t pairs_max;        /* communicators at a time; 0: one for each link */
+    uint64_t memory_bytes_max; /* of the device, for all of them; 0: 2 GiB */
+    uint64_t init_ns;          /* from the unique id to both ranks up, 0: 15 s */
+    uint64_t stall_ns;         /* without a frame passing while one is under way, 0: 5 s */
+    const struct nccl_api *api; /* tests: instead of a library; borrows until destroy */
+};
+
+struct kv_cable_ops;
+
 struct kv_endpoint_config {
     const char *node_id;      /* <= KV_NODE_ID_CHARS_MAX */
     uint64_t boot_epoch;      /* grows with each start of one node_id; clock_wall_ns() does */
@@ -156,8 +172,10 @@ struct kv_endpoint_config {
     struct kv_fingerprint fingerprint; /* its layout is the pool's */
     struct kv_endpoint_pool pool;      /* borrows base and memfd until destroy; bytes is a
                                         * whole number of blocks or more */
-    const char *cables;     /* "auto" (= "shm,ucx,tcp", less what is off or not here), or names in order of choice */
+    const char *cables;     /* "auto" (= "shm,nccl,ucx,tcp", less what is off or not here), or names in order of choice */
+    const struct kv_cable_ops *const *cable_table; /* tests: NULL-ended, borrows until destroy; NULL: kv_cables */
     struct kv_ucx_config ucx; /* zeros: off */
+    struct kv_nccl_config nccl; /* zeros: off */
     const char *tcp_listen; /* D: "0.0.0.0:0"; port 0 picks one; "" or NULL: no tcp listener */
     const char *uds_dir;    /* D: where the shm cable's socket lies, must exist; NULL: a folder of this user alone */
     struct kv_endpoint_tls tls;
@@ -251,6 +269,17 @@ struct kv_ucx_stats {
     uint64_t workers_kept;  /* now: such workers, and those behind live links */
 };
 
+/* --- what the nccl cable did; see cable_nccl.h. */
+struct kv_nccl_stats {
+    uint64_t pairs_up, pairs_opening, pairs_stuck; /* now; stuck: an abort that never returned, kept for good */
+    uint64_t pairs_opened, pairs_closed, pairs_broken, pairs_denied; /* closed: idle, for another's sake */
+    uint64_t memory_bytes;                         /* now, of the device, as counted: slots and what NCCL took */
+    uint64_t init_ns_last, init_ns_max, abort_ns_last, abort_ns_max;
+    uint64_t frames, bytes;                        /* P: sent; D: received */
+    uint64_t busy_ns;                              /* P: time with at least one frame under way; bytes by it is GB/s */
+    uint64_t messages_stale;                       /* of a pair that is over */
+};
+
 /* --- numbers, all since create. Audit: grants == landed + failed + revoked + live +
  * quarantined, and the same of blocks; sends == acked + send_failed + sends_live. */
 struct kv_endpoint_stats {
@@ -266,16 +295,22 @@ struct kv_endpoint_stats {
     uint64_t links_up, links_lost, links_suspected;
     uint64_t fences_forced;
     struct kv_ucx_stats ucx; /* zeros without the ucx cable */
+    struct kv_nccl_stats nccl; /* zeros without the nccl cable */
 };
 void kv_endpoint_stats_get(struct kv_endpoint *endpoint, struct kv_endpoint_stats *ret_stats);
 
 /* ---------------------------------------------------------------- a cable
  *
  * One struct per way of moving bytes (cable_shm.c, cable_tcp.c). All calls are made on the
- * transfer thread and return at once. A cable has one connection per link. */
+ * transfer thread and return at once. A cable has one connection per link.
+ *
+ * A cable whose connections take long to make (warms_up) is made beside the link's own: that one
+ * carries the transfers until the other is ready, and again when it breaks. Alone it is the link's. */
 
 #define KV_CABLE_TOKEN_BYTES 32u
 #define KV_OFFER_BYTES_MAX 2048u /* ucx: a worker's address lists every device */
+
+#define KV_CABLE_MESSAGE_BYTES_MAX 1024u /* of one message between the two halves of a cable */
 
 struct kv_cable_offer { uint8_t bytes[KV_OFFER_BYTES_MAX]; uint32_t size; };
 
@@ -324,13 +359,18 @@ struct kv_cable_host {
     const char *uds_dir; /* NULL: the cable picks one that only this user can enter */
     struct kv_endpoint_tls tls;
     struct kv_ucx_config ucx; /* borrows library until close */
+    struct kv_nccl_config nccl; /* borrows library until close */
 
     /* D: which link has this token; false: nobody's. Compares in constant time. */
     bool (*token_link)(void *endpoint, const uint8_t token[KV_CABLE_TOKEN_BYTES], uint32_t *ret_link);
     /* Both: the connection of `link` works (P: authenticated by D). */
     void (*connected)(void *endpoint, uint32_t link);
-    /* Both: it is gone, and nothing comes from it any more. */
+    /* Both: it is gone, and nothing comes from it any more. The end of the link, but for a cable that
+     * warms up beside another: then of the transfers that it carried, and it may connect again. */
     void (*lost)(void *endpoint, uint32_t link, status_t status, const char *text);
+    /* Both: to the peer's cable of this name, over the link, in order with all else there. A link that
+     * is gone swallows it. count: up to KV_CABLE_MESSAGE_BYTES_MAX. Borrows bytes. */
+    void (*say)(void *endpoint, uint32_t link, const void *bytes, size_t count);
     /* D: bytes came; the peer lives. */
     void (*heard)(void *endpoint, uint32_t link);
     /* D: before any byte is placed. False: drop the frame's bytes. True marks the slices as
@@ -359,6 +399,8 @@ struct kv_cable_ops {
     /* True: D's own thread places every byte, so a grant that is off the table is a fence by
      * itself. False (one-sided RDMA): `revoke` starts a fence and `fenced` must come. */
     bool places_at_destination;
+    /* True: see above. D may hear `message` for a link from its offer on, P from connect on. */
+    bool warms_up;
     /* Ready to send, and to receive when the host names somewhere to listen. Borrows host
      * until close. Errors: UNIMPLEMENTED: the configuration has it off; "auto" leaves it out. */
     status_t (*open)(const struct kv_cable_host *host, struct diag *diag, struct kv_cable **ret_cable);
@@ -375,6 +417,10 @@ struct kv_cable_ops {
      * returns true when nothing can land from now on. */
     void (*grant)(struct kv_cable *cable, uint32_t link, const struct kv_landing *landing, uint32_t count);
     bool (*revoke)(struct kv_cable *cable, uint32_t link, const struct kv_landing *landing);
+    /* Both: what the peer's cable said; foreign bytes. NULL: it has nothing to say. */
+    void (*message)(struct kv_cable *cable, uint32_t link, const uint8_t *bytes, size_t count);
+    /* P, warms_up: whether a push now leaves at once. False also asks for that to become so. */
+    bool (*ready)(struct kv_cable *cable, uint32_t link);
     /* P: queues the frame; push_done follows, also when the link is lost. */
     void (*push)(struct kv_cable *cable, uint32_t link, struct kv_cable_push *push);
     /* P: drops every queued frame of send_slot (push_done for each); one that is half on

@@ -44,6 +44,7 @@ struct world {
     uint64_t now_ns;
     bool slow_fence; /* D's cable is one-sided: a revoke fences later */
     bool slow_cable; /* connecting takes until the test says so */
+    uint32_t cable_messages[2];
     struct world_link links[LINKS]; /* by P's slot */
     bool d_link_used[LINKS];
     uint32_t fence_slot[GRANTS];
@@ -265,6 +266,7 @@ static void carry_out(int side)
         case LINK_WISH_STREAM: w.send_streams[wish.slot] = true; break;
         case LINK_WISH_DROP: w.send_streams[wish.slot] = false; break;
         case LINK_WISH_EVENT: event_note(side, &wish); break;
+        case LINK_WISH_CABLE_MESSAGE: w.cable_messages[side]++; break;
         case LINK_WISH_CABLE_GRANT: break;
         }
     }
@@ -415,6 +417,40 @@ static void a_cable_may_take_longer_than_silence(void **state)
     assert_int_equal(w.d_last[1], KV_EVENT_LANDED);
     assert_int_equal(w.p_last[1], KV_EVENT_ACKED);
     w.slow_cable = false;
+}
+
+/* What a cable says is passed on once the hellos are over, also while the cable is being set up; before
+ * that no peer says it, and the link ends. */
+static void cables_speak_after_the_hello(void **state)
+{
+    (void)state;
+    const struct link_msg msg = {.kind = LINK_CABLE, .body.cable = {.cable = "nccl"}};
+    world_begin();
+    w.slow_cable = true;
+    (void)xfer_begin(1, 2, 30000 * MS);
+    settle_world();
+    uint32_t p_slot = 0;
+    while (!w.links[p_slot].up) { p_slot++; }
+    struct world_link *link = &w.links[p_slot];
+    for (int round = 0; round < 2; round++) { /* waiting for the cable; ready */
+        post(link, P, &msg);
+        post(link, D, &msg);
+        settle_world();
+        assert_int_equal(w.cable_messages[P], round + 1);
+        assert_int_equal(w.cable_messages[D], round + 1);
+        link_core_cable_up(w.core[D], link->d_link, w.now_ns, &w.wishes[D]);
+        link_core_cable_up(w.core[P], p_slot, w.now_ns, &w.wishes[P]);
+        carry_out(P);
+    }
+    assert_int_equal(link_core_stats(w.core[P])->links_lost, 0);
+    world_begin();
+    (void)xfer_begin(1, 2, 30000 * MS);
+    for (p_slot = 0; !w.links[p_slot].up;) { p_slot++; }
+    link = &w.links[p_slot];
+    link_core_message(w.core[D], link->d_link, &msg, w.now_ns, &w.wishes[D]); /* ahead of the hello */
+    carry_out(D);
+    assert_int_equal(w.cable_messages[D], 0);
+    assert_int_equal(link_core_stats(w.core[D])->links_lost, 1);
 }
 
 /* One missing slice is enough not to land; the stall deadline ends it on both sides. */
@@ -679,7 +715,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_whole_transfer_lands),
-        cmocka_unit_test(a_cable_may_take_longer_than_silence),      cmocka_unit_test(one_slice_short_does_not_land),
+        cmocka_unit_test(a_cable_may_take_longer_than_silence),      cmocka_unit_test(cables_speak_after_the_hello), cmocka_unit_test(one_slice_short_does_not_land),
         cmocka_unit_test(a_frame_outside_its_grant_is_refused),
         cmocka_unit_test(corruption_fails_one_transfer), cmocka_unit_test(silence_suspicion_and_probe),
         cmocka_unit_test(our_own_sleep_is_not_silence), cmocka_unit_test(quarantine_ends_by_ack_or_by_force),

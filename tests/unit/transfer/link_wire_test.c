@@ -121,6 +121,32 @@ static void xfer_round_trips(void **state)
     assert_int_equal(out.body.heartbeat, 1234);
 }
 
+/* What one cable says to the other arrives as it was said, empty and as long as may be; a longer one,
+ * or a name that no cable has room for, is refused. */
+static void cable_messages_are_bounded(void **state)
+{
+    (void)state;
+    static uint8_t bytes[KV_CABLE_MESSAGE_BYTES_MAX + 1];
+    for (uint32_t i = 0; i < sizeof bytes; i++) { bytes[i] = (uint8_t)(i * 3 + 1); }
+    memset(&msg, 0, sizeof msg);
+    msg.kind = LINK_CABLE;
+    strcpy(msg.body.cable.cable, "fifteen-letters");
+    msg.body.cable.bytes = bytes;
+    for (size_t count = 0; count <= KV_CABLE_MESSAGE_BYTES_MAX; count += KV_CABLE_MESSAGE_BYTES_MAX / 2) {
+        msg.body.cable.count = count;
+        assert_int_equal(there_and_back().code, ST_OK);
+        assert_int_equal(out.kind, LINK_CABLE);
+        assert_string_equal(out.body.cable.cable, "fifteen-letters");
+        assert_int_equal(out.body.cable.count, count);
+        if (count) { assert_memory_equal(out.body.cable.bytes, bytes, count); }
+    }
+    msg.body.cable.count = KV_CABLE_MESSAGE_BYTES_MAX + 1;
+    assert_int_equal(there_and_back().code, ST_INVALID_ARGUMENT);
+    assert_int_equal(link_wire_decode("\x52\x12\x0a\x10sixteen--letters", 20, scratch, NULL, &out).code, ST_INVALID_ARGUMENT);
+    assert_int_equal(link_wire_decode("\x52\x06\x0a\x04tc\np", 8, scratch, NULL, &out).code, ST_OK);
+    assert_string_equal(out.body.cable.cable, "tc?p");
+}
+
 /* A buffer that is too small gets nothing. */
 static void too_small_a_buffer(void **state)
 {
@@ -137,7 +163,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(strange_bytes_are_refused), cmocka_unit_test(hello_round_trip),
         cmocka_unit_test(hello_ack_round_trip),      cmocka_unit_test(xfer_round_trips),
-        cmocka_unit_test(too_small_a_buffer),
+        cmocka_unit_test(cable_messages_are_bounded), cmocka_unit_test(too_small_a_buffer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
