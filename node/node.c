@@ -448,6 +448,18 @@ static struct kv_ucx_config ucx_config(const struct node_config *config)
     return (struct kv_ucx_config){.mode = mode, .library = config->ucx_library};
 }
 
+static struct kv_nccl_config nccl_config(const struct node_config *config)
+{
+    return (struct kv_nccl_config){
+        .is_on = node_config_wants_nccl(config),
+        .library = config->nccl_library,
+        .channels = config->nccl_channels,
+        .pairs_max = config->nccl_pairs_max,
+        .memory_bytes_max = config->nccl_memory,
+        .init_ns = config->nccl_init_timeout_ns,
+    };
+}
+
 static status_t open_wire(struct node *node, struct diag *diag)
 {
     const struct node_config *config = node->config;
@@ -491,6 +503,7 @@ static status_t open_wire(struct node *node, struct diag *diag)
         .pool = node->compute.pool,
         .cables = config->cables,
         .ucx = ucx_config(config),
+        .nccl = nccl_config(config),
         .tcp_listen = node->ops->role == NODE_ROLE_DECODE ? config->tcp_listen : "",
         .uds_dir = config->uds_dir,
         .tls = {.cert_file = config->tls_cert, .key_file = config->tls_key, .ca_file = config->tls_ca},

@@ -12,6 +12,7 @@
 /* Gauges, in the order of the table below. */
 enum { RUNNING, WAITING, KV_USAGE, CACHE_INFO, BLOCKS_FREE, BLOCKS_HELD, BLOCKS_CACHED, BLOCKS_QUARANTINED, BACKLOG,
        KV_HEADROOM, LEGS, DRAINING, GRANTS_LIVE, GRANTS_QUARANTINED, LINKS, UCX_REGISTERED, UCX_REGISTRATION, UCX_WORKERS,
+       NCCL_PAIRS_UP, NCCL_PAIRS_OPENING, NCCL_PAIRS_STUCK, NCCL_MEMORY, NCCL_INIT_LAST, NCCL_INIT_MAX, NCCL_ABORT_LAST, NCCL_ABORT_MAX,
        TIER_BLOCKS_HOST, TIER_BLOCKS_DISK, TIER_MAX_HOST, TIER_MAX_DISK, TIER_BYTES_HOST,
        TIER_BYTES_DISK, TIER_LOAD_RATE_HOST, TIER_LOAD_RATE_DISK, TIER_STORE_RATE_HOST, TIER_STORE_RATE_DISK, TIER_DISK_PAUSED,
        GAUGE_COUNT };
@@ -22,6 +23,7 @@ enum { PROMPT_TOKENS, GENERATION_TOKENS, PREEMPTIONS, FINISHED, FAILED, CANCELLE
        LOAD_PREDICTED_US, LOAD_ACTUAL_US, BYTES_LANDED,
        BYTES_PUSHED, LANDED, XFER_FAILED, ACKED, SEND_FAILED, CRC_ERRORS, SLICES_REFUSED, LINKS_LOST, FENCES_FORCED,
        UCX_PUTS, UCX_PUT_BYTES, UCX_BUSY_US, UCX_LANES_RDMA, UCX_LANES_OTHER, UCX_DRAINS_FORCED,
+       NCCL_OPENED, NCCL_CLOSED, NCCL_BROKEN, NCCL_DENIED, NCCL_FRAMES, NCCL_BYTES, NCCL_BUSY_US, NCCL_STALE,
        TIER_STORED_HOST, TIER_STORED_DISK, TIER_LOADED_HOST, TIER_LOADED_DISK, TIER_DROPPED_HOST, TIER_DROPPED_DISK,
        TIER_STORE_FAILED, TIER_LOAD_FAILED, TIER_CHECKSUM_FAILED, COUNTER_COUNT };
 
@@ -60,6 +62,14 @@ static const struct row gauge_rows[GAUGE_COUNT] = {
     [UCX_REGISTERED] = {"baton_ucx_registered_bytes", "KV pool that is registered with the network device.", NULL, NULL},
     [UCX_REGISTRATION] = {"baton_ucx_registration_seconds", "What registering it took.", NULL, NULL},
     [UCX_WORKERS] = {"baton_ucx_workers", "UCX workers alive, one a link; more: some did not drain.", NULL, NULL},
+    [NCCL_PAIRS_UP] = {"baton_nccl_pairs", "NCCL communicators alive; stuck: an abort that never returned.", "state", "up"},
+    [NCCL_PAIRS_OPENING] = {"baton_nccl_pairs", "NCCL communicators alive; stuck: an abort that never returned.", "state", "opening"},
+    [NCCL_PAIRS_STUCK] = {"baton_nccl_pairs", "NCCL communicators alive; stuck: an abort that never returned.", "state", "stuck"},
+    [NCCL_MEMORY] = {"baton_nccl_memory_bytes", "GPU memory that communicators and their slots take.", NULL, NULL},
+    [NCCL_INIT_LAST] = {"baton_nccl_init_seconds", "What a communicator took to come up.", "which", "last"},
+    [NCCL_INIT_MAX] = {"baton_nccl_init_seconds", "What a communicator took to come up.", "which", "max"},
+    [NCCL_ABORT_LAST] = {"baton_nccl_abort_seconds", "What ending a communicator took.", "which", "last"},
+    [NCCL_ABORT_MAX] = {"baton_nccl_abort_seconds", "What ending a communicator took.", "which", "max"},
     [TIER_BLOCKS_HOST] = {"baton_kv_tier_blocks", "KV blocks in the tiers below the pool.", "tier", "host"},
     [TIER_BLOCKS_DISK] = {"baton_kv_tier_blocks", "KV blocks in the tiers below the pool.", "tier", "disk"},
     [TIER_MAX_HOST] = {"baton_kv_tier_blocks_max", "KV blocks that a tier holds at most.", "tier", "host"},
@@ -109,6 +119,14 @@ static const struct row counter_rows[COUNTER_COUNT] = {
     [UCX_LANES_RDMA] = {"baton_ucx_connections_total", "Connections that came to work, by their lanes.", "lanes", "rdma"},
     [UCX_LANES_OTHER] = {"baton_ucx_connections_total", "Connections that came to work, by their lanes.", "lanes", "other"},
     [UCX_DRAINS_FORCED] = {"baton_ucx_drains_forced_total", "Connections that UCX did not let go of in time.", NULL, NULL},
+    [NCCL_OPENED] = {"baton_nccl_pairs_total", "Communicators that came up, were closed for another's sake, broke, or were refused by the peer.", "what", "opened"},
+    [NCCL_CLOSED] = {"baton_nccl_pairs_total", "Communicators that came up, were closed for another's sake, broke, or were refused by the peer.", "what", "closed"},
+    [NCCL_BROKEN] = {"baton_nccl_pairs_total", "Communicators that came up, were closed for another's sake, broke, or were refused by the peer.", "what", "broken"},
+    [NCCL_DENIED] = {"baton_nccl_pairs_total", "Communicators that came up, were closed for another's sake, broke, or were refused by the peer.", "what", "denied"},
+    [NCCL_FRAMES] = {"baton_nccl_frames_total", "Frames of slices that went by NCCL, sent or received.", NULL, NULL},
+    [NCCL_BYTES] = {"baton_nccl_bytes_total", "Their bytes; by the busy time this is the rate reached.", NULL, NULL},
+    [NCCL_BUSY_US] = {"baton_nccl_busy_microseconds_total", "Time with a frame under way, summed over links.", NULL, NULL},
+    [NCCL_STALE] = {"baton_nccl_messages_stale_total", "Messages about communicators that were over.", NULL, NULL},
     [TIER_STORED_HOST] = {"baton_kv_tier_stored_total", "Blocks stored in a tier, from the pool or the tier above.", "tier", "host"},
     [TIER_STORED_DISK] = {"baton_kv_tier_stored_total", "Blocks stored in a tier, from the pool or the tier above.", "tier", "disk"},
     [TIER_LOADED_HOST] = {"baton_kv_tier_loaded_total", "Blocks loaded from a tier into the pool.", "tier", "host"},
@@ -183,6 +201,26 @@ static void refresh_tiers(struct node_metrics *metrics)
     take_counter(metrics, TIER_CHECKSUM_FAILED, stats.checksum_failures);
 }
 
+static void refresh_nccl(struct node_metrics *metrics, const struct kv_nccl_stats *stats)
+{
+    gauge_set(metrics->gauges[NCCL_PAIRS_UP], (double)stats->pairs_up);
+    gauge_set(metrics->gauges[NCCL_PAIRS_OPENING], (double)stats->pairs_opening);
+    gauge_set(metrics->gauges[NCCL_PAIRS_STUCK], (double)stats->pairs_stuck);
+    gauge_set(metrics->gauges[NCCL_MEMORY], (double)stats->memory_bytes);
+    gauge_set(metrics->gauges[NCCL_INIT_LAST], (double)stats->init_ns_last / 1e9);
+    gauge_set(metrics->gauges[NCCL_INIT_MAX], (double)stats->init_ns_max / 1e9);
+    gauge_set(metrics->gauges[NCCL_ABORT_LAST], (double)stats->abort_ns_last / 1e9);
+    gauge_set(metrics->gauges[NCCL_ABORT_MAX], (double)stats->abort_ns_max / 1e9);
+    take_counter(metrics, NCCL_OPENED, stats->pairs_opened);
+    take_counter(metrics, NCCL_CLOSED, stats->pairs_closed);
+    take_counter(metrics, NCCL_BROKEN, stats->pairs_broken);
+    take_counter(metrics, NCCL_DENIED, stats->pairs_denied);
+    take_counter(metrics, NCCL_FRAMES, stats->frames);
+    take_counter(metrics, NCCL_BYTES, stats->bytes);
+    take_counter(metrics, NCCL_BUSY_US, stats->busy_ns / 1000u);
+    take_counter(metrics, NCCL_STALE, stats->messages_stale);
+}
+
 /* What is read rather than kept, when somebody scrapes. */
 static void refresh(void *user)
 {
@@ -211,6 +249,7 @@ static void refresh(void *user)
     gauge_set(metrics->gauges[UCX_REGISTERED], (double)stats.ucx.registered_bytes);
     gauge_set(metrics->gauges[UCX_REGISTRATION], (double)stats.ucx.registration_ns / 1e9);
     gauge_set(metrics->gauges[UCX_WORKERS], (double)stats.ucx.workers_kept);
+    refresh_nccl(metrics, &stats.nccl);
     refresh_tiers(metrics);
 }
 

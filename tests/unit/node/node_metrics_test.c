@@ -84,6 +84,8 @@ static void all_series_exist_from_the_start(void **state)
     page_has("vllm:num_requests_running{model_name=\"tiny\"} 0");
     page_has("baton_node_generation_tokens_total{model_name=\"tiny\"} 0");
     page_has("baton_legs_total{model_name=\"tiny\",outcome=\"finished\"} 0");
+    page_has("baton_nccl_frames_total{model_name=\"tiny\"} 0");
+    page_has("baton_nccl_pairs{model_name=\"tiny\",state=\"stuck\"} 0");
     page_has("baton_kv_blocks{model_name=\"tiny\",state=\"quarantined\"} 0");
     page_has("vllm:cache_config_info{model_name=\"tiny\",block_size=\"16\",num_gpu_blocks=\"100\"} 1");
 }
@@ -122,6 +124,38 @@ static void published_numbers_are_scraped(void **state)
     page_has("baton_kv_bytes_total{model_name=\"tiny\",direction=\"in\"} 4096");
     page_has("baton_kv_links{model_name=\"tiny\"} 2");
     page_has("baton_kv_grants{model_name=\"tiny\",state=\"live\"} 6");
+}
+
+/* Each number of the nccl cable has its own line, in the unit that the line's name says. */
+static void the_nccl_cable_is_scraped(void **state)
+{
+    (void)state;
+    stats.nccl = (struct kv_nccl_stats){.pairs_up = 3, .pairs_opening = 2, .pairs_stuck = 1, .pairs_opened = 10, .pairs_closed = 4,
+                                        .pairs_broken = 5, .pairs_denied = 6, .memory_bytes = 52428801, .init_ns_last = 1500000000,
+                                        .init_ns_max = 2500000000, .abort_ns_last = 250000000, .abort_ns_max = 750000000,
+                                        .frames = 7, .bytes = 7340032, .busy_ns = 9000000, .messages_stale = 8};
+    get("/metrics");
+    page_has("baton_nccl_pairs{model_name=\"tiny\",state=\"up\"} 3");
+    page_has("baton_nccl_pairs{model_name=\"tiny\",state=\"opening\"} 2");
+    page_has("baton_nccl_pairs{model_name=\"tiny\",state=\"stuck\"} 1");
+    page_has("baton_nccl_pairs_total{model_name=\"tiny\",what=\"opened\"} 10");
+    page_has("baton_nccl_pairs_total{model_name=\"tiny\",what=\"closed\"} 4");
+    page_has("baton_nccl_pairs_total{model_name=\"tiny\",what=\"broken\"} 5");
+    page_has("baton_nccl_pairs_total{model_name=\"tiny\",what=\"denied\"} 6");
+    page_has("baton_nccl_memory_bytes{model_name=\"tiny\"} 52428801");
+    page_has("baton_nccl_init_seconds{model_name=\"tiny\",which=\"last\"} 1.5");
+    page_has("baton_nccl_init_seconds{model_name=\"tiny\",which=\"max\"} 2.5");
+    page_has("baton_nccl_abort_seconds{model_name=\"tiny\",which=\"last\"} 0.25");
+    page_has("baton_nccl_abort_seconds{model_name=\"tiny\",which=\"max\"} 0.75");
+    page_has("baton_nccl_frames_total{model_name=\"tiny\"} 7");
+    page_has("baton_nccl_bytes_total{model_name=\"tiny\"} 7340032");
+    page_has("baton_nccl_busy_microseconds_total{model_name=\"tiny\"} 9000");
+    page_has("baton_nccl_messages_stale_total{model_name=\"tiny\"} 8");
+    stats.nccl = (struct kv_nccl_stats){.frames = 9}; /* what is now falls, what was stays */
+    get("/metrics");
+    page_has("baton_nccl_pairs{model_name=\"tiny\",state=\"up\"} 0");
+    page_has("baton_nccl_pairs_total{model_name=\"tiny\",what=\"opened\"} 10");
+    page_has("baton_nccl_frames_total{model_name=\"tiny\"} 9");
 }
 
 /* Publishing the same totals adds nothing; a total that went back does not wrap. */
@@ -177,6 +211,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(all_series_exist_from_the_start, start, stop),
         cmocka_unit_test_setup_teardown(published_numbers_are_scraped, start, stop),
+        cmocka_unit_test_setup_teardown(the_nccl_cable_is_scraped, start, stop),
         cmocka_unit_test_setup_teardown(counters_only_grow, start, stop),
         cmocka_unit_test_setup_teardown(readiness_follows_the_node, start, stop),
         cmocka_unit_test(the_address_is_checked),
