@@ -53,4 +53,28 @@ struct nccl_config {
     const char *net_name; /* NULL: the library chooses */
 };
 
+/* The functions, each named as in NCCL's header but for the case: ncclCommAbort. */
+struct nccl_api {
+    nccl_result_t (*get_version)(int *ret_version);
+    /* Listens on a port of this process, with a thread, until all ranks of the communicator have come; what
+     * becomes of it when they never do is nccl_pair.c's. Needs no device. */
+    nccl_result_t (*get_unique_id)(struct nccl_id *ret_id);
+    /* On the calling thread's device. *ret_comm may be set though it failed; then comm_abort frees it. */
+    nccl_result_t (*comm_init_rank_config)(nccl_comm_t *ret_comm, int ranks, struct nccl_id id, int rank,
+                                           struct nccl_config *config);
+    nccl_result_t (*comm_get_async_error)(nccl_comm_t comm, nccl_result_t *ret_error);
+    /* Stops what is queued, whatever state the communicator is in, and frees it; blocks meanwhile. */
+    nccl_result_t (*comm_abort)(nccl_comm_t comm);
+    nccl_result_t (*comm_count)(nccl_comm_t comm, int *ret_ranks);
+    /* What the calling thread queues in between is one operation: needed to send to oneself. */
+    nccl_result_t (*group_start)(void);
+    nccl_result_t (*group_end)(void);
+    /* Queued on `stream`, a CUstream; on the device it then waits for the peer's call of the same place in the order,
+     * which must have the same count. */
+    nccl_result_t (*send)(const void *device, size_t count, int type, int peer, nccl_comm_t comm, void *stream);
+    nccl_result_t (*recv)(void *device, size_t count, int type, int peer, nccl_comm_t comm, void *stream);
+    const char *(*get_error_string)(nccl_result_t result);
+    const char *(*get_last_error)(nccl_comm_t comm); /* takes NULL */
+};
+
 #endif

@@ -21,29 +21,6 @@
  * being made, and errors of the proxy thread in comm_get_async_error. Older ones are found in old images. */
 #define NCCL_VERSION_MIN NCCL_CODE(2, 19, 0)
 
-struct nccl_api {
-    nccl_result_t (*get_version)(int *ret_version);
-    /* Listens on a port of this process, with a thread, until all ranks of the communicator have come: see
-     * nccl_pair.c on those that never come. Needs no device. */
-    nccl_result_t (*get_unique_id)(struct nccl_id *ret_id);
-    /* On the calling thread's device. *ret_comm may be set though it failed; then comm_abort frees it. */
-    nccl_result_t (*comm_init_rank_config)(nccl_comm_t *ret_comm, int ranks, struct nccl_id id, int rank,
-                                           struct nccl_config *config);
-    nccl_result_t (*comm_get_async_error)(nccl_comm_t comm, nccl_result_t *ret_error);
-    /* Stops what is queued, whatever state the communicator is in, and frees it; blocks meanwhile. */
-    nccl_result_t (*comm_abort)(nccl_comm_t comm);
-    nccl_result_t (*comm_count)(nccl_comm_t comm, int *ret_ranks);
-    /* What the calling thread queues in between is one operation: needed to send to oneself. */
-    nccl_result_t (*group_start)(void);
-    nccl_result_t (*group_end)(void);
-    /* Queued on `stream`, a CUstream; on the device it then waits for the peer's call of the same place in the order,
-     * which must have the same count. */
-    nccl_result_t (*send)(const void *device, size_t count, int type, int peer, nccl_comm_t comm, void *stream);
-    nccl_result_t (*recv)(void *device, size_t count, int type, int peer, nccl_comm_t comm, void *stream);
-    const char *(*get_error_string)(nccl_result_t result);
-    const char *(*get_last_error)(nccl_comm_t comm); /* takes NULL */
-};
-
 /* Loads `library` (NULL or "": libnccl.so.2 where the loader looks) and fills the table, once for the process; a
  * second call gives the same table. A program that links another definition has that one: this one is weak.
  * Errors: UNAVAILABLE (node): the library, or one of its functions, is not there; FAILED_PRECONDITION (node): it is
