@@ -150,8 +150,10 @@ class Drain(unittest.TestCase):
         with Cluster(1, 2) as cluster:
             stream = cluster.stream("--quiet", *flags())
             stream.stdout.read(16)
-            running = [n["name"] for n in cluster.status()["nodes"] if n["sequences_running"] > 0 and n["role"] == "decode"]
-            self.assertEqual(cluster.nodes[running[0]].stop(timeout=60), 0)
+            def running(status):
+                return [n["name"] for n in status["nodes"] if n["sequences_running"] > 0 and n["role"] == "decode"]
+            name = running(cluster.wait_status("a decode node runs it", running))[0]
+            self.assertEqual(cluster.nodes[name].stop(timeout=60), 0)
             _, errors = stream.communicate(timeout=60)
             self.assertEqual(stream.returncode, 0, errors.decode())
             self.assertEqual(cluster.status()["legs_resumed"], 0)
