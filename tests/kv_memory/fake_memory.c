@@ -1,77 +1,19 @@
-#include "tests/kv_memory/fake_memory.h"
+#include "tests/kv_memory/fake_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/crc32c.h"
+#include "tests/kv_memory/kv_convert.h"
 
-enum { HOSTS_MAX = 64, IMPORTERS_MAX = 256, JOBS_MAX = 4096 };
 #define EXPORT_MAGIC UINT64_C(0x6d656d656b6166)
 
-/* Behind the pool in the same memfd: what a device's driver shares between processes. */
-struct shared {
-    _Atomic uint32_t event_has_passed[KV_MEMORY_EVENTS];
-    _Atomic int32_t importers[IMPORTERS_MAX]; /* pids; 0: free */
-};
-
-struct export_bytes {
-    uint64_t magic;
-    int32_t pid, fd;
-    uint64_t pool_bytes;
-    uint8_t id[KV_MEMORY_ID_BYTES];
-};
-
-struct kv_memory_peer {
-    uint8_t *map;
-    size_t pool_bytes, map_bytes;
-    struct shared *shared;
-    uint32_t slot;
-};
-
-struct job {
-    void (*run)(void *user);
-    void *user;
-};
-
-struct fake {
-    struct kv_memory head; /* first: the ops cast back */
-    struct fake_memory_config config;
-    int fd;
-    size_t map_bytes;
-    uint8_t *base, *view;
-    struct shared *shared;
-    pthread_t worker, compute;
-    pthread_mutex_t lock; /* guards what follows */
-    pthread_cond_t changed;
-    struct kv_memory_op *first;
-    uint32_t under_way;
-    uint64_t ops, random;
-    bool is_lost, is_held, marks_are_held, is_stopping;
-    struct job jobs[JOBS_MAX]; /* job of mark m: [(m - 1) % JOBS_MAX] */
-    uint64_t marks, passed;
-    struct { uint8_t *at; size_t bytes; } hosts[HOSTS_MAX];
-};
-
-#define RULE(cond, ...)                             \
-    do {                                            \
-        if (!(cond)) {                              \
-            fprintf(stderr, "fake_memory: " __VA_ARGS__); \
-            fputc('\n', stderr);                    \
-            abort();                                \
-        }                                           \
-    } while (0)
-
-static struct fake *fake_of(struct kv_memory *head) { return (struct fake *)head; }
-
-static uint64_t random_next(struct fake *fake)
+uint64_t fake_random_next(struct fake *fake)
 {
     fake->random += UINT64_C(0x9e3779b97f4a7c15);
     uint64_t x = fake->random;
@@ -80,20 +22,57 @@ static uint64_t random_next(struct fake *fake)
     return x ^ (x >> 31);
 }
 
-static void dawdle(uint64_t random, uint32_t delay_us_max)
+void fake_dawdle(uint64_t random, uint32_t delay_us_max)
 {
     if (delay_us_max == 0) { return; }
     struct timespec wait = {.tv_nsec = (long)(random % delay_us_max) * 1000};
     nanosleep(&wait, NULL);
 }
 
-static size_t page_up(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
-
 /* ---- ops */
+
+static void spoil(struct fake *fake, const struct kv_memory_op *op, uint8_t *slot)
+{
+    if (op->kind == KV_MEMORY_GATHER) { memset(slot, 0xee, op->count * kv_memory_piece_bytes(op)); }
+    if (op->kind == KV_MEMORY_READ) { memset(op->host, 0xee, op->count * op->range_bytes); }
+    if (op->kind == KV_MEMORY_WRITE || op->kind == KV_MEMORY_COPY || op->kind == KV_MEMORY_SCATTER) {
+        for (uint32_t i = 0; i < op->count; i++) { memset(fake->view + op->offsets[i], 0xee, op->range_bytes); }
+    }
+}
+
+static void piece_run(struct fake *fake, struct kv_memory_op *op, uint32_t i, uint8_t *piece)
+{
+    uint8_t *range = fake->view + op->offsets[i];
+    switch (op->kind) {
+    case KV_MEMORY_READ: memcpy(op->host + i * op->range_bytes, range, op->range_bytes); break;
+    case KV_MEMORY_WRITE: memcpy(range, op->host + i * op->range_bytes, op->range_bytes); break;
+    case KV_MEMORY_COPY:
+        memcpy(range, op->peer->map + op->peer_offsets[i], op->range_bytes);
+        op->crc[i] = crc32c(0, range, op->range_bytes);
+        break;
+    case KV_MEMORY_CHECKSUM: op->crc[i] = crc32c(0, range, op->range_bytes); break;
+    case KV_MEMORY_GATHER:
+        if (op->form) {
+            kv_convert(&op->form->pool, range, &op->form->slot, piece);
+        } else {
+            memcpy(piece, range, op->range_bytes);
+        }
+        op->crc[i] = crc32c(0, piece, kv_memory_piece_bytes(op));
+        break;
+    case KV_MEMORY_SCATTER:
+        op->crc[i] = crc32c(0, piece, kv_memory_piece_bytes(op));
+        if (op->form) {
+            kv_convert(&op->form->slot, piece, &op->form->pool, range);
+        } else {
+            memcpy(range, piece, op->range_bytes);
+        }
+        break;
+    case KV_MEMORY_PASSED: break;
+    }
+}
 
 static void op_run(struct fake *fake, struct kv_memory_op *op, uint64_t random)
 {
-    bool reads = op->kind == KV_MEMORY_READ, writes = op->kind == KV_MEMORY_WRITE || op->kind == KV_MEMORY_COPY;
     if (op->kind == KV_MEMORY_COPY) {
         if (op->event != KV_MEMORY_EVENT_NONE) {
             RULE(atomic_load(&op->peer->shared->event_has_passed[op->event]), "a copy waits for event %u, which has not passed", op->event);
@@ -102,22 +81,10 @@ static void op_run(struct fake *fake, struct kv_memory_op *op, uint64_t random)
             RULE(op->peer_offsets[i] + op->range_bytes <= op->peer->pool_bytes, "a copy from outside of the peer's pool");
         }
     }
-    for (uint32_t i = 0; i < op->count; i++) {
-        if (writes) { memset(fake->view + op->offsets[i], 0xee, op->range_bytes); }
-        if (reads) { memset(op->host + i * op->range_bytes, 0xee, op->range_bytes); }
-    }
-    dawdle(random, fake->config.delay_us_max);
-    for (uint32_t i = 0; i < op->count; i++) {
-        uint8_t *range = fake->view + op->offsets[i];
-        uint8_t *host = op->host ? op->host + i * op->range_bytes : NULL;
-        switch (op->kind) {
-        case KV_MEMORY_READ: memcpy(host, range, op->range_bytes); break;
-        case KV_MEMORY_WRITE: memcpy(range, host, op->range_bytes); break;
-        case KV_MEMORY_COPY: memcpy(range, op->peer->map + op->peer_offsets[i], op->range_bytes); break;
-        case KV_MEMORY_CHECKSUM: break;
-        }
-        if (op->kind == KV_MEMORY_CHECKSUM || op->kind == KV_MEMORY_COPY) { op->crc[i] = crc32c(0, range, op->range_bytes); }
-    }
+    uint8_t *slot = fake_uses_slot(op) ? fake_memory_reach(op->slot) : NULL;
+    spoil(fake, op, slot);
+    fake_dawdle(random, fake->config.delay_us_max);
+    for (uint32_t i = 0; i < op->count; i++) { piece_run(fake, op, i, slot ? slot + i * kv_memory_piece_bytes(op) : NULL); }
     if (op->kind == KV_MEMORY_CHECKSUM && op->event != KV_MEMORY_EVENT_NONE) {
         atomic_store(&fake->shared->event_has_passed[op->event], 1);
     }
@@ -129,8 +96,8 @@ static struct kv_memory_op *op_pick(struct fake *fake)
     struct kv_memory_op **chosen = NULL;
     uint32_t seen = 0;
     for (struct kv_memory_op **at = &fake->first; *at; at = &(*at)->next) {
-        bool may_go = fake->is_lost || ((*at)->mark <= fake->passed && !fake->is_held);
-        if (may_go && random_next(fake) % ++seen == 0) { chosen = at; }
+        bool may_go = fake->is_lost || ((*at)->mark <= fake->passed && !fake->is_held && fake_queue_has_passed(*at));
+        if (may_go && fake_random_next(fake) % ++seen == 0) { chosen = at; }
     }
     if (!chosen) { return NULL; }
     struct kv_memory_op *op = *chosen;
@@ -150,7 +117,8 @@ static void *worker_main(void *user)
             continue;
         }
         bool is_lost = fake->is_lost;
-        uint64_t random = random_next(fake);
+        fake->running = op;
+        uint64_t random = fake_random_next(fake);
         pthread_mutex_unlock(&fake->lock);
         if (is_lost) {
             op->status = STATUS(ST_INTERNAL, SCOPE_NODE);
@@ -160,6 +128,7 @@ static void *worker_main(void *user)
         }
         pthread_mutex_lock(&fake->lock);
         fake->under_way--;
+        fake->running = NULL;
         pthread_mutex_unlock(&fake->lock);
         op->next = NULL;
         op->done(op);
@@ -183,6 +152,8 @@ static void submit(struct kv_memory *head, struct kv_memory_op *op)
         }
         RULE(is_ours, "host memory that was not allocated here");
     }
+    if (fake_uses_slot(op)) { fake_check_slot(fake, op); }
+    if (op->kind == KV_MEMORY_PASSED) { fake_queue_note(fake, op); }
     if (op->kind == KV_MEMORY_CHECKSUM && op->event != KV_MEMORY_EVENT_NONE) {
         atomic_store(&fake->shared->event_has_passed[op->event], 0);
     }
@@ -208,9 +179,9 @@ static void *compute_main(void *user)
             continue;
         }
         struct job job = fake->jobs[fake->passed % JOBS_MAX];
-        uint64_t random = random_next(fake);
+        uint64_t random = fake_random_next(fake);
         pthread_mutex_unlock(&fake->lock);
-        dawdle(random, fake->config.delay_us_max);
+        fake_dawdle(random, fake->config.delay_us_max);
         if (job.run) { job.run(job.user); }
         pthread_mutex_lock(&fake->lock);
         fake->passed++;
@@ -245,7 +216,7 @@ void fake_memory_wait(struct kv_memory *head, uint64_t mark)
 static status_t host_alloc(struct kv_memory *head, size_t bytes, void **ret_host, struct diag *diag)
 {
     struct fake *fake = fake_of(head);
-    void *host = mmap(NULL, page_up(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *host = mmap(NULL, fake_page_up(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (host == MAP_FAILED) {
         diag_set(diag, "no memory for %zu bytes of copy buffers", bytes);
         return STATUS(ST_RESOURCE_EXHAUSTED, SCOPE_NODE);
@@ -269,7 +240,7 @@ static void host_free(struct kv_memory *head, void *host)
     int at = 0;
     while (at < HOSTS_MAX && fake->hosts[at].at != host) { at++; }
     RULE(at < HOSTS_MAX, "a host buffer freed twice");
-    munmap(host, page_up(fake->hosts[at].bytes));
+    munmap(host, fake_page_up(fake->hosts[at].bytes));
     fake->hosts[at].at = NULL;
     pthread_mutex_unlock(&fake->lock);
 }
@@ -304,7 +275,7 @@ static status_t import_pool(struct kv_memory *head, const uint8_t *foreign, size
     }
     snprintf(path, sizeof path, "/proc/%d/fd/%d", bytes.pid, bytes.fd);
     int fd = open(path, O_RDWR | O_CLOEXEC);
-    size_t map_bytes = page_up(bytes.pool_bytes) + page_up(sizeof(struct shared));
+    size_t map_bytes = fake_page_up(bytes.pool_bytes) + fake_page_up(sizeof(struct shared));
     off_t end = fd >= 0 ? lseek(fd, 0, SEEK_END) : -1;
     uint8_t *map = end == (off_t)map_bytes ? mmap(NULL, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     if (fd >= 0) { close(fd); }
@@ -312,11 +283,11 @@ static status_t import_pool(struct kv_memory *head, const uint8_t *foreign, size
         diag_set(diag, "the device refuses the peer's pool");
         return STATUS(ST_UNAVAILABLE, SCOPE_PEER);
     }
-    mprotect(map, page_up(bytes.pool_bytes), PROT_READ);
+    mprotect(map, fake_page_up(bytes.pool_bytes), PROT_READ);
     struct kv_memory_peer *peer = calloc(1, sizeof *peer);
     RULE(peer != NULL, "no memory");
     *peer = (struct kv_memory_peer){.map = map, .pool_bytes = bytes.pool_bytes, .map_bytes = map_bytes,
-                                    .shared = (struct shared *)(map + page_up(bytes.pool_bytes))};
+                                    .shared = (struct shared *)(map + fake_page_up(bytes.pool_bytes))};
     for (;; peer->slot++) {
         int32_t none = 0;
         RULE(peer->slot < IMPORTERS_MAX, "more imports than anybody needs");
@@ -373,6 +344,13 @@ static const struct kv_memory_ops fake_ops = {
     .export_pool = export_pool,
     .import_pool = import_pool,
     .release_peer = release_peer,
+    .slots_alloc = fake_slots_alloc,
+    .slots_free = fake_slots_free,
+    .queue_create = fake_queue_create,
+    .queue_destroy = fake_queue_destroy,
+    .queue_handle = fake_queue_handle,
+    .thread_bind = fake_thread_bind,
+    .memory_left = fake_memory_left,
 };
 
 struct kv_memory *fake_memory_create(const struct fake_memory_config *config)
@@ -382,15 +360,16 @@ struct kv_memory *fake_memory_create(const struct fake_memory_config *config)
     fake->head = (struct kv_memory){.ops = &fake_ops, .pool_bytes = config->pool_bytes};
     if (config->device != 0) { memset(fake->head.id, config->device, sizeof fake->head.id); }
     fake->config = *config;
+    if (config->memory_bytes == 0) { fake->config.memory_bytes = UINT64_C(4) << 30; }
     fake->random = config->seed;
     fake->is_held = config->is_held;
-    fake->map_bytes = page_up(config->pool_bytes) + page_up(sizeof(struct shared));
+    fake->map_bytes = fake_page_up(config->pool_bytes) + fake_page_up(sizeof(struct shared));
     fake->fd = memfd_create("fake-device", MFD_CLOEXEC);
     RULE(fake->fd >= 0 && ftruncate(fake->fd, (off_t)fake->map_bytes) == 0, "no memfd of %zu bytes: %d", fake->map_bytes, errno);
     fake->view = mmap(NULL, fake->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fake->fd, 0);
     fake->base = mmap(NULL, fake->map_bytes, PROT_NONE, MAP_SHARED, fake->fd, 0);
     RULE(fake->view != MAP_FAILED && fake->base != MAP_FAILED, "no address space");
-    fake->shared = (struct shared *)(fake->view + page_up(config->pool_bytes));
+    fake->shared = (struct shared *)(fake->view + fake_page_up(config->pool_bytes));
     pthread_mutex_init(&fake->lock, NULL);
     pthread_cond_init(&fake->changed, NULL);
     sigset_t all, before;
@@ -409,6 +388,9 @@ void fake_memory_destroy(struct kv_memory *head)
     RULE(fake_memory_imports(head) == 0, "the pool ends while somebody alive has it imported");
     pthread_mutex_lock(&fake->lock);
     RULE(fake->under_way == 0, "the pool ends with %u ops under way", fake->under_way);
+    RULE(!fake->queues, "a queue was never destroyed");
+    RULE(!fake->slots, "slots were never freed");
+    RULE(fake->taken == 0, "%llu bytes of device memory were never given back", (unsigned long long)fake->taken);
     fake->is_stopping = true;
     pthread_cond_broadcast(&fake->changed);
     pthread_mutex_unlock(&fake->lock);
