@@ -3,7 +3,7 @@
 #   deploy/install_deps.sh build   compiler, Bazel, libraries           (quickstart)
 #   deploy/install_deps.sh test    the same, and what only tests need   (tests/run.sh)
 #   deploy/install_deps.sh cuda    what build does, and the CUDA 13 toolkit as Python wheels into .cuda of this
-#                                  repository, about 1 GB, where the build finds it; only when asked. A machine with
+#                                  repository, about 1.2 GB, where the build finds it; only when asked. A machine with
 #                                  a toolkit in CUDA_HOME, PATH or /usr/local/cuda needs none of it
 #   deploy/install_deps.sh list    prints the packages of both, one a line, and installs nothing
 # Safe to run twice, and beside another one. What cannot be installed is named, with the
@@ -17,12 +17,14 @@ build_packages=(
 )
 # g++ compiles the CUDA kernels for the emulator that tests run them on.
 test_packages=(libcmocka-dev iproute2 openssl clang libclang-rt-14-dev g++ python3 python3-venv python3-pip)
-# nvcc needs a g++ to preprocess with.
-cuda_packages=(g++ python3 python3-pip)
-# The compiler, its parts and headers, and cuBLAS, whose header the build and whose library the nodes need.
+# nvcc needs a g++ to preprocess with. NCCL finds RDMA cards through libibverbs and its providers, and without them
+# goes by sockets.
+cuda_packages=(g++ python3 python3-pip libibverbs1 ibverbs-providers)
+# The compiler, its parts and headers, cuBLAS, whose header the build and whose library the nodes need, and NCCL, whose
+# library they need for --nccl=on.
 cuda_wheels=(
   'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-runtime==13.0.*'
-  'nvidia-cuda-cccl==13.0.*' 'nvidia-cublas==13.*'
+  'nvidia-cuda-cccl==13.0.*' 'nvidia-cublas==13.*' 'nvidia-nccl-cu13==2.28.*'
 )
 
 what="${1:-build}"
@@ -44,23 +46,25 @@ fi
 fetch_cuda() {
   local root
   root="$(cd "$(dirname "$0")/.." && pwd)"
-  if [[ -x "$root/.cuda/bin/nvcc" && -f "$root/.cuda/include/cublasLt.h" ]]; then return; fi
+  if [[ -x "$root/.cuda/bin/nvcc" && -f "$root/.cuda/include/cublasLt.h" && -f "$root/.cuda/lib/libnccl.so.2" ]]; then return; fi
   local fresh="$root/.cuda.part"
   rm -rf "$fresh"
   echo "Fetching the CUDA 13 toolkit into $root/.cuda (some minutes): ${cuda_wheels[*]}"
   if ! python3 -m pip install --quiet --no-deps --disable-pip-version-check --target "$fresh" "${cuda_wheels[@]}" ||
-    [[ ! -d "$fresh/nvidia/cu13" ]]; then
+    [[ ! -d "$fresh/nvidia/cu13" || ! -d "$fresh/nvidia/nccl" ]]; then
     rm -rf "$fresh"
     echo "Could not fetch it. By hand: install the CUDA 13 toolkit and set CUDA_HOME to it, or" >&2
     echo "  python3 -m pip install --no-deps --target FOLDER ${cuda_wheels[*]}" >&2
-    echo "and set CUDA_HOME to FOLDER/nvidia/cu13." >&2
+    echo "and set CUDA_HOME to FOLDER/nvidia/cu13; NCCL is then FOLDER/nvidia/nccl/lib/libnccl.so.2 (--nccl-library)." >&2
     exit 1
   fi
+  cp -al "$fresh/nvidia/nccl/include/." "$fresh/nvidia/cu13/include/" # its wheel has a tree of its own
+  cp -al "$fresh/nvidia/nccl/lib/." "$fresh/nvidia/cu13/lib/"
   rm -rf "$root/.cuda"
   mv "$fresh/nvidia/cu13" "$root/.cuda"
   rm -rf "$fresh"
   echo "The toolkit is in $root/.cuda. Where Bazel has run before: bazel sync --configure"
-  echo "A node finds cuBLASLt there with CUDA_HOME=$root/.cuda"
+  echo "A node finds cuBLASLt there with CUDA_HOME=$root/.cuda, and NCCL with --nccl-library=$root/.cuda/lib/libnccl.so.2"
 }
 
 finish() {

@@ -2,22 +2,24 @@
 # Assembles what a container of Baton holds: the programs, the shared libraries they need and
 # nothing else: no shell, no package manager. The Dockerfiles call it in their build stage; the
 # test in tests/deploy calls it too, so that what is tested is what ships.
-#   deploy/images/rootfs.sh OUT_DIR PROGRAM... [--library=FILE]... [--model=DIR]
+#   deploy/images/rootfs.sh OUT_DIR PROGRAM... [--library=FILE]... [--file=FILE]... [--model=DIR]
 # Programs come to /usr/bin, the model to /models/<its name>, a --library, which a program loads at run
-# time by its name, with what it needs itself to /usr/lib. Prints the size.
+# time by its name, with what it needs itself to /usr/lib. A --file, which is sought by its whole path, such as
+# a plug-in of a library, stays at that path, with what it needs. Prints the size.
 set -euo pipefail
 
 out= model=
-programs=() libraries=()
+programs=() libraries=() files=()
 for word in "$@"; do
   case "$word" in
     --model=*) model="${word#*=}" ;;
     --library=*) libraries+=("${word#*=}") ;;
+    --file=*) files+=("${word#*=}") ;;
     -*) echo "rootfs.sh: $word: no such flag" >&2; exit 2 ;;
     *) if [[ -z "$out" ]]; then out="$word"; else programs+=("$word"); fi ;;
   esac
 done
-[[ -n "$out" && ${#programs[@]} -gt 0 ]] || { echo "usage: rootfs.sh OUT_DIR PROGRAM... [--library=FILE]... [--model=DIR]" >&2; exit 2; }
+[[ -n "$out" && ${#programs[@]} -gt 0 ]] || { echo "usage: rootfs.sh OUT_DIR PROGRAM... [--library=FILE]... [--file=FILE]... [--model=DIR]" >&2; exit 2; }
 [[ ! -e "$out" ]] || [[ -d "$out" && -z "$(ls -A "$out")" ]] || { echo "rootfs.sh: $out is not empty" >&2; exit 1; }
 
 # Debian's merged layout, so that every library lies where the loader looks without a cache.
@@ -60,6 +62,15 @@ for library in "${libraries[@]}"; do
   install -D -m 755 "$(readlink -f "$library")" "$out/usr/lib/$(basename "$library")"
   owners_wanted["$(readlink -f "$library")"]=1
   copy_needed "$library"
+done
+for file in "${files[@]}"; do
+  [[ "$file" == /* && -f "$file" ]] || { echo "rootfs.sh: --file=$file: no such file, or no whole path" >&2; exit 1; }
+  real=$(readlink -f "$file") # a link stays one: a library under two names is loaded once
+  owners_wanted["$real"]=1 owners_wanted["${real#/usr}"]=1
+  case "$real" in *.so | *.so.*) mode=755 && copy_needed "$real" ;; *) mode=644 ;; esac
+  case "$file" in /lib/* | /lib64/*) file="/usr$file" ;; esac
+  [[ -e "$out$real" ]] || install -D -m "$mode" "$real" "$out$real"
+  [[ -e "$out$file" || -L "$out$file" ]] || { mkdir -p "$(dirname "$out$file")" && ln -s "$real" "$out$file"; }
 done
 
 # Debian's licences travel with its libraries. Each library is unknown under one of its two names.

@@ -81,6 +81,28 @@ class Roots(unittest.TestCase):
             self.assertNotEqual(run.returncode, 0)
             self.assertIn("libnone.so.1: no such file", run.stderr)
 
+    def test_a_file_sought_by_its_path(self):
+        """--file keeps a plug-in and its configuration where they are sought; a link stays a link, so that a library
+        that is loaded under two names is one; what it is linked with comes along; a path that is none is named."""
+        plugin = next(iter(glob.glob("/usr/lib/*/gconv/ISO8859-1.so")))
+        with tempfile.TemporaryDirectory() as folder:
+            os.symlink(plugin, folder + "/other-name.so")
+            with open(folder + "/it.driver", "w", encoding="utf-8") as file:
+                file.write("driver it\n")
+            root = folder + "/root"
+            subprocess.run([os.path.join(IMAGES, "rootfs.sh"), root, "/bin/true", "--file=" + plugin, f"--file={folder}/other-name.so",
+                            f"--file={folder}/it.driver"], check=True)
+            self.assertTrue(os.path.isfile(root + plugin))
+            self.assertEqual(os.readlink(f"{root}{folder}/other-name.so"), os.path.realpath(plugin))
+            self.assertTrue(glob.glob(root + "/usr/lib*/**/libc.so.6", recursive=True))
+            self.assertEqual(os.stat(f"{root}{folder}/it.driver").st_mode & 0o777, 0o644)
+            for wrong in (folder + "/none.so", "relative.so"):
+                run = subprocess.run([os.path.join(IMAGES, "rootfs.sh"), folder + "/other", "/bin/true", "--file=" + wrong],
+                                     capture_output=True, text=True)
+                self.assertNotEqual(run.returncode, 0)
+                self.assertIn(wrong + ": no such file", run.stderr)
+                subprocess.run(["rm", "-rf", folder + "/other"], check=True)
+
     def test_a_missing_library_is_named(self):
         """rootfs.sh fails where a program cannot be made whole, and on a folder that is in use."""
         with tempfile.TemporaryDirectory() as folder:
