@@ -128,6 +128,10 @@ struct cuda_driver {
     /* "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_NOT_SUPPORTED"; "?" for what is none. Static text. */
     const char *(*error_name)(const struct cuda_driver *self, int32_t cause);
 
+    /* For a library that asks CUDA by itself, as NCCL does: makes the device the calling thread's, which the calls of this
+     * table do on their own. */
+    status_t (*thread_bind)(const struct cuda_driver *self, struct diag *diag);
+
     /* ---- memory ---- */
     status_t (*memory_left)(const struct cuda_driver *self, uint64_t *ret_free, uint64_t *ret_total,
                             struct diag *diag);
@@ -171,6 +175,8 @@ struct cuda_driver {
     status_t (*stream_sync)(const struct cuda_driver *self, struct cuda_stream *stream, struct diag *diag);
     status_t (*stream_query)(const struct cuda_driver *self, struct cuda_stream *stream, bool *ret_done,
                              struct diag *diag);
+    /* The stream as such a library takes it: a CUstream. What it queues there counts as queued for the calls below. */
+    void *(*stream_handle)(const struct cuda_driver *self, struct cuda_stream *stream);
     /* What is queued on `stream` from here on runs after the event's last record before this call; an event
      * that was never recorded orders nothing. */
     status_t (*stream_wait_event)(const struct cuda_driver *self, struct cuda_stream *stream,

@@ -141,6 +141,12 @@ static void stream_destroy(const struct cuda_driver *self, struct cuda_stream *s
     (void)real->cu.cuStreamDestroy(stream_of(stream));
 }
 
+static void *stream_handle(const struct cuda_driver *self, struct cuda_stream *stream)
+{
+    (void)self;
+    return stream_of(stream);
+}
+
 static status_t stream_sync(const struct cuda_driver *self, struct cuda_stream *stream, struct diag *diag)
 {
     struct real_driver *real = real_of(self);
@@ -333,6 +339,7 @@ void real_queue_calls(struct cuda_driver *table)
     table->copy_from_pageable = copy_from_pageable;
     table->stream_create = stream_create;
     table->stream_destroy = stream_destroy;
+    table->stream_handle = stream_handle;
     table->stream_sync = stream_sync;
     table->stream_query = stream_query;
     table->stream_wait_event = stream_wait_event;

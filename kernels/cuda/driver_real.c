@@ -73,6 +73,15 @@ static const char *error_name(const struct cuda_driver *self, int32_t cause)
     return real->cu.cuGetErrorName((CUresult)cause, &name) == CUDA_SUCCESS && name != NULL ? name : "?";
 }
 
+/* Whatever the thread has called since our own calls saw it last. */
+static status_t thread_bind(const struct cuda_driver *self, struct diag *diag)
+{
+    struct real_driver *real = real_of(self);
+    TRY(real_enter(real, diag));
+    TRY_CU(real, diag, cuCtxSetCurrent, real->context);
+    return STATUS_OK;
+}
+
 /* ---- memory ------------------------------------------------------------------------------- */
 
 static status_t memory_left(const struct cuda_driver *self, uint64_t *ret_free, uint64_t *ret_total, struct diag *diag)
@@ -383,6 +392,7 @@ status_t cuda_driver_open(uint32_t device, const struct cuda_driver **ret_driver
     table->info.device = device;
     table->close = close_driver;
     table->error_name = error_name;
+    table->thread_bind = thread_bind;
     table->memory_left = memory_left;
     table->mem_alloc = mem_alloc;
     table->mem_free = mem_free;

@@ -2,7 +2,7 @@
  * kernels/cuda/driver.h. For tests: what a chip would forgive by luck fails here.
  * Flow:    cuda_backend, device_memory, cables -> driver.h -> [device_emulated] -> tests/cuda/emu.h for kernels
  * Thread:  as driver.h says. Operations run one at a time, on the thread that waits for them, or on the device's own thread
- *          where a callback or another process may wait.
+ *          where a callback or another process may wait. A library's work on a stream runs beside them.
  * Memory:  device memory is memfd mappings between guard pages; all is freed by close, which fails loudly if something that
  *          was created is still there.
  *
@@ -46,7 +46,7 @@ enum emulated_call {
     EMULATED_MEM_ALLOC,
     EMULATED_HOST_ALLOC, /* host_register too */
     EMULATED_COPY,       /* all forms, and fill */
-    EMULATED_STREAM,     /* stream_create, stream_wait_event */
+    EMULATED_STREAM,     /* stream_create, stream_wait_event, thread_bind */
     EMULATED_WAIT,       /* stream_sync, stream_query, event_sync, event_query */
     EMULATED_EVENT,      /* event_create, event_record */
     EMULATED_CALLBACK,
@@ -75,5 +75,20 @@ uint64_t emulated_device_operations_left(const struct cuda_driver *driver);
 /* For tests' eyes: reads and writes device memory at once, past all queues. False: not within one allocation. */
 bool emulated_device_peek(const struct cuda_driver *driver, const void *device, void *ret_bytes, size_t bytes);
 bool emulated_device_poke(const struct cuda_driver *driver, void *device, const void *from, size_t bytes);
+
+/* ---- for a fake of a library that queues its own work, as NCCL does */
+
+/* The device that the calling thread was bound to last (driver.h, thread_bind); NULL: none. */
+const struct cuda_driver *emulated_device_bound(void);
+
+/* Queues fn on a stream, handle  what stream_handle gave. It runs once, in the stream's order, on a thread that the stream has
+ * for such work: it may wait as long as it likes, which holds up its own stream and who waits for that or for the whole
+ * device (mem_free, host_free), and no other. It reaches device memory by peek and poke, and calls nothing else of the driver.
+ * It runs on a device that is broken too. */
+void emulated_device_stream_run(const struct cuda_driver *driver, void *handle, void (*fn)(void *user), void *user);
+
+/* Device memory that the library takes for itself. False: there is not so much, and none was taken. */
+bool emulated_device_take(const struct cuda_driver *driver, uint64_t bytes);
+void emulated_device_give_back(const struct cuda_driver *driver, uint64_t bytes);
 
 #endif

@@ -1,6 +1,6 @@
 /* device_internal: what the parts of the emulated device share. Private to device_*.c.
  * Parts:   device_table.c (the table, faults), device_memory.c (device, pinned and imported memory), device_queue.c (streams,
- *          events), device_copy.c (copies and kernels that they take), device_schedule.c (who runs what and when), device_run.c (what an operation does), device_gemm.c, device_graph.c, device_ipc.c
+ *          events), device_copy.c (copies and kernels that they take), device_foreign.c (a library's own work on a stream), device_schedule.c (who runs what and when), device_run.c (what an operation does), device_gemm.c, device_graph.c, device_ipc.c
  * Thread:  `lock` guards everything of a device; an operation itself runs without it, one at a time (`busy`). */
 #ifndef BATON_TESTS_CUDA_DEVICE_INTERNAL_H
 #define BATON_TESTS_CUDA_DEVICE_INTERNAL_H
@@ -59,7 +59,7 @@ struct cuda_event {
     uint32_t node;
 };
 
-enum op_kind { OP_COPY, OP_FILL, OP_LAUNCH, OP_GEMM, OP_RECORD, OP_WAIT, OP_CALLBACK, OP_GRAPH };
+enum op_kind { OP_COPY, OP_FILL, OP_LAUNCH, OP_GEMM, OP_RECORD, OP_WAIT, OP_CALLBACK, OP_GRAPH, OP_FOREIGN };
 
 struct op {
     struct op *next;
@@ -77,6 +77,7 @@ struct op {
         } gemm;
         struct { struct record *record; struct event_map *map; uint32_t ticket; } mark; /* RECORD and WAIT: one of the two */
         struct { cuda_done_fn done; void *user; } callback;
+        struct { void (*run)(void *user); void *user; } foreign;
         struct cuda_graph *graph;
     } u;
     unsigned char tail[] __attribute__((aligned(16)));
@@ -90,6 +91,9 @@ struct cuda_stream {
     uint32_t awaited;      /* operations among those queued that somebody outside may wait for */
     bool running;          /* its head is being run */
     bool urgent;
+    struct device *device; /* with has_foreign: for the thread that runs what a library queued here */
+    pthread_t foreign;
+    bool has_foreign, foreign_stops;
     struct cuda_graph *capture; /* NULL: not capturing */
     uint32_t last_node;
 };
@@ -212,6 +216,9 @@ bool device_peer_is_dead(const struct event_map *map);
 void device_queue_calls(struct cuda_driver *table);
 void device_copy_calls(struct cuda_driver *table);
 void device_stop_worker(struct device *device);
+/* Of a stream that has nothing left to run. */
+void device_stop_foreign(struct device *device, struct cuda_stream *stream);
+void device_foreign_calls(struct cuda_driver *table);
 
 /* ---- graphs (lock held) ---- */
 uint32_t device_graph_add(struct device *device, struct cuda_graph *graph, struct op *op, uint32_t after0, uint32_t after1);

@@ -30,6 +30,7 @@ static void stream_destroy(const struct cuda_driver *self, struct cuda_stream *s
     device_enter_void(device);
     if (stream->capture != NULL) { device_violation("a stream is destroyed while it captures"); }
     device_drive(device, stream, stream->queued);
+    device_stop_foreign(device, stream);
     for (struct cuda_stream **at = &device->streams; *at != NULL; at = &(*at)->next) {
         if (*at == stream) {
             *at = stream->next;

@@ -61,7 +61,8 @@ bool device_run(struct device *device, const struct op *op, struct rng *rng, cha
     case OP_GRAPH: return run_graph(device, op->u.graph, rng, text, text_bytes);
     case OP_RECORD:
     case OP_WAIT:
-    case OP_CALLBACK: break; /* device_queue.c's */
+    case OP_CALLBACK:
+    case OP_FOREIGN: break; /* device_queue.c's */
     }
     return true;
 }

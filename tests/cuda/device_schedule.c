@@ -65,13 +65,20 @@ static bool is_reached(const struct op *wait)
     return (int32_t)(atomic_load(&wait->u.mark.map->shared->completed) - wait->u.mark.ticket) >= 0 || device_peer_is_dead(wait->u.mark.map);
 }
 
-/* Whether the stream's next operation can be run by the thread that asks; callbacks are the worker's. */
+/* Operations that somebody outside may wait for: the worker sees to it that their turn comes. */
+static bool is_awaited(const struct op *op)
+{
+    return op->kind == OP_CALLBACK || op->kind == OP_FOREIGN || (op->kind == OP_RECORD && op->u.mark.map != NULL);
+}
+
+/* Whether the stream's next operation can be run by the thread that asks; callbacks are the worker's, a library's work is the
+ * thread's of its stream. */
 static bool is_ready(const struct cuda_stream *stream, bool is_worker)
 {
     const struct op *op = stream->head;
     if (op == NULL || stream->running) { return false; }
     if (op->kind == OP_WAIT) { return is_reached(op); }
-    return op->kind != OP_CALLBACK || is_worker;
+    return op->kind != OP_FOREIGN && (op->kind != OP_CALLBACK || is_worker);
 }
 
 static void complete(struct device *device, struct op *op)
@@ -109,6 +116,10 @@ void device_run_head(struct device *device, struct cuda_stream *stream)
         op->u.callback.done(op->u.callback.user, st);
         device_in_callback = false;
         pthread_mutex_lock(&device->lock);
+    } else if (op->kind == OP_FOREIGN) { /* of a broken device too: the library has something to clear away */
+        pthread_mutex_unlock(&device->lock);
+        op->u.foreign.run(op->u.foreign.user);
+        pthread_mutex_lock(&device->lock);
     } else if (device->sticky == 0 && op->kind != OP_RECORD && op->kind != OP_WAIT) {
         struct rng rng = rng_init(rng_next(&device->rng));
         device->busy = true;
@@ -124,7 +135,7 @@ void device_run_head(struct device *device, struct cuda_stream *stream)
         memcpy(device->sticky_text, text, sizeof text);
     }
     complete(device, op);
-    if (op->kind == OP_CALLBACK || (op->kind == OP_RECORD && op->u.mark.map != NULL)) { stream->awaited--; }
+    if (is_awaited(op)) { stream->awaited--; }
     stream->head = op->next;
     if (stream->head == NULL) { stream->tail = NULL; }
     stream->done++;
@@ -275,7 +286,7 @@ static void append(struct device *device, struct cuda_stream *stream, struct op 
     }
     stream->tail = op;
     stream->queued++;
-    if (op->kind == OP_CALLBACK || (op->kind == OP_RECORD && op->u.mark.map != NULL)) {
+    if (is_awaited(op)) {
         stream->awaited++;
         if (!device->worker_runs) {
             device->worker_runs = true;

@@ -196,6 +196,7 @@ const struct cuda_driver *emulated_device_create(const struct emulated_options *
     table->error_name = error_name;
     device_memory_calls(table);
     device_queue_calls(table);
+    device_foreign_calls(table);
     device_copy_calls(table);
     device_graph_calls(table);
     device_gemm_calls(table);

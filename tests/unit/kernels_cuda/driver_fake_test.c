@@ -282,6 +282,11 @@ static void events_and_callbacks(void **state)
     float ms = 0;
     ok(d->stream_create(d, true, &stream, &diag));
     logged("cuStreamCreateWithPriority 1 -5");
+    assert_ptr_equal(d->stream_handle(d, stream), stream); /* the library's own, as others that use the library take it */
+    forget();
+    ok(d->thread_bind(d, &diag));
+    ok(d->thread_bind(d, &diag)); /* whatever the thread has done in between, of which nothing is known */
+    assert_non_null(strstr(strstr(fake->log, "cuCtxSetCurrent 1") + 1, "cuCtxSetCurrent 1"));
     ok(d->event_create(d, CUDA_EVENT_ORDER, &order, &diag));
     logged("cuEventCreate 2");
     ok(d->event_create(d, CUDA_EVENT_TIMING, &timing, &diag));

@@ -200,12 +200,111 @@ static void callbacks(void **state)
     holds(a_callback_comes_by_itself);
 }
 
+/* ---- a library's own work ------------------------------------------------------------- */
+
+struct work {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool may_go, has_run;
+    struct bench *bench;
+    uint32_t seen;
+};
+
+/* Reads what the stream had written by then, and writes something else. */
+static void do_work(void *user)
+{
+    struct work *work = user;
+    pthread_mutex_lock(&work->lock);
+    while (!work->may_go) { pthread_cond_wait(&work->changed, &work->lock); }
+    (void)emulated_device_peek(work->bench->d, work->bench->device, &work->seen, 4);
+    (void)emulated_device_poke(work->bench->d, work->bench->device, &(uint32_t){77}, 4);
+    work->has_run = true;
+    pthread_cond_signal(&work->changed);
+    pthread_mutex_unlock(&work->lock);
+}
+static struct work work_of(struct bench *t, bool may_go)
+{
+    return (struct work){.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .may_go = may_go, .bench = t};
+}
+
+static bool a_librarys_work_is_in_order(struct bench *t)
+{
+    struct work work = work_of(t, true);
+    struct note note = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    void *handle = t->d->stream_handle(t->d, t->a);
+    OK(t->d->fill(t->d, t->device, 3, 4, t->a, &diag));
+    emulated_device_stream_run(t->d, handle, do_work, &work);
+    OK(to_host(t, t->pinned, t->device, 4, t->a, &diag));
+    OK(t->d->stream_callback(t->d, t->a, note_done, &note, &diag));
+    wait_for_note(&note, 1); /* nobody syncs: it goes on by itself */
+    return work.seen == 0x03030303u && t->pinned[0] == 77;
+}
+static bool a_librarys_work_holds_up_its_own_stream_alone(struct bench *t)
+{
+    struct work work = work_of(t, false);
+    struct note mine = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER}, other = mine;
+    emulated_device_stream_run(t->d, t->d->stream_handle(t->d, t->a), do_work, &work);
+    OK(t->d->stream_callback(t->d, t->a, note_done, &mine, &diag));
+    OK(t->d->fill(t->d, t->other, 4, 4, t->b, &diag));
+    OK(t->d->stream_callback(t->d, t->b, note_done, &other, &diag));
+    wait_for_note(&other, 1);
+    OK(t->d->stream_sync(t->d, t->b, &diag));
+    bool right = word(t, t->other, 0) == 0x04040404u;
+    pthread_mutex_lock(&work.lock);
+    right = right && !work.has_run && mine.count == 0; /* nobody has gone past it */
+    work.may_go = true;
+    pthread_cond_signal(&work.changed);
+    pthread_mutex_unlock(&work.lock);
+    OK(t->d->stream_sync(t->d, t->a, &diag));
+    return right && work.has_run && mine.count == 1;
+}
+static bool a_librarys_work_runs_on_a_broken_device(struct bench *t)
+{
+    struct work work = work_of(t, true);
+    emulated_device_break(t->d, 1);
+    OK(t->d->fill(t->d, t->device, 3, 4, t->a, &diag));
+    emulated_device_stream_run(t->d, t->d->stream_handle(t->d, t->a), do_work, &work);
+    bool right = failed(t->d->stream_sync(t->d, t->a, NULL)); /* which a broken device need not wait with */
+    pthread_mutex_lock(&work.lock);
+    while (!work.has_run) { pthread_cond_wait(&work.changed, &work.lock); }
+    pthread_mutex_unlock(&work.lock);
+    return right;
+}
+static bool a_library_finds_and_takes(struct bench *t)
+{
+    uint64_t before, after, total;
+    OK(t->d->thread_bind(t->d, &diag));
+    OK(t->d->memory_left(t->d, &before, &total, &diag));
+    bool right = emulated_device_bound() == t->d && emulated_device_take(t->d, 1000) && !emulated_device_take(t->d, before);
+    OK(t->d->memory_left(t->d, &after, &total, &diag));
+    emulated_device_give_back(t->d, 1000);
+    return right && after == before - 1000;
+}
+
+static void work_for_no_stream(struct bench *t) { emulated_device_stream_run(t->d, t, do_work, t); }
+static void more_given_back_than_taken(struct bench *t) { emulated_device_give_back(t->d, 1 << 30); }
+
+static void a_librarys_own_work(void **state)
+{
+    struct bench t;
+    (void)state;
+    open_bench(&t, 1);
+    dies(work_for_no_stream, &t, SIGABRT);
+    dies(more_given_back_than_taken, &t, SIGABRT);
+    close_bench(&t);
+    holds(a_library_finds_and_takes);
+    holds(a_librarys_work_is_in_order);
+    holds(a_librarys_work_holds_up_its_own_stream_alone);
+    holds(a_librarys_work_runs_on_a_broken_device);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(missing_order_shows),
         cmocka_unit_test(order_that_is_asked_for_holds),
         cmocka_unit_test(callbacks),
+        cmocka_unit_test(a_librarys_own_work),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
