@@ -19,11 +19,25 @@
  * says so when it starts. */
 #define TLS_RDMA "rc,dc,ud"
 #define TLS_TRUST_NETWORK "rc,dc,ud,tcp"
+/* Behind them for a pool on a device. It reaches nobody: with it UCX knows CUDA's memory, and has who makes the dma-buf
+ * that a card registers. */
+#define TLS_DEVICE ",cuda_copy"
+
+#define HOW_TO_HAVE_GPUDIRECT                                                                                          \
+    "is there a card (/sys/class/infiniband), is nvidia-peermem loaded or does driver and kernel have dma-buf for it " \
+    "(the open GPU kernel modules, Linux 5.12), and does `ulimit -l` allow to lock that much memory?"
 
 static const char *const settings[][2] = {
     {"KEEPALIVE_INTERVAL", "200ms"}, /* 20 s by itself: how long a dead peer goes unnoticed */
     {"RNDV_THRESH", "inf"},          /* messages are small; a rendezvous would read our memory from the other side */
+    {"RCACHE_ENABLE", "n"},          /* of registrations: what we unmap is to be unmapped then, not when a cache is full */
 };
+
+static void tls_text(const struct kv_cable_host *host, char ret_text[64])
+{
+    snprintf(ret_text, 64, "%s%s", host->ucx.mode == KV_UCX_TRUST_NETWORK ? TLS_TRUST_NETWORK : TLS_RDMA,
+             host->pool.memory ? TLS_DEVICE : "");
+}
 
 /* ---- the context */
 
@@ -43,7 +57,9 @@ static status_t context_open(struct kv_cable *cable, struct diag *diag)
     ucx_status_t st = api->config_read(NULL, NULL, &config);
     if (st != UCX_OK) { return ucx_failed(cable, diag, "its configuration cannot be read", st); }
     /* After the environment was read: which transports are open is ours to say, not UCX_TLS's. */
-    st = api->config_modify(config, "TLS", trusts ? TLS_TRUST_NETWORK : TLS_RDMA);
+    char tls[64];
+    tls_text(cable->host, tls);
+    st = api->config_modify(config, "TLS", tls);
     for (size_t i = 0; i < sizeof settings / sizeof settings[0] && st == UCX_OK; i++) {
         st = api->config_modify(config, settings[i][0], settings[i][1]);
     }
@@ -62,22 +78,51 @@ static status_t context_open(struct kv_cable *cable, struct diag *diag)
     return st == UCX_OK ? STATUS_OK : ucx_failed(cable, diag, "it does not start", st);
 }
 
+/* Pool on a device: whether this UCX knows such memory at all. */
+static status_t device_check(struct kv_cable *cable, struct diag *diag)
+{
+    struct ucx_context_attr attr = {.field_mask = UCX_ATTR_FIELD_MEMORY_TYPES};
+    if (!cable->host->pool.memory) { return STATUS_OK; }
+    ucx_status_t st = cable->api->context_query(cable->context, &attr);
+    if (st != UCX_OK) { return ucx_failed(cable, diag, "it does not say what memory it knows", st); }
+    if (attr.memory_types & UINT64_C(1) << UCX_MEMORY_TYPE_CUDA) { return STATUS_OK; }
+    diag_set(diag, "ucx cable: the KV pool lies on a GPU, and this UCX knows no CUDA memory: it was built without, or its part for "
+                   "it (ucx/libuct_cuda.so beside libucp) cannot be loaded. The wheels libucx-cu12, libucx-cu13 and nixl-cu12 have it");
+    return STATUS(ST_UNIMPLEMENTED, SCOPE_NODE);
+}
+
+/* What is no fault of a pool in host memory is, on a device, a machine without GPUDirect: KV goes over another cable. */
+static status_t register_failed(struct kv_cable *cable, struct diag *diag, ucx_status_t st)
+{
+    if (!cable->host->pool.memory) {
+        return ucx_failed(cable, diag, "the pool cannot be registered (does `ulimit -l` allow to lock that much memory?)", st);
+    }
+    status_t status = ucx_failed(cable, diag, "no network card can be given the GPU's KV pool (GPUDirect RDMA: " HOW_TO_HAVE_GPUDIRECT ")", st);
+    status.code = ST_UNIMPLEMENTED;
+    return status;
+}
+
 status_t ucx_pool_register(struct kv_cable *cable, struct diag *diag)
 {
     const struct ucx_api *api = cable->api;
     const struct kv_cable_host *host = cable->host;
+    const int memory_type = host->pool.memory ? UCX_MEMORY_TYPE_CUDA : UCX_MEMORY_TYPE_HOST;
     const struct ucx_mem_map_params params = {
-        .field_mask = UCX_MEM_MAP_PARAM_FIELD_ADDRESS | UCX_MEM_MAP_PARAM_FIELD_LENGTH | UCX_MEM_MAP_PARAM_FIELD_PROT,
+        .field_mask = UCX_MEM_MAP_PARAM_FIELD_ADDRESS | UCX_MEM_MAP_PARAM_FIELD_LENGTH | UCX_MEM_MAP_PARAM_FIELD_PROT |
+                      UCX_MEM_MAP_PARAM_FIELD_MEMORY_TYPE,
         .address = host->pool.base,
         .length = host->pool.bytes,
+        .memory_type = memory_type,
         .prot = UCX_MEM_MAP_PROT_LOCAL_READ |
                 (host->receives ? (unsigned)UCX_MEM_MAP_PROT_LOCAL_WRITE | UCX_MEM_MAP_PROT_REMOTE_WRITE : 0u),
     };
+    /* UCX asks CUDA about the address, on whatever thread this is. */
+    if (host->pool.memory) { TRY(kv_memory_thread_bind(host->pool.memory, diag)); }
     uint64_t start_ns = clock_now_ns();
     ucx_status_t st = api->mem_map(cable->context, &params, &cable->memh);
     if (st != UCX_OK) {
         cable->memh = NULL;
-        return ucx_failed(cable, diag, "the pool cannot be registered (does `ulimit -l` allow to lock that much memory?)", st);
+        return register_failed(cable, diag, st);
     }
     cable->stats.registration_ns += clock_now_ns() - start_ns;
     cable->stats.registered_bytes = host->pool.bytes;
@@ -86,6 +131,7 @@ status_t ucx_pool_register(struct kv_cable *cable, struct diag *diag)
     st = api->rkey_pack(cable->context, cable->memh, &rkey, &bytes);
     if (st != UCX_OK) { return ucx_failed(cable, diag, "the pool's key cannot be had", st); }
     bool fits = bytes >= 1 && bytes <= sizeof cable->rkey;
+    cable->is_direct = ucx_rkey_is_registered(rkey, bytes, memory_type);
     if (fits) { memcpy(cable->rkey, rkey, bytes); }
     cable->rkey_bytes = fits ? (uint32_t)bytes : 0;
     api->rkey_buffer_release(rkey);
@@ -93,7 +139,8 @@ status_t ucx_pool_register(struct kv_cable *cable, struct diag *diag)
         diag_set(diag, "ucx cable: the pool's key has %zu bytes, more than an offer holds: name fewer devices in UCX_NET_DEVICES", bytes);
         return STATUS(ST_UNAVAILABLE, SCOPE_NODE);
     }
-    return STATUS_OK;
+    /* UCX maps what no card takes as well, and would carry puts through the memory of both hosts. */
+    return host->pool.memory && !cable->is_direct ? register_failed(cable, diag, UCX_ERR_UNSUPPORTED) : STATUS_OK;
 }
 
 void ucx_pool_revoke(struct kv_cable *cable)
@@ -128,6 +175,7 @@ static void ucx_close(struct kv_cable *cable)
     for (uint32_t i = 0; cable->conns && i < cable->host->links_max; i++) {
         if (cable->conns[i]) { ucx_conn_destroy(cable->conns[i]); }
     }
+    ucx_sums_close(cable);
     ucx_late_end(cable);
     /* A worker that could not be emptied still points into the context, so that one stays too. */
     if (cable->stats.workers_kept == 0) {
@@ -149,10 +197,6 @@ static status_t ucx_open(const struct kv_cable_host *host, struct diag *diag, st
         diag_set(diag, "ucx cable: it is off; --ucx=rdma turns it on for RDMA hardware, --ucx=trust-network with TCP lanes too");
         return STATUS(ST_UNIMPLEMENTED, SCOPE_NODE);
     }
-    if (host->pool.memory) {
-        diag_set(diag, "ucx cable: the KV pool lies on a device, and this cable sums slices with the CPU; use shm or tcp");
-        return STATUS(ST_UNIMPLEMENTED, SCOPE_NODE);
-    }
     const struct ucx_api *api = host->ucx.api;
     TRY(kv_ucx_prepare(&host->ucx, diag));
     if (!api) { TRY(ucx_api_load(host->ucx.library, diag, &api)); }
@@ -168,17 +212,23 @@ static status_t ucx_open(const struct kv_cable_host *host, struct diag *diag, st
     cable->ticks.on_ready = ucx_on_tick;
     bool made = cable->conns && cable->turns.fd >= 0 && cable->ticks.fd >= 0;
     status_t st = made ? context_open(cable, diag) : STATUS_CAUSE(ST_RESOURCE_EXHAUSTED, SCOPE_NODE, errno);
+    if (!failed(st)) { st = device_check(cable, diag); }
     if (!failed(st)) { st = ucx_pool_register(cable, diag); }
+    if (!failed(st)) { st = ucx_sums_open(cable); }
     if (!failed(st)) { st = kv_loop_watch(host->loop, &cable->turns, EPOLLIN); }
     if (!failed(st)) { st = kv_loop_watch(host->loop, &cable->ticks, EPOLLIN); }
     if (failed(st)) {
+        /* Where the list of cables is "auto" this one is left out then, and its reason would be lost. */
+        if (st.code == ST_UNIMPLEMENTED && diag) { LOGF(LOG_WARN, "ucx_left_out", "text=\"%s\"", diag->text); }
         ucx_close(cable);
         return st;
     }
+    char tls[64];
+    tls_text(host, tls);
     unsigned major, minor, release;
     api->get_version(&major, &minor, &release);
-    LOGF(LOG_INFO, "ucx_ready", "version=%u.%u.%u tls=%s pool_bytes=%lu registration_ms=%.1f", major, minor, release,
-         host->ucx.mode == KV_UCX_TRUST_NETWORK ? TLS_TRUST_NETWORK : TLS_RDMA, (unsigned long)host->pool.bytes,
+    LOGF(LOG_INFO, "ucx_ready", "version=%u.%u.%u tls=%s memory=%s direct=%s pool_bytes=%lu registration_ms=%.1f", major, minor,
+         release, tls, host->pool.memory ? "cuda" : "host", cable->is_direct ? "yes" : "no", (unsigned long)host->pool.bytes,
          (double)cable->stats.registration_ns / (double)NS_PER_MS);
     *ret_cable = cable;
     return STATUS_OK;
@@ -209,7 +259,6 @@ static status_t ucx_connect(struct kv_cable *cable, uint32_t link, const char *p
     if (failed(st)) { goto done; }
     uint64_t blocks = offer.pool_bytes / kv_layout_block_bytes(cable->host->layout);
     conn->remote_base = offer.base;
-    conn->remote_bytes = offer.pool_bytes;
     conn->remote_blocks = blocks < UINT32_MAX ? (uint32_t)blocks : UINT32_MAX;
     memcpy(blob, offer.address, offer.address_bytes);
     ucx_status_t ucx_st = ucx_conn_dial(conn, blob);

@@ -149,6 +149,7 @@ static ucx_status_t listen_to(struct conn *conn, enum ucx_message kind, ucx_am_r
 static void conn_free(struct conn *conn)
 {
     ucx_sender_fini(conn);
+    free(conn->sums);
     while (conn->mail_first) {
         struct mail *mail = conn->mail_first;
         conn->mail_first = mail->next;
@@ -171,12 +172,13 @@ status_t ucx_conn_create(struct kv_cable *cable, uint32_t link, bool is_sender, 
     conn->watch.on_ready = on_worker_ready;
     conn->since_ns = clock_now_ns();
     if (is_sender) { conn->frames = calloc(FRAMES_MAX, sizeof *conn->frames); }
+    bool made = ucx_sums_make(conn) && (conn->frames || !is_sender);
     /* Serialized and not single: the context was made on the thread that created the endpoint. */
     const struct ucx_worker_params params = {.field_mask = UCX_WORKER_PARAM_FIELD_THREAD_MODE,
                                              .thread_mode = UCX_THREAD_MODE_SERIALIZED};
     struct ucx_worker_attr attr = {.field_mask = UCX_WORKER_ATTR_FIELD_ADDRESS | UCX_WORKER_ATTR_FIELD_ADDRESS_FLAGS,
                                    .address_flags = UCX_WORKER_ADDRESS_FLAG_NET_ONLY};
-    ucx_status_t st = is_sender && !conn->frames ? -1 : api->worker_create(cable->context, &params, &conn->worker);
+    ucx_status_t st = made ? api->worker_create(cable->context, &params, &conn->worker) : -1;
     if (st == UCX_OK) {
         cable->stats.workers_kept++;
         st = api->worker_get_efd(conn->worker, &conn->watch.fd);
@@ -355,7 +357,13 @@ void ucx_conn_destroy(struct conn *conn)
         ucx_ticks_set(cable, true);
         return;
     }
-    if (!conn->in_turn) { conn_free(conn); }
+    conn->state = CS_OVER;
+    ucx_conn_release(conn);
+}
+
+void ucx_conn_release(struct conn *conn)
+{
+    if (conn->state == CS_OVER && !conn->in_turn && !conn->in_sum && conn->sums_busy == 0) { conn_free(conn); }
 }
 
 void ucx_conn_fail(struct conn *conn, status_t status, const char *text)
@@ -392,7 +400,8 @@ static bool late_step(struct conn *conn)
     } else {
         return given_up; /* D's: never progressed again, so never emptied */
     }
-    conn_free(conn);
+    conn->state = CS_OVER;
+    ucx_conn_release(conn);
     return true;
 }
 
@@ -419,14 +428,24 @@ void ucx_late_end(struct kv_cable *cable)
 
 /* ---- turns */
 
+/* What is left, unless the connection is over, waits for a sum of D's device. */
 static void mail_read(struct conn *conn)
 {
     while (conn->mail_first && !conn->is_gone && !conn->is_broken) {
         struct mail *mail = conn->mail_first;
         conn->mail_first = mail->next;
         conn->mail_count--;
-        if (conn->is_sender) { ucx_sender_mail(conn, mail); } else { ucx_receiver_mail(conn, mail); }
-        free(mail);
+        bool was_read = true;
+        if (conn->is_sender) { ucx_sender_mail(conn, mail); } else { was_read = ucx_receiver_mail(conn, mail); }
+        if (was_read) {
+            free(mail);
+            continue;
+        }
+        mail->next = conn->mail_first;
+        if (!conn->mail_first) { conn->mail_last = mail; }
+        conn->mail_first = mail;
+        conn->mail_count++;
+        return;
     }
 }
 
@@ -447,7 +466,9 @@ static void conn_turn(struct conn *conn)
     conn->in_turn = true;
     bool again = false;
     unsigned steps = 0;
-    while (!conn->is_gone && !conn->is_broken && steps < PROGRESS_MAX) {
+    mail_read(conn);
+    /* While mail waits the worker stands still: what P sends then waits at its end, and P with it. */
+    while (!conn->is_gone && !conn->is_broken && !conn->mail_first && steps < PROGRESS_MAX) {
         unsigned moved = api->worker_progress(conn->worker);
         steps++;
         if (conn->is_broken) { break; }
@@ -457,7 +478,11 @@ static void conn_turn(struct conn *conn)
         if (moved == 0 || conn->is_gone || again) { break; }
     }
     if (!conn->is_gone && conn->is_broken) { report_broken(conn); }
-    if (!conn->is_gone) {
+    if (!conn->is_gone && failed(kv_loop_watch(conn->cable->host->loop, &conn->watch, conn->mail_first ? 0 : EPOLLIN))) {
+        ucx_conn_break(conn, -1);
+        report_broken(conn);
+    }
+    if (!conn->is_gone && !conn->mail_first) {
         /* What is there already keeps the worker from being armed: then it has another turn. */
         ucx_status_t armed = again || steps == PROGRESS_MAX ? UCX_ERR_BUSY : api->worker_arm(conn->worker);
         if (armed == UCX_ERR_BUSY) {
@@ -468,7 +493,7 @@ static void conn_turn(struct conn *conn)
         }
     }
     conn->in_turn = false;
-    if (conn->is_gone && conn->state != CS_LATE) { conn_free(conn); }
+    ucx_conn_release(conn);
 }
 
 void ucx_on_tick(struct kv_watch *watch, uint32_t events)

@@ -41,7 +41,42 @@ static void on_hello_mail(struct conn *conn, const struct mail *mail)
     if (!conn->is_gone) { (void)ucx_conn_send(conn, UCX_MSG_WELCOME, welcome, sizeof welcome); }
 }
 
-static void on_frame_mail(struct conn *conn, const struct mail *mail)
+static void sum_start(struct sum *sum)
+{
+    ucx_sum_start(sum, sum->frame.layer, sum->landing.blocks, sum->frame.count, 0);
+}
+
+void ucx_receiver_summed(struct sum *sum)
+{
+    struct conn *conn = sum->conn;
+    struct kv_cable *cable = conn->cable;
+    const struct kv_cable_host *host = cable->host;
+    const status_t status = sum->op.status;
+    const struct kv_frame frame = sum->frame;
+    const struct kv_landing landing = sum->landing;
+    bool crc_ok = !failed(status);
+    for (uint32_t i = 0; i < frame.count && crc_ok; i++) { crc_ok = sum->op.crc[i] == sum->crc[i]; }
+    if (!crc_ok && !failed(status) && !sum->is_second && !conn->is_gone) {
+        /* A card's writes to a GPU and those to host memory go two ways, so a notice may be here a moment before the
+         * last bytes are there, on a GPU that does not order them (CUDA's GPUDirect RDMA writes ordering: none). By a
+         * second sum they are; what differs then is wrong. */
+        sum->is_second = true;
+        sum_start(sum);
+        return;
+    }
+    ucx_sum_give_back(sum);
+    host->let_go(host->endpoint, &landing);
+    if (conn->is_gone) { return; }
+    if (failed(status)) {
+        ucx_conn_fail(conn, status, "our device could not read what has landed");
+        return;
+    }
+    if (conn->mail_first) { ucx_conn_schedule(conn); }
+    host->frame_landed(host->endpoint, conn->link, &landing, &frame, crc_ok);
+}
+
+/* False: no sum is free. */
+static bool on_frame_mail(struct conn *conn, const struct mail *mail)
 {
     struct kv_cable *cable = conn->cable;
     const struct kv_cable_host *host = cable->host;
@@ -50,33 +85,45 @@ static void on_frame_mail(struct conn *conn, const struct mail *mail)
     if (mail->bytes < TCP_HEADER_BYTES || !tcp_frame_header_read(mail->data, (uint32_t)cable->slice_bytes, &frame) ||
         mail->bytes != TCP_HEADER_BYTES + 4u * (size_t)frame.count || !tcp_frame_head_check(mail->data, frame.count)) {
         ucx_conn_fail(conn, STATUS(ST_DATA_LOSS, SCOPE_PEER), "a frame's notice is corrupt");
-        return;
+        return true;
     }
-    if (!host->frame_accept(host->endpoint, conn->link, &frame, &landing)) {
-        cable->stats.frames_late++; /* its grant ended while it was under way: quarantine waits for P's word */
-        return;
+    if (conn->sums && conn->sums_busy == SUMS_MAX) { return false; }
+    /* Refused: its grant ended while it was under way; quarantine waits for P's word. */
+    if (!host->frame_accept(host->endpoint, conn->link, &frame, &landing)) { return true; }
+    const uint8_t *sums = mail->data + TCP_HEADER_BYTES;
+    if (conn->sums) {
+        struct sum *sum = ucx_sum_take(conn);
+        sum->frame = frame;
+        sum->landing = landing;
+        sum->is_second = false;
+        for (uint32_t i = 0; i < frame.count; i++) { sum->crc[i] = le32_load(sums + 4u * (size_t)i); }
+        host->hold(host->endpoint, &landing);
+        sum_start(sum);
+        return true;
     }
     bool crc_ok = true;
     for (uint32_t i = 0; i < frame.count; i++) {
         const uint8_t *slice =
             (const uint8_t *)host->pool.base + kv_layout_slice_offset(host->layout, landing.blocks[i], frame.layer);
-        crc_ok &= crc32c(0, slice, cable->slice_bytes) == le32_load(mail->data + TCP_HEADER_BYTES + 4u * (size_t)i);
+        crc_ok &= crc32c(0, slice, cable->slice_bytes) == le32_load(sums + 4u * (size_t)i);
     }
     host->frame_landed(host->endpoint, conn->link, &landing, &frame, crc_ok);
+    return true;
 }
 
-void ucx_receiver_mail(struct conn *conn, const struct mail *mail)
+bool ucx_receiver_mail(struct conn *conn, const struct mail *mail)
 {
     if (mail->kind == UCX_MSG_HELLO && conn->state == CS_OFFERED) {
         on_hello_mail(conn, mail);
     } else if (conn->state != CS_READY) {
-        return; /* of somebody whose hello was not taken */
+        return true; /* of somebody whose hello was not taken */
     } else if (mail->kind == UCX_MSG_FRAME) {
         conn->cable->host->heard(conn->cable->host->endpoint, conn->link);
-        on_frame_mail(conn, mail);
+        return on_frame_mail(conn, mail);
     } else {
         ucx_conn_fail(conn, STATUS(ST_INTERNAL, SCOPE_PEER), "the peer broke the cable's order of messages");
     }
+    return true;
 }
 
 static void tell(struct conn *conn, uint64_t grant_epoch, const uint32_t *blocks, uint32_t count)

@@ -1,5 +1,6 @@
 /* cable_ucx_send: P's half of the ucx cable: pushes out of the pool into D's blocks.
  * Flow:    the endpoint's push and abort -> [cable_ucx_send] -> sums, puts, flush, notice -> D
+ *          A pool on a device: the device makes the sums first, and the puts read out of its memory.
  * Thread:  the transfer thread; the callbacks run on it too, inside worker_progress().
  * Memory:  FRAMES_MAX frames per connection; a list of block numbers per grant that D told us of. */
 #include "transfer/cable_ucx_state.h"
@@ -34,6 +35,12 @@ static void push_queue(struct kv_cable_push **first, struct kv_cable_push **last
     push->next = NULL;
     if (*first) { (*last)->next = push; } else { *first = push; }
     *last = push;
+}
+
+static void push_drop(struct kv_cable *cable, struct kv_cable_push *push)
+{
+    push->dropped = true;
+    cable->host->push_done(cable->host->endpoint, push);
 }
 
 /* Moves the early pushes whose grant is known now. */
@@ -165,14 +172,18 @@ static void frame_start(struct conn *conn, struct kv_cable_push *push, const str
         ucx_ticks_set(cable, true);
     }
     conn->inflight_bytes += push->frame.count * cable->slice_bytes;
-    const uint8_t *pool = host->pool.base;
-    for (uint32_t i = 0; i < push->frame.count; i++) {
+    const uint8_t *pool = host->pool.base; /* on a device an address for UCX alone */
+    for (uint32_t i = 0; i < push->frame.count && !conn->sums; i++) {
         push->crc[i] = crc32c(0, pool + kv_layout_slice_offset(host->layout, push->blocks[i], push->frame.layer), cable->slice_bytes);
     }
     frame->head_bytes = (uint32_t)tcp_frame_head_write(&push->frame, (uint32_t)cable->slice_bytes, push->crc, frame->head);
     struct ucx_request_param param = frame_param(frame);
     param.op_attr_mask |= UCX_OP_ATTR_FIELD_MEMH;
     param.memh = cable->memh;
+    if (conn->sums) {
+        param.op_attr_mask |= UCX_OP_ATTR_FIELD_MEMORY_TYPE;
+        param.memory_type = UCX_MEMORY_TYPE_CUDA;
+    }
     bool goes = true;
     for (uint32_t i = 0; i < push->frame.count && goes; i++) {
         const uint8_t *from = pool + kv_layout_slice_offset(host->layout, push->blocks[i], push->frame.layer);
@@ -259,11 +270,10 @@ bool ucx_sender_run(struct conn *conn)
             continue;
         }
         if (push->frame.first >= (*at)->count || push->frame.count > (*at)->count - push->frame.first) {
-            push->dropped = true; /* the ticket lied about the size; D refused its begin */
-            conn->cable->host->push_done(conn->cable->host->endpoint, push);
+            push_drop(conn->cable, push); /* the ticket lied about the size; D refused its begin */
             continue;
         }
-        summed += push->frame.count * conn->cable->slice_bytes;
+        summed += conn->sums ? 0 : push->frame.count * conn->cable->slice_bytes;
         frame_start(conn, push, *at);
         (*at)->slices_left -= push->frame.count < (*at)->slices_left ? push->frame.count : (*at)->slices_left;
         if ((*at)->slices_left == 0) { grant_remove(conn, at); }
@@ -272,16 +282,11 @@ bool ucx_sender_run(struct conn *conn)
     return false;
 }
 
-/* ---- the endpoint's calls */
+/* ---- pushes on their way to the frames */
 
-void ucx_sender_push(struct kv_cable *cable, uint32_t link, struct kv_cable_push *push)
+/* It has its sums, or the CPU will make them: it may be put once D has told of its grant. */
+static void push_may_go(struct conn *conn, struct kv_cable_push *push)
 {
-    struct conn *conn = cable->conns[link];
-    if (!conn) { /* it broke, and the endpoint has not heard of it yet */
-        push->dropped = true;
-        cable->host->push_done(cable->host->endpoint, push);
-        return;
-    }
     if (*grant_place(conn, push->frame.grant_epoch)) {
         push_queue(&conn->ready_first, &conn->ready_last, push);
     } else {
@@ -290,11 +295,58 @@ void ucx_sender_push(struct kv_cable *cable, uint32_t link, struct kv_cable_push
     ucx_conn_schedule(conn);
 }
 
-/* Takes the pushes of `send_slot`, or all with UINT32_MAX, out of a queue and gives them back. */
-static void queue_drop(struct conn *conn, struct kv_cable_push **first, struct kv_cable_push **last, uint32_t send_slot)
+static void raw_sum(struct conn *conn)
 {
-    struct kv_cable *cable = conn->cable;
-    struct kv_cable_push *rest = *first, *dropped = NULL;
+    struct sum *sum;
+    while (conn->raw_first && (sum = ucx_sum_take(conn)) != NULL) {
+        struct kv_cable_push *push = conn->raw_first;
+        conn->raw_first = push->next;
+        push->next = NULL;
+        sum->push = push;
+        ucx_sum_start(sum, push->frame.layer, push->blocks, push->frame.count, push->mark);
+    }
+}
+
+void ucx_sender_summed(struct sum *sum)
+{
+    struct conn *conn = sum->conn;
+    struct kv_cable_push *push = sum->push;
+    const status_t status = sum->op.status;
+    if (!failed(status)) { memcpy(push->crc, sum->op.crc, push->frame.count * sizeof push->crc[0]); }
+    ucx_sum_give_back(sum);
+    if (conn->is_gone || push->dropped || failed(status)) {
+        push_drop(conn->cable, push);
+    } else {
+        push_may_go(conn, push);
+    }
+    if (conn->is_gone) { return; }
+    if (failed(status)) {
+        ucx_conn_fail(conn, status, "our device could not read the slices");
+        return;
+    }
+    raw_sum(conn);
+}
+
+/* ---- the endpoint's calls */
+
+void ucx_sender_push(struct kv_cable *cable, uint32_t link, struct kv_cable_push *push)
+{
+    struct conn *conn = cable->conns[link];
+    if (!conn) { /* it broke, and the endpoint has not heard of it yet */
+        push_drop(cable, push);
+    } else if (conn->sums) {
+        push_queue(&conn->raw_first, &conn->raw_last, push);
+        raw_sum(conn);
+    } else {
+        push_may_go(conn, push);
+    }
+}
+
+/* Takes the pushes of `send_slot`, or all with UINT32_MAX, out of a queue and puts them before `dropped`. */
+static struct kv_cable_push *queue_take(struct kv_cable_push **first, struct kv_cable_push **last, uint32_t send_slot,
+                                        struct kv_cable_push *dropped)
+{
+    struct kv_cable_push *rest = *first;
     *first = *last = NULL;
     while (rest) {
         struct kv_cable_push *push = rest;
@@ -306,12 +358,21 @@ static void queue_drop(struct conn *conn, struct kv_cable_push **first, struct k
             push_queue(first, last, push);
         }
     }
+    return dropped;
+}
+
+/* All queues are done with before the first is given back: the endpoint may end the link in that. */
+static void queues_drop(struct conn *conn, uint32_t send_slot)
+{
+    struct kv_cable *cable = conn->cable;
+    struct kv_cable_push *dropped = queue_take(&conn->raw_first, &conn->raw_last, send_slot, NULL);
+    dropped = queue_take(&conn->ready_first, &conn->ready_last, send_slot, dropped);
+    dropped = queue_take(&conn->early_first, &conn->early_last, send_slot, dropped);
     while (dropped) {
         struct kv_cable_push *push = dropped;
         dropped = push->next;
         push->next = NULL;
-        push->dropped = true;
-        cable->host->push_done(cable->host->endpoint, push);
+        push_drop(cable, push);
     }
 }
 
@@ -323,15 +384,14 @@ void ucx_sender_abort(struct kv_cable *cable, uint32_t link, uint32_t send_slot)
         struct kv_cable_push *push = conn->frames[i].push;
         if (push && push->send_slot == send_slot) { push->dropped = true; }
     }
-    queue_drop(conn, &conn->ready_first, &conn->ready_last, send_slot);
-    if (cable->conns[link] == conn) { queue_drop(conn, &conn->early_first, &conn->early_last, send_slot); }
+    for (uint32_t i = 0; conn->sums && i < SUMS_MAX; i++) {
+        struct kv_cable_push *push = conn->sums[i].push;
+        if (push && push->send_slot == send_slot) { push->dropped = true; }
+    }
+    queues_drop(conn, send_slot);
 }
 
-void ucx_sender_drop_queues(struct conn *conn)
-{
-    queue_drop(conn, &conn->ready_first, &conn->ready_last, UINT32_MAX);
-    queue_drop(conn, &conn->early_first, &conn->early_last, UINT32_MAX);
-}
+void ucx_sender_drop_queues(struct conn *conn) { queues_drop(conn, UINT32_MAX); }
 
 void ucx_sender_fini(struct conn *conn)
 {

@@ -19,7 +19,7 @@
 typedef int8_t ucx_status_t;
 enum {
     UCX_OK = 0, UCX_INPROGRESS = 1, UCX_ERR_UNREACHABLE = -6, UCX_ERR_NO_DEVICE = -14, UCX_ERR_BUSY = -15,
-    UCX_ERR_CANCELED = -16, UCX_ERR_LAST = -100,
+    UCX_ERR_CANCELED = -16, UCX_ERR_UNSUPPORTED = -22, UCX_ERR_LAST = -100,
 };
 
 /* What a non-blocking call returns: 0, a status below, or a request. */
@@ -40,6 +40,16 @@ struct ucx_params {
     size_t estimated_num_ppn;
     const char *name;
     size_t node_local_id;
+};
+
+/* Newer versions have more behind it; they fill in what is asked for. */
+enum { UCX_ATTR_FIELD_MEMORY_TYPES = 1 << 2 };
+struct ucx_context_attr {
+    uint64_t field_mask;
+    size_t request_size;
+    int thread_mode;
+    uint64_t memory_types; /* bits of UCX_MEMORY_TYPE_ */
+    char name[32];
 };
 
 enum { UCX_WORKER_PARAM_FIELD_THREAD_MODE = 1 << 0, UCX_THREAD_MODE_SERIALIZED = 1 };

@@ -56,8 +56,8 @@ void ucx_api_last_words(char *ret_text, size_t size)
 
 static const struct { const char *symbol; size_t offset; } functions[] = {
 #define F(field) {"ucp_" #field, offsetof(struct ucx_api, field)}
-    F(get_version), F(config_read), F(config_modify), F(config_release), F(init_version), F(cleanup), F(mem_map),
-    F(mem_unmap), F(rkey_pack), F(rkey_buffer_release), F(ep_rkey_unpack), F(rkey_destroy), F(worker_create),
+    F(get_version), F(config_read), F(config_modify), F(config_release), F(init_version), F(cleanup), F(context_query),
+    F(mem_map), F(mem_unmap), F(rkey_pack), F(rkey_buffer_release), F(ep_rkey_unpack), F(rkey_destroy), F(worker_create),
     F(worker_destroy), F(worker_progress), F(worker_get_efd), F(worker_arm), F(worker_query),
     F(worker_release_address), F(worker_set_am_recv_handler), F(ep_create), F(ep_query), F(ep_close_nbx),
     F(ep_flush_nbx), F(put_nbx), F(am_send_nbx), F(request_free), F(request_check_status),

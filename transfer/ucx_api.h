@@ -26,6 +26,7 @@ struct ucx_api {
     ucx_status_t (*init_version)(unsigned major, unsigned minor, const struct ucx_params *params, const void *config,
                                  void **ret_context);
     void (*cleanup)(void *context);
+    ucx_status_t (*context_query)(void *context, struct ucx_context_attr *attr);
     ucx_status_t (*mem_map)(void *context, const struct ucx_mem_map_params *params, void **ret_memh);
     ucx_status_t (*mem_unmap)(void *context, void *memh);
     ucx_status_t (*rkey_pack)(void *context, void *memh, void **ret_buffer, size_t *ret_bytes);

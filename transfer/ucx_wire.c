@@ -19,6 +19,21 @@ static void mark_store(uint8_t *at)
 }
 static bool mark_holds(const uint8_t *at) { return le32_load(at) == UCX_WIRE_MAGIC && le16_load(at + 4) == UCX_WIRE_VERSION; }
 
+bool ucx_rkey_is_registered(const void *rkey, size_t size, int memory_type)
+{
+    const uint8_t *bytes = rkey;
+    size_t at = 9;
+    bool any = false;
+    if (size < at || bytes[8] != memory_type) { return false; }
+    /* Of this machine and not of a peer, so in its own order of bytes, which is little-endian as all of Baton's. */
+    for (uint64_t domains = le64_load(bytes); domains; domains &= domains - 1) {
+        if (at >= size || bytes[at] > size - at - 1) { return false; }
+        any |= bytes[at] > 0;
+        at += 1u + bytes[at];
+    }
+    return any;
+}
+
 bool ucx_offer_write(const struct ucx_offer *offer, struct kv_cable_offer *ret_offer)
 {
     if (offer->rkey_bytes > UCX_RKEY_BYTES_MAX || offer->address_bytes > UCX_ADDRESS_BYTES_MAX) { return false; }

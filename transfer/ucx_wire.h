@@ -50,6 +50,13 @@ struct ucx_grant {
     const uint8_t *blocks; /* [count] u32 */
 };
 
+/* Whether some network device has registered the memory of a key that UCX packed. UCX packs one for memory
+ * that none has, too, and carries puts to it as messages, which the receiver's CPU copies.
+ * The form of a key is UCX's own, and the same from 1.19 to 1.22: u64 map of memory domains, u8 memory type, then
+ * for each domain u8 bytes, key[bytes]; a domain that only copies within the host has a key of no bytes. What
+ * does not read so, or is of another type, is not taken for registered. */
+bool ucx_rkey_is_registered(const void *rkey, size_t size, int memory_type);
+
 /* False: rkey or address do not fit. */
 bool ucx_offer_write(const struct ucx_offer *offer, struct kv_cable_offer *ret_offer);
 bool ucx_offer_read(const void *bytes, size_t size, struct ucx_offer *ret_offer);

@@ -18,6 +18,7 @@ EQUAL(UCX_ERR_UNREACHABLE, UCS_ERR_UNREACHABLE);
 EQUAL(UCX_ERR_NO_DEVICE, UCS_ERR_NO_DEVICE);
 EQUAL(UCX_ERR_BUSY, UCS_ERR_BUSY);
 EQUAL(UCX_ERR_CANCELED, UCS_ERR_CANCELED);
+EQUAL(UCX_ERR_UNSUPPORTED, UCS_ERR_UNSUPPORTED);
 EQUAL(UCX_ERR_LAST, UCS_ERR_LAST);
 
 NUMBER(FEATURE_RMA);
@@ -29,6 +30,10 @@ NUMBER(PARAM_FIELD_MT_WORKERS_SHARED);
 SIZE(ucx_params, ucp_params_t);
 AT(ucx_params, ucp_params_t, features);
 AT(ucx_params, ucp_params_t, mt_workers_shared);
+
+NUMBER(ATTR_FIELD_MEMORY_TYPES);
+AT(ucx_context_attr, ucp_context_attr_t, memory_types);
+SAME(sizeof(struct ucx_context_attr) <= sizeof(ucp_context_attr_t));
 
 NUMBER(WORKER_PARAM_FIELD_THREAD_MODE);
 EQUAL(UCX_THREAD_MODE_SERIALIZED, UCS_THREAD_MODE_SERIALIZED);

@@ -8,9 +8,9 @@
 
 #include "base/check.h"
 
-enum { WORKERS_MAX = 256, HANDLERS = 8, FAILURE = -3 };
+enum { WORKERS_MAX = 256, HANDLERS = 8, DEVICES_MAX = 4, RKEY_BYTES = 18, FAILURE = -3 };
 
-struct memh { uint8_t *base; size_t bytes; uint32_t key; };
+struct memh { uint8_t *base; size_t bytes; uint32_t key; int type; };
 struct worker {
     bool used, signalled;
     uint32_t id;
@@ -52,6 +52,7 @@ struct fake_ucx_world fake_ucx;
 static struct worker workers[WORKERS_MAX];
 static struct memh *memhs[WORKERS_MAX];
 static uint32_t next_id, next_key;
+static struct { const uint8_t *base; size_t bytes; uint8_t *view; } devices[DEVICES_MAX];
 
 static bool fails(void)
 {
@@ -72,6 +73,21 @@ static struct worker *worker_of_id(uint32_t id)
         if (workers[i].used && workers[i].id == id) { return &workers[i]; }
     }
     return NULL;
+}
+
+/* Where a card finds the bytes at an address: a device's by its view. */
+static uint8_t *reach(uint64_t address, size_t bytes, bool *ret_is_device)
+{
+    *ret_is_device = true;
+    for (int i = 0; i < DEVICES_MAX; i++) {
+        uint64_t base = (uintptr_t)devices[i].base;
+        if (base && address >= base && address - base < devices[i].bytes) {
+            CHECK(bytes <= devices[i].bytes - (address - base));
+            return devices[i].view + (address - base);
+        }
+    }
+    *ret_is_device = false;
+    return (uint8_t *)(uintptr_t)address;
 }
 
 /* ---- context and memory */
@@ -120,13 +136,27 @@ static void cleanup(void *context)
     (void)context;
     fake_ucx.contexts--;
 }
+static ucx_status_t context_query(void *context, struct ucx_context_attr *attr)
+{
+    CHECK(context != NULL);
+    CHECK(attr->field_mask == UCX_ATTR_FIELD_MEMORY_TYPES);
+    if (fails()) { return FAILURE; }
+    bool has_cuda = fake_ucx.knows_cuda && strstr(fake_ucx.tls, ",cuda_copy");
+    attr->memory_types = 1u << UCX_MEMORY_TYPE_HOST | (has_cuda ? 1u << UCX_MEMORY_TYPE_CUDA : 0);
+    return UCX_OK;
+}
 static ucx_status_t mem_map(void *context, const struct ucx_mem_map_params *params, void **ret)
 {
     (void)context;
+    bool is_device;
+    (void)reach((uintptr_t)params->address, params->length, &is_device);
+    CHECK(params->field_mask & UCX_MEM_MAP_PARAM_FIELD_MEMORY_TYPE);
+    CHECK(params->memory_type == (is_device ? UCX_MEMORY_TYPE_CUDA : UCX_MEMORY_TYPE_HOST));
     if (fails()) { return FAILURE; }
     fake_ucx.maps++;
+    fake_ucx.maps_cuda += is_device;
     struct memh *memh = malloc(sizeof *memh);
-    *memh = (struct memh){params->address, params->length, ++next_key};
+    *memh = (struct memh){params->address, params->length, ++next_key, params->memory_type};
     for (int i = 0; i < WORKERS_MAX; i++) {
         if (!memhs[i]) {
             memhs[i] = memh;
@@ -151,11 +181,19 @@ static ucx_status_t rkey_pack(void *context, void *memh, void **ret, size_t *ret
 {
     (void)context;
     if (fails()) { return FAILURE; }
-    uint32_t *buffer = malloc(sizeof *buffer);
-    *buffer = ((struct memh *)memh)->key;
+    /* As UCX does: two domains, the one that copies within the host with a key of no bytes, then the card's. */
+    const struct memh *of = memh;
+    bool has_card = of->type == UCX_MEMORY_TYPE_HOST || fake_ucx.is_direct;
+    uint8_t *buffer = calloc(1, RKEY_BYTES);
+    buffer[0] = has_card ? 5 : 1;
+    buffer[8] = (uint8_t)of->type;
+    if (has_card) {
+        buffer[10] = 4;
+        memcpy(buffer + 11, &of->key, sizeof of->key);
+    }
     fake_ucx.buffers++;
     *ret = buffer;
-    *ret_bytes = sizeof *buffer;
+    *ret_bytes = has_card ? RKEY_BYTES : 11; /* a byte behind the keys: where the memory's device is */
     return UCX_OK;
 }
 static ucx_status_t ep_rkey_unpack(void *endpoint, const void *buffer, void **ret)
@@ -163,7 +201,7 @@ static ucx_status_t ep_rkey_unpack(void *endpoint, const void *buffer, void **re
     CHECK(endpoint != NULL);
     if (fails()) { return FAILURE; }
     struct rkey *rkey = malloc(sizeof *rkey);
-    memcpy(&rkey->key, buffer, sizeof rkey->key);
+    memcpy(&rkey->key, (const uint8_t *)buffer + 11, sizeof rkey->key);
     fake_ucx.rkeys++;
     *ret = rkey;
     return UCX_OK;
@@ -273,7 +311,13 @@ static void deliver(const struct request *request)
             fake_ucx.puts_dropped++;
             return;
         }
-        memcpy((void *)(uintptr_t)request->to, request->from, request->bytes);
+        bool is_device;
+        uint8_t *to = reach(request->to, request->bytes, &is_device);
+        memcpy(to, reach((uintptr_t)request->from, request->bytes, &is_device), request->bytes);
+        if (fake_ucx.flips > 0) {
+            fake_ucx.flips--;
+            to[request->bytes / 2] ^= 0x10;
+        }
         fake_ucx.puts_landed++;
     } else if (request->kind == RK_MESSAGE && peer) {
         struct message *message = malloc(sizeof *message + request->bytes);
@@ -314,6 +358,9 @@ static ucx_request_t post(struct endpoint *endpoint, struct request filled, cons
 static ucx_request_t put_nbx(void *endpoint, const void *from, size_t bytes, uint64_t to, void *rkey, const struct ucx_request_param *param)
 {
     CHECK((param->op_attr_mask & UCX_OP_ATTR_FIELD_MEMH) && param->memh); /* or UCX would register anew */
+    bool is_device;
+    (void)reach((uintptr_t)from, bytes, &is_device);
+    CHECK(is_device == ((param->op_attr_mask & UCX_OP_ATTR_FIELD_MEMORY_TYPE) && param->memory_type == UCX_MEMORY_TYPE_CUDA));
     fake_ucx.puts_posted++;
     return post(endpoint, (struct request){.kind = RK_PUT, .from = from, .bytes = bytes, .to = to, .key = ((struct rkey *)rkey)->key}, param);
 }
@@ -425,16 +472,27 @@ static ucx_status_t worker_arm(void *worker_)
 static const char *status_string(ucx_status_t status) { return status == UCX_OK ? "Success" : "a fake failure"; }
 
 static const struct ucx_api api = {
-    get_version, config_read, config_modify, buffer_release, init_version, cleanup, mem_map, mem_unmap, rkey_pack,
-    buffer_release, ep_rkey_unpack, rkey_destroy, worker_create, worker_destroy, worker_progress, worker_get_efd,
+    get_version, config_read, config_modify, buffer_release, init_version, cleanup, context_query, mem_map, mem_unmap,
+    rkey_pack, buffer_release, ep_rkey_unpack, rkey_destroy, worker_create, worker_destroy, worker_progress, worker_get_efd,
     worker_arm, worker_query, worker_release_address, set_handler, ep_create, ep_query, close_nbx, flush_nbx, put_nbx,
     am_send_nbx, request_free, check_status, status_string,
 };
 
 const struct ucx_api *fake_ucx_begin(void)
 {
-    fake_ucx = (struct fake_ucx_world){.version_minor = 19};
+    fake_ucx = (struct fake_ucx_world){.version_minor = 19, .knows_cuda = true, .is_direct = true};
+    memset(devices, 0, sizeof devices);
     return &api;
+}
+
+void fake_ucx_device(const void *base, size_t bytes, uint8_t *view)
+{
+    int at = 0;
+    while (at < DEVICES_MAX && devices[at].base) { at++; }
+    CHECK(at < DEVICES_MAX);
+    devices[at].base = base;
+    devices[at].bytes = bytes;
+    devices[at].view = view;
 }
 
 bool fake_ucx_end(void)
