@@ -124,6 +124,7 @@ static status_t cables_open(struct kv_endpoint *endpoint, const struct kv_endpoi
         for (uint32_t i = 0; i < endpoint->cable_count; i++) {
             if (endpoint->cables[i].ops == ops) { return bad_config(diag, "a cable is named twice"); }
         }
+        CHECK(!ops->warms_up || (ops->places_at_destination && ops->message && ops->ready));
         struct cable_slot *slot = &endpoint->cables[endpoint->cable_count];
         slot->endpoint = endpoint;
         slot->ops = ops;
@@ -237,6 +238,9 @@ status_t kv_endpoint_create(const struct kv_endpoint_config *config, struct diag
     uint64_t frame_blocks = FRAME_BYTES_AIM / e->slice_bytes;
     e->frame_blocks = (uint32_t)(frame_blocks < 1 ? 1 : frame_blocks > KV_FRAME_BLOCKS_MAX ? KV_FRAME_BLOCKS_MAX : frame_blocks);
     e->limits = config->limits;
+    if (e->limits.connect_ns == 0 && config->cables && strcmp(config->cables, "nccl") == 0) { /* nothing else carries meanwhile */
+        e->limits.connect_ns = or_default(config->nccl.init_ns, 15 * NS_PER_S) + 5 * NS_PER_S;
+    }
     limits_fill(&e->limits);
     e->on_event = config->on_event;
     e->on_event_context = config->on_event_context;

@@ -30,17 +30,42 @@ static bool host_token_link(void *slot, const uint8_t token[KV_CABLE_TOKEN_BYTES
     return found;
 }
 
+static void warm_connect(struct kv_endpoint *e, uint32_t link_slot);
+
 static void host_connected(void *slot_, uint32_t link_slot)
 {
     struct cable_slot *slot = slot_;
     struct kv_endpoint *e = slot->endpoint;
     struct link_data *link = &e->links[link_slot];
-    if (!link->open || link->cable_up || (link->is_sender && link->cable != slot)) { return; }
+    if (!link->open || (link->is_sender && link->cable != slot)) { return; } /* P asks the warm one itself */
+    if (link->cable_up) {
+        if (slot->ops->warms_up && slot != link->cable) { link->warm = slot; }
+        return;
+    }
     link->cable = slot;
     link->cable_up = true;
     link->has_token = false; /* it opens one connection */
     link_core_cable_up(e->core, link_slot, clock_now_ns(), &e->wishes);
+    if (link->warm) { warm_connect(e, link_slot); }
     endpoint_settle(e);
+}
+
+/* What the warm cable carried is over; the link goes on. */
+static void warm_lost(struct kv_endpoint *e, uint32_t link_slot, const struct cable_slot *slot, status_t status, const char *text)
+{
+    uint64_t now_ns = clock_now_ns();
+    for (uint32_t i = 0; i < e->limits.sends_max; i++) {
+        struct send_data *send = &e->sends[i];
+        if (!send->live || send->link != link_slot || send->cable != slot || send->final_held) { continue; }
+        snprintf(send->broke_text, sizeof send->broke_text, "the %s cable broke: %.160s", slot->ops->name, text);
+        link_core_send_broke(e->core, i, status, send->broke_text, now_ns, &e->wishes);
+    }
+    for (uint32_t i = 0; i < e->limits.grants_max; i++) {
+        struct grant_data *grant = &e->grants[i];
+        if (grant->link != link_slot || grant->carrier != slot || !link_core_grant_is_live(e->core, i, grant->grant_epoch)) { continue; }
+        snprintf(grant->broke_text, sizeof grant->broke_text, "the %s cable broke: %.160s", slot->ops->name, text);
+        link_core_grant_broke(e->core, i, grant->grant_epoch, status, grant->broke_text, now_ns, &e->wishes);
+    }
 }
 
 static void host_lost(void *slot_, uint32_t link_slot, status_t status, const char *text)
@@ -48,8 +73,10 @@ static void host_lost(void *slot_, uint32_t link_slot, status_t status, const ch
     struct cable_slot *slot = slot_;
     struct kv_endpoint *e = slot->endpoint;
     struct link_data *link = &e->links[link_slot];
-    if (!link->open || link->cable != slot) { return; }
-    if (!link->cable_up && link->is_sender) {
+    if (!link->open || (link->cable != slot && link->warm != slot)) { return; }
+    if (link->warm == slot) {
+        warm_lost(e, link_slot, slot, status, text);
+    } else if (!link->cable_up && link->is_sender) {
         snprintf(link->reason, sizeof link->reason, "%s failed: %s", slot->ops->name, text);
         endpoint_cable_try_next(e, link_slot);
     } else {
@@ -109,7 +136,9 @@ static bool host_frame_accept(void *slot, uint32_t link, const struct kv_frame *
     struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
     uint32_t grant_slot = 0;
     if (!link_core_frame_accept(e->core, link, frame, &grant_slot)) { return false; }
-    const struct grant_data *grant = &e->grants[grant_slot];
+    struct grant_data *grant = &e->grants[grant_slot];
+    grant->carrier = slot;
+    grant->cable = grant->carrier->ops->name;
     *ret_landing = (struct kv_landing){.slot = grant_slot, .grant_epoch = frame->grant_epoch,
                                        .blocks = grant->blocks + frame->first};
     return true;
@@ -218,6 +247,13 @@ void endpoint_push_free(struct kv_endpoint *e, struct kv_cable_push *push)
     pthread_mutex_unlock(&e->mutex);
 }
 
+struct cable_slot *endpoint_cable_choose(struct kv_endpoint *e, uint32_t link_slot)
+{
+    const struct link_data *link = &e->links[link_slot];
+    bool warm_is_ready = link->warm && link->warm_connects && link->warm->ops->ready(link->warm->cable, link_slot);
+    return warm_is_ready ? link->warm : link->cable;
+}
+
 void endpoint_pushes_to_cable(struct kv_endpoint *e, struct send_data *send)
 {
     const struct link_data *link = &e->links[send->link];
@@ -226,7 +262,7 @@ void endpoint_pushes_to_cable(struct kv_endpoint *e, struct send_data *send)
         send->waiting_first = push->next;
         push->next = NULL;
         send->at_cable++;
-        link->cable->ops->push(link->cable->cable, send->link, push);
+        send->cable->ops->push(send->cable->cable, send->link, push);
     }
 }
 
@@ -261,8 +297,29 @@ const struct kv_cable_offer *endpoint_offer_of(const struct link_data *link, con
     return NULL;
 }
 
+/* False: link->reason says why. */
+static bool cable_connect(struct kv_endpoint *e, uint32_t link_slot, const struct cable_slot *slot, char ret_reason[160])
+{
+    const struct link_data *link = &e->links[link_slot];
+    const struct kv_cable_offer *offer = endpoint_offer_of(link, slot);
+    char host[KV_ADDRESS_CHARS_MAX + 1];
+    host_part(link->address, host, sizeof host);
+    status_t st = slot->ops->connect(slot->cable, link_slot, host, offer->bytes, offer->size, link->ack.token);
+    if (failed(st)) { snprintf(ret_reason, 160, "%s failed: %s (cause %d)", slot->ops->name, status_code_name(st.code), st.cause); }
+    return !failed(st);
+}
+
+/* The link's own cable works: the better one, which takes its time, is begun. */
+static void warm_connect(struct kv_endpoint *e, uint32_t link_slot)
+{
+    struct link_data *link = &e->links[link_slot];
+    link->warm_connects = cable_connect(e, link_slot, link->warm, link->reason);
+    if (!link->warm_connects) { link->warm = NULL; }
+}
+
 /* In our order of preference, what both sides have. The reason that is kept is the one why the
- * chosen cable is not a better one. */
+ * chosen cable is not a better one. One that warms up is passed over, and is the link's own only
+ * where no other works. */
 void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot)
 {
     struct link_data *link = &e->links[link_slot];
@@ -288,19 +345,26 @@ void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot)
             snprintf(link->reason, sizeof link->reason, "%s: %s", slot->ops->name, mismatch);
             continue;
         }
-        char host[KV_ADDRESS_CHARS_MAX + 1];
-        host_part(link->address, host, sizeof host);
+        if (slot->ops->warms_up && !link->warm) {
+            link->warm = slot;
+            snprintf(link->warm_reason, sizeof link->warm_reason, "%s", link->reason[0] ? link->reason : "first choice");
+            continue;
+        }
         link->cable = slot;
-        status_t st = slot->ops->connect(slot->cable, link_slot, host, offer->bytes, offer->size, link->ack.token);
-        if (!failed(st)) {
+        if (cable_connect(e, link_slot, slot, link->reason)) {
             if (link->reason[0] == '\0') {
                 snprintf(link->reason, sizeof link->reason, "%s", same_host && slot->ops->same_host_only ? "same host" : "first choice");
             }
             return;
         }
         link->cable = NULL;
-        snprintf(link->reason, sizeof link->reason, "%s failed: %s (cause %d)", slot->ops->name, status_code_name(st.code),
-                 st.cause);
+    }
+    if (link->warm) {
+        link->cable = link->warm;
+        link->warm = NULL;
+        snprintf(link->reason, sizeof link->reason, "%s", link->warm_reason);
+        if (cable_connect(e, link_slot, link->cable, link->reason)) { return; }
+        link->cable = NULL;
     }
     snprintf(link->note, sizeof link->note, "no cable works: %s", link->reason);
     link_core_link_lost(e->core, link_slot, STATUS(ST_UNAVAILABLE, SCOPE_PEER), link->note, clock_now_ns(), &e->wishes);

@@ -101,7 +101,12 @@ void endpoint_emit_send(struct kv_endpoint *e, const struct link_wish *wish)
     struct send_data *send = &e->sends[wish->slot];
     const struct link_data *link = send->link != LINK_NONE ? &e->links[send->link] : NULL;
     char reason[sizeof link->reason] = "";
-    if (link) { snprintf(reason, sizeof reason, "%s", link->reason); }
+    if (link && link->warm && send->cable == link->warm) {
+        snprintf(reason, sizeof reason, "%s", link->warm_reason);
+    } else if (link) {
+        snprintf(reason, sizeof reason, "%s%s%.120s", link->warm ? link->warm->ops->name : "", link->warm ? " is not up yet; " : "",
+                 link->reason);
+    }
     struct kv_event event = {
         .kind = wish->event,
         .xfer_id = wish->xfer_id,
@@ -111,7 +116,7 @@ void endpoint_emit_send(struct kv_endpoint *e, const struct link_wish *wish)
         .status = wish->status,
         .text = event_text(e, wish),
         .stats = {.bytes = send->bytes, .duration_ns = clock_now_ns() - send->began_ns,
-                  .cable = send->streaming && link && link->cable ? link->cable->ops->name : "", .reason = reason},
+                  .cable = send->cable ? send->cable->ops->name : "", .reason = reason},
     };
     uint8_t *payload = send->payload;
     send->payload = NULL;

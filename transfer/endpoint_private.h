@@ -49,6 +49,8 @@ struct grant_data {
     uint32_t link;
     uint64_t began_ns, bytes;
     const char *cable;
+    const struct cable_slot *carrier; /* whose frames came; NULL: none has yet */
+    char broke_text[200];
     uint8_t *payload;
     size_t payload_bytes;
     uint32_t holds;  /* copies under way into its blocks */
@@ -70,6 +72,8 @@ struct send_data {
     /* transfer thread */
     bool live, streaming, dropped;
     uint32_t link;
+    struct cable_slot *cable; /* that carries it, chosen when it begins to stream */
+    char broke_text[200];
     struct kv_cable_push *waiting_first, *waiting_last;
     uint32_t at_cable; /* pushes that the cable holds */
     bool final_held;   /* its last event waits for them */
@@ -101,6 +105,8 @@ struct link_data {
     char address[KV_ADDRESS_CHARS_MAX + 1]; /* P: as dialled */
     struct cable_slot *cable; /* connecting (P) or connected */
     bool cable_up;
+    struct cable_slot *warm; /* warms up (P), or did (D), beside it */
+    bool warm_connects;      /* P: it was told of the link */
     uint32_t next_choice; /* P: of the endpoint's cables, after the one being tried */
     bool has_token;
     uint8_t token[KV_CABLE_TOKEN_BYTES];
@@ -108,6 +114,7 @@ struct link_data {
     uint32_t offered;          /* bits of the endpoint's cables that D offered */
     bool is_deaf;              /* its stream refused a message: the link is to be closed */
     char reason[160];          /* why this cable */
+    char warm_reason[160];
     char note[768];            /* why the link broke, for the events of its transfers */
 };
 
@@ -193,6 +200,8 @@ const struct kv_cable_offer *endpoint_offer_of(const struct link_data *link, con
 void endpoint_cable_hear(struct kv_endpoint *e, uint32_t link_slot, const struct link_cable_msg *msg);
 /* Closes the links whose stream refused what a cable said. */
 void endpoint_deaf_close(struct kv_endpoint *e);
+/* P: the cable for a send that begins to stream now. */
+struct cable_slot *endpoint_cable_choose(struct kv_endpoint *e, uint32_t link_slot);
 void endpoint_pushes_to_cable(struct kv_endpoint *e, struct send_data *send);
 void endpoint_pushes_drop(struct kv_endpoint *e, struct send_data *send);
 void endpoint_push_free(struct kv_endpoint *e, struct kv_cable_push *push);

@@ -63,6 +63,7 @@ static void on_send_begin(struct kv_endpoint *e, uint32_t slot)
     send->live = true;
     send->streaming = send->dropped = send->final_held = send->word_held = false;
     send->waiting_first = send->waiting_last = NULL;
+    send->cable = NULL;
     send->at_cable = 0;
     send->bytes = 0;
     send->began_ns = clock_now_ns();
@@ -107,6 +108,7 @@ static void on_command(struct kv_endpoint *e, const struct command *command)
         grant->link = LINK_NONE;
         grant->began_ns = grant->bytes = 0;
         grant->cable = NULL;
+        grant->carrier = NULL;
         status_t st = link_core_grant(e->core, command->slot, grant->xfer_id, grant->grant_epoch, grant->secret,
                                       grant->count, grant->lease_ms * NS_PER_MS, now_ns);
         CHECK(!failed(st)); /* an id that is live was refused to the caller */

@@ -69,10 +69,10 @@ static bool word_must_wait(struct kv_endpoint *e, const struct link_wish *wish)
 {
     const struct link_data *link = &e->links[wish->link];
     bool is_word = wish->msg_kind == LINK_ABORT || wish->msg_kind == LINK_ABORT_ACK;
-    if (!is_word || !link->is_sender || !link->cable_up || link->cable->ops->places_at_destination) { return false; }
+    if (!is_word || !link->is_sender) { return false; }
     for (uint32_t i = 0; i < e->limits.sends_max; i++) {
         struct send_data *send = &e->sends[i];
-        if (!send->live || send->link != wish->link || send->at_cable == 0 ||
+        if (!send->live || send->link != wish->link || send->at_cable == 0 || send->cable->ops->places_at_destination ||
             send->ticket.grant_epoch != wish->grant_epoch || !kv_xfer_id_equal(send->ticket.xfer_id, wish->xfer_id)) {
             continue;
         }
@@ -142,7 +142,12 @@ static void carry_close_link(struct kv_endpoint *e, uint32_t link_slot)
     struct link_data *link = &e->links[link_slot];
     if (!link->open) { return; }
     link->open = false; /* what the cable reports from here on is known */
-    if (link->cable) { link->cable->ops->fence(link->cable->cable, link_slot); }
+    for (uint32_t i = 0; i < e->cable_count; i++) {
+        const struct cable_slot *slot = &e->cables[i];
+        /* One that speaks may know the link although it is not, or not yet, the link's. */
+        bool knows_it = slot == link->cable || (slot->ops->message && (link->offered >> i & 1u));
+        if (knows_it) { slot->ops->fence(slot->cable, link_slot); }
+    }
     if (link->stream) { e->stream.close(e->stream_context, link->stream); }
     link->stream = NULL;
     link->cable_up = link->has_token = false;
@@ -156,11 +161,11 @@ void endpoint_link_open(struct link_data *link, bool is_sender, void *stream)
     link->open = true;
     link->is_sender = is_sender;
     link->stream = stream;
-    link->cable = NULL;
-    link->cable_up = link->has_token = false;
+    link->cable = link->warm = NULL;
+    link->cable_up = link->has_token = link->warm_connects = false;
     link->next_choice = link->offered = 0;
     link->is_deaf = false;
-    link->reason[0] = link->note[0] = '\0';
+    link->reason[0] = link->warm_reason[0] = link->note[0] = '\0';
 }
 
 static void carry_dial(struct kv_endpoint *e, const struct link_wish *wish)
@@ -240,6 +245,7 @@ static void carry(struct kv_endpoint *e, const struct link_wish *wish)
     }
     case LINK_WISH_STREAM:
         e->sends[wish->slot].streaming = true;
+        e->sends[wish->slot].cable = endpoint_cable_choose(e, wish->link);
         endpoint_pushes_to_cable(e, &e->sends[wish->slot]);
         break;
     case LINK_WISH_DROP: {
@@ -247,7 +253,7 @@ static void carry(struct kv_endpoint *e, const struct link_wish *wish)
         send->dropped = true;
         endpoint_pushes_drop(e, send);
         if (send->at_cable > 0 && link && link->open && link->cable_up) {
-            link->cable->ops->abort(link->cable->cable, wish->link, wish->slot);
+            send->cable->ops->abort(send->cable->cable, wish->link, wish->slot);
         }
         break;
     }

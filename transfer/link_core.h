@@ -106,6 +106,10 @@ bool link_core_frame_accept(struct link_core *core, uint32_t link, const struct 
 bool link_core_grant_is_live(const struct link_core *core, uint32_t slot, uint64_t grant_epoch);
 void link_core_frame_landed(struct link_core *core, uint32_t slot, uint64_t grant_epoch, const struct kv_frame *frame,
                             bool crc_ok, uint64_t now_ns, struct link_wishes *ret);
+/* The cable that carried it broke, and the link lives on another. A grant that is over is left alone. text: until the
+ * grant's last event. */
+void link_core_grant_broke(struct link_core *core, uint32_t slot, uint64_t grant_epoch, status_t status, const char *text,
+                           uint64_t now_ns, struct link_wishes *ret);
 
 /* ---- P's facts */
 /* spare_link: a free link slot to dial with, or LINK_NONE. Returns the link that the send uses:
@@ -113,6 +117,9 @@ void link_core_frame_landed(struct link_core *core, uint32_t slot, uint64_t gran
 uint32_t link_core_send_begin(struct link_core *core, uint32_t slot, const struct kv_ticket *ticket,
                               uint32_t spare_link, uint64_t now_ns, struct link_wishes *ret);
 void link_core_commit(struct link_core *core, uint32_t slot, uint64_t now_ns, struct link_wishes *ret);
+/* The cable that carried it broke, and the link lives on another. text: until the send's last event. */
+void link_core_send_broke(struct link_core *core, uint32_t slot, status_t status, const char *text, uint64_t now_ns,
+                          struct link_wishes *ret);
 void link_core_abort(struct link_core *core, uint32_t slot, uint64_t now_ns, struct link_wishes *ret);
 void link_core_send_progress(struct link_core *core, uint32_t slot, uint64_t now_ns);
 

@@ -165,6 +165,13 @@ bool link_core_grant_is_live(const struct link_core *core, uint32_t slot, uint64
     return grant->grant_epoch == grant_epoch && (grant->state == GS_RECEIVING || grant->state == GS_COMMITTED);
 }
 
+void link_core_grant_broke(struct link_core *core, uint32_t slot, uint64_t grant_epoch, status_t status, const char *text,
+                           uint64_t now_ns, struct link_wishes *ret)
+{
+    if (!link_core_grant_is_live(core, slot, grant_epoch)) { return; }
+    link_core_grant_quarantine(core, &core->grants[slot], status, text, true, now_ns, ret);
+}
+
 bool link_core_frame_accept(struct link_core *core, uint32_t link, const struct kv_frame *frame, uint32_t *ret_slot)
 {
     struct core_grant *grant = grant_find(core, frame->xfer_id);

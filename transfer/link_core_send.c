@@ -144,6 +144,14 @@ void link_core_abort(struct link_core *core, uint32_t slot, uint64_t now_ns, str
     link_core_send_give_up(core, send, STATUS(ST_ABORTED, SCOPE_REQUEST), "aborted here", now_ns, ret);
 }
 
+void link_core_send_broke(struct link_core *core, uint32_t slot, status_t status, const char *text, uint64_t now_ns,
+                          struct link_wishes *ret)
+{
+    struct core_send *send = &core->sends[slot];
+    if (send->state == SS_FREE || send->state == SS_ABORTING) { return; }
+    link_core_send_give_up(core, send, status, text, now_ns, ret);
+}
+
 void link_core_send_progress(struct link_core *core, uint32_t slot, uint64_t now_ns)
 {
     struct core_send *send = &core->sends[slot];
