@@ -73,7 +73,7 @@ static void bound_text(const struct flag *flag, uint64_t bound, char ret_text[32
     static const struct unit bytes[] = {{"GiB", UINT64_C(1) << 30}, {"MiB", UINT64_C(1) << 20}, {"KiB", UINT64_C(1) << 10}, {"", 1}};
     static const struct unit times[] = {{"s", 1000000000}, {"ms", 1000000}, {"us", 1000}, {"ns", 1}};
     static const struct unit plain[] = {{"", 1}};
-    const struct unit *unit = flag->type == FLAG_BYTES ? bytes : flag->type == FLAG_DURATION ? times : plain;
+    const struct unit *unit = flag->type == FLAG_BYTES || flag->type == FLAG_BYTES_OR_AUTO ? bytes : flag->type == FLAG_DURATION ? times : plain;
     while (unit->factor > 1 && (bound == 0 || bound % unit->factor != 0)) { unit++; }
     snprintf(ret_text, 32, "%" PRIu64 "%s", bound / unit->factor, unit->name);
 }
@@ -83,7 +83,7 @@ static status_t bad_value(const struct flag *flag, const char *text, struct diag
     static const char *const kinds[] = {
         [FLAG_STRING] = "text", [FLAG_U32] = "a whole number", [FLAG_U64] = "a whole number",
         [FLAG_I32] = "a whole number", [FLAG_F32] = "a number", [FLAG_BYTES] = "a size such as 512MiB",
-        [FLAG_DURATION] = "a duration such as 250ms or 10s", [FLAG_BOOL] = "true or false", [FLAG_LIST] = "text",
+        [FLAG_BYTES_OR_AUTO] = "auto, or a size such as 512MiB", [FLAG_DURATION] = "a duration such as 250ms or 10s", [FLAG_BOOL] = "true or false", [FLAG_LIST] = "text",
     };
     if (flag->min != 0 || flag->max != 0) {
         if (flag->type == FLAG_I32) {
@@ -149,6 +149,8 @@ static status_t set_value(const struct flag *flag, void *config, const char *tex
         return STATUS_OK;
     }
     case FLAG_BYTES:
+    case FLAG_BYTES_OR_AUTO:
+        if (flag->type == FLAG_BYTES_OR_AUTO && strcmp(text, "auto") == 0) { *(uint64_t *)target = FLAG_AUTO; return STATUS_OK; }
         if (!parse_with_unit(text, byte_units, &number) || !in_range(flag, number)) { break; }
         *(uint64_t *)target = number;
         return STATUS_OK;
@@ -168,7 +170,7 @@ static void clear_value(const struct flag *flag, void *config)
 {
     static const size_t sizes[] = {
         [FLAG_STRING] = sizeof(char *), [FLAG_U32] = 4, [FLAG_U64] = 8, [FLAG_I32] = 4, [FLAG_F32] = 4,
-        [FLAG_BYTES] = 8, [FLAG_DURATION] = 8, [FLAG_BOOL] = sizeof(bool), [FLAG_LIST] = sizeof(struct flag_list),
+        [FLAG_BYTES] = 8, [FLAG_BYTES_OR_AUTO] = 8, [FLAG_DURATION] = 8, [FLAG_BOOL] = sizeof(bool), [FLAG_LIST] = sizeof(struct flag_list),
     };
     memset((char *)config + flag->offset, 0, sizes[flag->type]);
 }
@@ -304,6 +306,13 @@ void flags_print_config(const struct flag *flags, size_t flag_count, const void 
         case FLAG_U32: fprintf(out, "--%s=%" PRIu32 "\n", flag->name, *(const uint32_t *)value); break;
         case FLAG_I32: fprintf(out, "--%s=%" PRId32 "\n", flag->name, *(const int32_t *)value); break;
         case FLAG_F32: fprintf(out, "--%s=%.9g\n", flag->name, (double)*(const float *)value); break;
+        case FLAG_BYTES_OR_AUTO:
+            if (*(const uint64_t *)value == FLAG_AUTO) {
+                fprintf(out, "--%s=auto\n", flag->name);
+            } else {
+                fprintf(out, "--%s=%" PRIu64 "\n", flag->name, *(const uint64_t *)value);
+            }
+            break;
         case FLAG_U64:
         case FLAG_BYTES: fprintf(out, "--%s=%" PRIu64 "\n", flag->name, *(const uint64_t *)value); break;
         case FLAG_DURATION: fprintf(out, "--%s=%" PRIu64 "ns\n", flag->name, *(const uint64_t *)value); break;

@@ -24,10 +24,13 @@ enum flag_type {
     FLAG_I32,      /* int32_t; min and max are cast */
     FLAG_F32,      /* float; no range */
     FLAG_BYTES,    /* uint64_t; 1024, 64KiB, 1.5GiB, 100MB; min .. max in bytes */
+    FLAG_BYTES_OR_AUTO, /* uint64_t; the same, or the word auto: FLAG_AUTO, which no size is */
     FLAG_DURATION, /* uint64_t nanoseconds; 250ms, 1.5s, 5m, 1h; min .. max in nanoseconds */
     FLAG_BOOL,     /* bool; --key alone is true, --key=false */
     FLAG_LIST,     /* struct flag_list: the flag may be repeated */
 };
+
+#define FLAG_AUTO UINT64_MAX
 
 struct flag_list {
     uint32_t count;

@@ -578,6 +578,7 @@ static status_t node_open(struct node *node, struct diag *diag)
     TRY(open_addresses(node, diag));
     TRY(node_compute_open(config, diag, &node->compute));
     struct engine_config engine = engine_shape(node);
+    TRY(node_compute_plan(config, engine_memory_bytes(&engine), diag, &node->compute));
     uint64_t mapped_bytes, owned_bytes;
     model_memory(node->compute.model, &mapped_bytes, &owned_bytes);
     struct memory_plan plan = {
@@ -594,12 +595,13 @@ static status_t node_open(struct node *node, struct diag *diag)
     plan.tier_bytes = tier_service_memory_bytes(&tiers);
     bool is_on_device = node_compute_is_on_device(&node->compute);
     struct memory_plan host_plan = plan;
-    if (is_on_device) { host_plan.kv_bytes = host_plan.engine_bytes = 0; } /* the device itself says what does not fit */
+    if (is_on_device) { host_plan.kv_bytes = host_plan.engine_bytes = 0; } /* those are in the device's plan */
     TRY(memory_plan_check(&host_plan, diag));
     LOGF(LOG_INFO, "memory_plan", "where=%s weights_mapped=%" PRIu64 " weights_owned=%" PRIu64 " kv=%" PRIu64 " engine=%" PRIu64
          " tiers=%" PRIu64 " blocks=%u block_tokens=%u kv_dtype=%s", is_on_device ? "device" : "host", mapped_bytes, owned_bytes, plan.kv_bytes, plan.engine_bytes, plan.tier_bytes,
          node->compute.block_count, node->compute.layout.block_tokens, dtype_name(node->compute.layout.dtype));
     if (config->check && !is_on_device) { return STATUS_OK; }
+    TRY(node_compute_load(config, diag, &node->compute));
     TRY(node_compute_take_pool(&node->compute, diag));
     engine = engine_shape(node);
     TRY(engine_create(&engine, &node->engine, diag));

@@ -22,7 +22,8 @@ const struct flag node_flags[] = {
     {"compute", FLAG_STRING, AT(compute), "auto", "auto|f32|bf16", "What products round activations to: bf16 is faster where the machine multiplies it. auto: bf16 where it does, the files' weights are bf16 and take 256 MiB or more; else f32. Both pools must agree.", 0, 0},
     {"weights", FLAG_STRING, AT(weights), "auto", "auto|bf16|int8|int4", "Format of the weight matrices, quantized at load: int8 has a scale for each output, int4 one for 32 inputs (embedding and head int8). auto: as the files have them.", 0, 0},
     {"pack-cache", FLAG_STRING, AT(pack_cache), "auto", "auto|off|DIR", "Where packed weights are kept for the next start. auto: beside the model if that is writable, else in ~/.cache/baton, for models of 64 MiB or more.", 0, 0},
-    {"kv-memory", FLAG_BYTES, AT(kv_memory), "256MiB", "SIZE", "Memory of the KV block pool; of the GPU's with --backend=cuda.", 0, 0},
+    {"kv-memory", FLAG_BYTES_OR_AUTO, AT(kv_memory), "256MiB", "auto|SIZE",
+     "Memory of the KV block pool; of the GPU's with --backend=cuda, where auto takes nine tenths of what all else leaves free.", 0, 0},
     {"kv-host-memory", FLAG_BYTES, AT(kv_host_memory), "0", "SIZE", "Host memory for KV blocks that the pool gives up; 0: none.", 0, 0},
     {"kv-disk", FLAG_BYTES, AT(kv_disk), "0", "SIZE", "Disk for KV blocks that --kv-host-memory gives up, or the pool itself; 0: none. Kept over restarts.", 0, 0},
     {"kv-disk-path", FLAG_STRING, AT(kv_disk_path), NULL, "FILE", "Its file, this node's alone; made, and reset when it is of another model or size.", 0, 0},
@@ -132,6 +133,7 @@ static status_t check_backend(const struct node_config *config, struct diag *dia
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     if (strcmp(backend, "cpu") == 0) {
+        if (config->kv_memory == FLAG_AUTO) { return bad(diag, "--kv-memory=auto needs --backend=cuda: host memory is others' too, so say how much of it"); }
         return config->device == 0 ? STATUS_OK : bad(diag, "--device needs --backend=cuda: it is the number of a GPU");
     }
     static const char *const as_files[] = {"auto", "bf16"};

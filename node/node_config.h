@@ -49,7 +49,7 @@ struct node_config {
     uint32_t batch_max;   /* decode: sequences in one step; prefill: first tokens of one step */
     uint32_t waiting_max; /* legs beyond batch_max */
     uint32_t routers_max;
-    uint64_t kv_memory;
+    uint64_t kv_memory; /* FLAG_AUTO: what a device has left */
     uint64_t kv_host_memory, kv_disk; /* tiers below the pool; 0: none */
     const char *kv_disk_path;
     uint64_t lease_ns;

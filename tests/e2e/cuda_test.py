@@ -6,6 +6,7 @@ pool by its IPC. What a GPU computes is not claimed here: that the tokens are th
 the request is served, that what is held is freed, and that a death loses nothing, is.
 """
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -122,6 +123,37 @@ class Cuda(unittest.TestCase):
                                  if key.startswith("baton_kv_tier_%s_total{" % what) and '"%s"' % tier in key]
                         self.assertGreater(sum(count), 0, what)
                     cluster.wait_idle()
+
+    def check(self, *flags, role="decode", mib=128):
+        """--check of a node with the golden model on a device of so much memory: exit code and log."""
+        model, _ = golden("llama_llama3_gqa_f32")
+        binary = os.path.join(find_root(), "tests", "cuda", role + "_node_emulated")
+        got = subprocess.run([binary, "--model=" + model, "--backend=cuda", "--batch-max=8", "--check", *flags], capture_output=True, text=True, timeout=300,
+                             env={**os.environ, "EMULATED_DEVICE_MIB": str(mib)})
+        return got.returncode, got.stdout + got.stderr
+
+    def test_memory_is_planned_before_weights_are_loaded(self):
+        """auto is nine tenths of what the plan leaves free; what does not fit is refused with the numbers, and nothing
+        was loaded for it."""
+        for role in ("prefill", "decode"):
+            code, text = self.check("--kv-memory=auto", role=role)
+            self.assertEqual(code, 0, text)
+            plan = {key: int(value) for key, value in re.findall(r"\b(total|free|weights|engine|nccl|kv)=(\d+)",
+                                                                re.search(r"event=device_plan (.*)", text).group(1))}
+            self.assertIn("kv_is=auto", text)
+            self.assertEqual(plan["total"], 128 << 20)
+            left = plan["free"] - plan["weights"] - plan["engine"]
+            self.assertLessEqual(plan["kv"], left * 9 // 10 + 1)
+            self.assertGreater(plan["kv"], left * 9 // 10 - (1 << 20))  # whole blocks
+            self.assertIn("event=weights", text)
+            for flags, names in ((["--kv-memory=125MiB"], ("KV pool (", "take ", "MiB are free", "--kv-memory=auto", "--device=0")),
+                                 (["--kv-memory=1000TiB"], ("--kv-memory", "MiB are free")),
+                                 (["--kv-memory=auto", "--step-tokens=65536", "--chunk-tokens=64"], ("the engine (", "MiB are free", "--step-tokens"))):
+                code, text = self.check(*flags, role=role)
+                self.assertEqual(code, 1, text)
+                for name in names:
+                    self.assertIn(name, text)
+                self.assertNotIn("event=weights", text)
 
     def test_refusals_name_the_flag(self):
         model, _ = golden("llama_llama3_gqa_f32")

@@ -50,7 +50,7 @@ class Flags(unittest.TestCase):
             base = ["--model=" + find_model(), *needed]
             for name, value in flags_of(binary):
                 bad = ()
-                if value in ("N", "tokens", "SIZE", "TIME"):
+                if value in ("N", "tokens", "SIZE", "auto|SIZE", "TIME"):
                     bad = NUMBERS
                 elif not value and name not in ("help",):
                     bad = ("maybe", "2")
@@ -100,6 +100,7 @@ class Flags(unittest.TestCase):
             (["--preempt=swap"], ["--preempt=swap", "--kv-host-memory", "--kv-disk"]),
         ]
         cases += [
+            (["--kv-memory=auto"], ["--kv-memory=auto needs --backend=cuda"]),
             (["--nccl=on"], ["--nccl=on needs --backend=cuda"]),
             (["--nccl=on", "--backend=cuda", "--cables=shm,tcp"], ["--nccl", "--cables"]),
             (["--cables=nccl,tcp", "--backend=cuda"], ["--cables names nccl", "--nccl=off", "--nccl=on"]),

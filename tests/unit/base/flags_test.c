@@ -156,6 +156,50 @@ static void sizes_and_durations(void **state)
     assert_true(failed(flags_parse(&unbounded, 1, &config, 2, argv, NULL, NULL, &wants_help, &diag)));
 }
 
+/* A size that may be left to the program: the word alone, no case of it, and no size means the same. */
+static void a_size_may_be_auto(void **state)
+{
+    (void)state;
+    struct flag flag = {"room", FLAG_BYTES_OR_AUTO, AT(memory), "auto", "auto|SIZE", "", 1u << 20, UINT64_C(1) << 40};
+    char tool[] = "tool", *argv[2] = {tool};
+    assert_false(failed(flags_parse(&flag, 1, &config, 1, argv, NULL, NULL, &wants_help, &diag)));
+    assert_true(config.memory == FLAG_AUTO);
+    static const struct { const char *text; bool is_good; uint64_t want; } cases[] = {
+        {"--room=auto", true, FLAG_AUTO}, {"--room=2MiB", true, 2u << 20}, {"--room=1048576", true, 1u << 20},
+        {"--room=Auto", false, 0}, {"--room=auto ", false, 0}, {"--room=", false, 0}, {"--room=1KiB", false, 0},
+        {"--room=18446744073709551615", false, 0}, {"--room=automatic", false, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char word[64];
+        snprintf(word, sizeof word, "%s", cases[i].text);
+        argv[1] = word;
+        status_t st = flags_parse(&flag, 1, &config, 2, argv, NULL, NULL, &wants_help, &diag);
+        assert_int_equal(failed(st), !cases[i].is_good);
+        if (failed(st)) {
+            assert_non_null(strstr(diag.text, "takes auto, or a size such as 512MiB from 1MiB to 1024GiB"));
+            continue;
+        }
+        assert_true(config.memory == cases[i].want);
+        char *text = NULL, line[64];
+        size_t bytes = 0;
+        FILE *out = open_memstream(&text, &bytes);
+        flags_print_config(&flag, 1, &config, out);
+        fclose(out);
+        if (config.memory == FLAG_AUTO) {
+            snprintf(line, sizeof line, "--room=auto\n");
+        } else {
+            snprintf(line, sizeof line, "--room=%llu\n", (unsigned long long)config.memory);
+        }
+        assert_string_equal(text, line);
+        free(text);
+    }
+    flag.type = FLAG_BYTES; /* only where the table says so */
+    char word[] = "--room=auto";
+    argv[1] = word;
+    flag.default_text = NULL;
+    assert_true(failed(flags_parse(&flag, 1, &config, 2, argv, NULL, NULL, &wants_help, &diag)));
+}
+
 /* Every way to spell a value; the last words win nothing, order means nothing. */
 static void both_spellings(void **state)
 {
@@ -297,7 +341,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mistakes_are_named),       cmocka_unit_test(numbers_are_strict),
-        cmocka_unit_test(sizes_and_durations),      cmocka_unit_test(both_spellings),
+        cmocka_unit_test(sizes_and_durations),      cmocka_unit_test(a_size_may_be_auto), cmocka_unit_test(both_spellings),
         cmocka_unit_test(defaults_fill_everything), cmocka_unit_test(the_environment_comes_second),
         cmocka_unit_test(help_and_words),           cmocka_unit_test(lists_are_bounded),
         cmocka_unit_test(print_config_round_trips), cmocka_unit_test(help_lists_every_flag),

@@ -191,6 +191,10 @@ static void backends_refuse_what_is_not_theirs(void **state)
         {"--pack-cache=off", {"--pack-cache", "--backend=cpu"}},
         {"--pack-cache=/tmp", {"--pack-cache", "--backend=cpu"}},
     };
+    assert_int_equal(PARSE("--model=dir", "--kv-memory=auto").code, ST_INVALID_ARGUMENT);
+    assert_non_null(strstr(diag.text, "--kv-memory=auto needs --backend=cuda"));
+    assert_int_equal(PARSE("--model=dir", "--backend=cuda", "--kv-memory=auto").code, ST_OK);
+    assert_true(config.kv_memory == FLAG_AUTO);
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         status_t st = PARSE("--model=dir", "--backend=cuda", wrong[i].flag);
         assert_int_equal(st.code, ST_INVALID_ARGUMENT);
