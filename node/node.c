@@ -31,6 +31,7 @@
 #include "rpc/rpc.h"
 #include "transfer/cable_ucx.h"
 #include "transfer/link_grpc.h"
+#include "transfer/nccl_api.h"
 
 #define MAILBOX_CAPACITY 8192u
 #define MESSAGE_BYTES_MAX (64u << 20)
@@ -651,6 +652,18 @@ static void drain(struct node *node, const sigset_t *signals)
     }
 }
 
+/* Libraries that set variables of the environment, so before there is any thread; what is missing is told at once. */
+static status_t prepare_libraries(const struct node_config *config, struct diag *diag)
+{
+    const struct kv_ucx_config ucx = ucx_config(config);
+    const struct nccl_api *nccl;
+    TRY(kv_ucx_prepare(&ucx, diag));
+    if (!node_config_wants_nccl(config)) { return STATUS_OK; }
+    status_t st = nccl_api_load(config->nccl_library, diag, &nccl);
+    if (failed(st)) { diag_prefix(diag, "--nccl=on"); }
+    return st;
+}
+
 int node_run(const struct node_config *config, const struct node_role_ops *ops)
 {
     enum log_level level;
@@ -662,8 +675,7 @@ int node_run(const struct node_config *config, const struct node_role_ops *ops)
     log_set_level(level);
     status_t st = node_config_check(config, &diag);
     if (failed(st)) { fprintf(stderr, "%s\n", diag.text); return 2; }
-    const struct kv_ucx_config ucx = ucx_config(config);
-    st = kv_ucx_prepare(&ucx, &diag); /* before any thread: it sets variables of the environment */
+    st = prepare_libraries(config, &diag);
     if (failed(st)) { fprintf(stderr, "%s\n", diag.text); return 1; }
 
     sigset_t signals;

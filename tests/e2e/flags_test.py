@@ -119,6 +119,17 @@ class Flags(unittest.TestCase):
                         self.assertIn(name, text)
         self.assertEqual(os.listdir(folder.name), [])
 
+    def test_a_library_that_is_not_there(self):
+        """What a flag turns on and cannot be had is told at the start, with the file's name, not when it would be used."""
+        for node in ("prefill_node/prefill_node", "decode_node/decode_node"):
+            for flags in (["--nccl=on", "--backend=cuda", "--nccl-library=/no/such/libnccl.so.2"],
+                          ["--ucx=rdma", "--ucx-library=/no/such/libucp.so.0"]):
+                with self.subTest(node=node, flags=flags):
+                    code, text = run(node, "--model=/no/such/model", "--check", *flags)
+                    self.assertEqual(code, 1, text)
+                    self.assertIn(flags[-1].split("=")[1], text)
+                    self.assertNotIn("/no/such/model", text)
+
     def test_memory_that_is_not_there(self):
         for node in ("prefill_node/prefill_node", "decode_node/decode_node"):
             for size in ("1", "0", "1KiB", "1000TiB"):
