@@ -23,9 +23,9 @@
  * that a card registers. */
 #define TLS_DEVICE ",cuda_copy"
 
-#define HOW_TO_HAVE_GPUDIRECT                                                                                          \
-    "is there a card (/sys/class/infiniband), is nvidia-peermem loaded or does driver and kernel have dma-buf for it " \
-    "(the open GPU kernel modules, Linux 5.12), and does `ulimit -l` allow to lock that much memory?"
+#define NO_GPUDIRECT                                                                                                  \
+    "no network card can be given the GPU's KV pool (GPUDirect RDMA takes a card in /sys/class/infiniband, dma-buf (the " \
+    "open GPU kernel modules and Linux 5.12) or the module nvidia-peermem, and enough of `ulimit -l`)"
 
 static const char *const settings[][2] = {
     {"KEEPALIVE_INTERVAL", "200ms"}, /* 20 s by itself: how long a dead peer goes unnoticed */
@@ -97,7 +97,7 @@ static status_t register_failed(struct kv_cable *cable, struct diag *diag, ucx_s
     if (!cable->host->pool.memory) {
         return ucx_failed(cable, diag, "the pool cannot be registered (does `ulimit -l` allow to lock that much memory?)", st);
     }
-    status_t status = ucx_failed(cable, diag, "no network card can be given the GPU's KV pool (GPUDirect RDMA: " HOW_TO_HAVE_GPUDIRECT ")", st);
+    status_t status = ucx_failed(cable, diag, NO_GPUDIRECT, st);
     status.code = ST_UNIMPLEMENTED;
     return status;
 }

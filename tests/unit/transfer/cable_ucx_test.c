@@ -1,202 +1,12 @@
-/* The ucx cable's two halves against a fake UCX, one loop, one thread: what a network cannot be made to
- * do on demand. The endpoint's part is played by the test. Over a real UCX: tests/conformance. */
+/* The ucx cable's two halves against a fake UCX: what a network cannot be made to do on demand. Pools on a device:
+ * cable_ucx_device_test. Over a real UCX: tests/conformance. */
 #include "transfer/cable_ucx.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "base/clock.h"
-#include "tests/ucx/fake_ucx.h"
-#include "transfer/loop.h"
+#include "tests/unit/transfer/cable_ucx_sides.h"
 #include "transfer/ucx_wire.h"
-
-enum { BLOCKS = 16, LAYERS = 3, LINKS = 4, PUSHES = 64 };
-#define CANARY 0xc5
-
-static const struct kv_layout layout = {.block_tokens = 16, .layer_count = LAYERS, .kv_heads = 1, .head_dim = 8, .dtype = DTYPE_BF16};
-static const uint8_t token[KV_CABLE_TOKEN_BYTES] = {7, 7, 7};
-static const struct ucx_api *api;
-
-struct side {
-    struct kv_cable_host host;
-    struct kv_cable *cable;
-    uint8_t *pool;
-    uint32_t connected, lost, landed, bad_sums, refused, pushes_done, dropped;
-    bool accepts;        /* D: the grant is open */
-    uint32_t blocks[4];  /* D: of the grant */
-    bool fence_in_landed; /* D: answers a report with a fence */
-    char text[256];
-};
-static struct side d, p;
-static struct kv_loop *loop;
-static struct kv_cable_push pushes[PUSHES];
-
-static bool token_link(void *side, const uint8_t shown[KV_CABLE_TOKEN_BYTES], uint32_t *ret)
-{
-    (void)side;
-    *ret = 1;
-    return memcmp(shown, token, sizeof token) == 0;
-}
-static void connected(void *side, uint32_t link)
-{
-    assert_int_equal(link, 1);
-    ((struct side *)side)->connected++;
-}
-static void lost(void *side, uint32_t link, status_t status, const char *text)
-{
-    (void)link;
-    assert_true(failed(status));
-    snprintf(((struct side *)side)->text, sizeof d.text, "%s", text);
-    ((struct side *)side)->lost++;
-}
-static void heard(void *side, uint32_t link)
-{
-    (void)side;
-    (void)link;
-}
-static bool frame_accept(void *side_, uint32_t link, const struct kv_frame *frame, struct kv_landing *ret)
-{
-    struct side *side = side_;
-    (void)link;
-    if (!side->accepts || frame->grant_epoch != 9 || frame->first + frame->count > 4 || frame->layer >= LAYERS) {
-        side->refused++;
-        return false;
-    }
-    *ret = (struct kv_landing){.slot = 0, .grant_epoch = 9, .blocks = side->blocks + frame->first};
-    return true;
-}
-static bool landing_is_live(void *side, const struct kv_landing *landing)
-{
-    (void)landing;
-    return ((struct side *)side)->accepts;
-}
-static void frame_landed(void *side_, uint32_t link, const struct kv_landing *landing, const struct kv_frame *frame, bool crc_ok)
-{
-    struct side *side = side_;
-    (void)landing;
-    side->landed += crc_ok ? frame->count : 0;
-    side->bad_sums += !crc_ok;
-    if (side->fence_in_landed) { kv_cable_ucx.fence(side->cable, link); }
-}
-static void push_done(void *side_, struct kv_cable_push *push)
-{
-    struct side *side = side_;
-    side->pushes_done++;
-    side->dropped += push->dropped;
-}
-
-static status_t side_open(struct side *side, bool receives)
-{
-    size_t bytes = BLOCKS * kv_layout_block_bytes(&layout);
-    memset(side, 0, sizeof *side);
-    side->pool = malloc(bytes);
-    memset(side->pool, receives ? CANARY : 0, bytes);
-    side->host = (struct kv_cable_host){
-        .endpoint = side, .loop = loop, .layout = &layout, .pool = {.base = side->pool, .bytes = bytes, .memfd = -1},
-        .block_count = BLOCKS, .frame_blocks = 4, .links_max = LINKS, .connect_ns = NS_PER_S, .receives = receives, .tcp_listen = "",
-        .ucx = {.mode = KV_UCX_RDMA, .api = api}, .token_link = token_link, .connected = connected, .lost = lost,
-        .heard = heard, .frame_accept = frame_accept, .landing_is_live = landing_is_live, .frame_landed = frame_landed,
-        .push_done = push_done,
-    };
-    for (uint32_t i = 0; i < 4; i++) { side->blocks[i] = 3 * i + 1; }
-    for (size_t i = 0; i < bytes && !receives; i++) { side->pool[i] = (uint8_t)(i * 2654435761u >> 13); }
-    struct diag diag = {.text = ""};
-    status_t st = kv_cable_ucx.open(&side->host, &diag, &side->cable);
-    snprintf(side->text, sizeof side->text, "%.*s", (int)sizeof side->text - 1, diag.text);
-    return st;
-}
-
-/* Turns of the loop until nothing more happens. */
-static void settle(void)
-{
-    for (int i = 0; i < 40; i++) { kv_loop_run_once(loop, 0); }
-}
-static void settle_ms(uint64_t ms)
-{
-    for (uint64_t end_ns = clock_now_ns() + ms * NS_PER_MS; clock_now_ns() < end_ns;) { kv_loop_run_once(loop, 5); }
-}
-
-static struct kv_landing the_grant(void)
-{
-    return (struct kv_landing){.slot = 0, .grant_epoch = 9, .blocks = d.blocks};
-}
-
-static bool join(void)
-{
-    struct kv_cable_offer offer = {.size = 0};
-    if (failed(kv_cable_ucx.offer(d.cable, 1, &offer))) { return false; }
-    if (failed(kv_cable_ucx.connect(p.cable, 1, "", offer.bytes, offer.size, token))) { return false; }
-    settle();
-    return d.connected == 1 && p.connected == 1;
-}
-static void grant_open(void)
-{
-    const struct kv_landing landing = the_grant();
-    d.accepts = true;
-    kv_cable_ucx.grant(d.cable, 1, &landing, 4);
-}
-static void push_all(void)
-{
-    for (uint32_t layer = 0; layer < LAYERS; layer++) {
-        pushes[layer] = (struct kv_cable_push){.frame = {.grant_epoch = 9, .layer = layer, .first = 0, .count = 4}, .send_slot = 5};
-        for (uint32_t i = 0; i < 4; i++) { pushes[layer].blocks[i] = i; }
-        kv_cable_ucx.push(p.cable, 1, &pushes[layer]);
-    }
-}
-static bool all_is_there(void)
-{
-    bool same = true;
-    for (uint32_t layer = 0; layer < LAYERS; layer++) {
-        for (uint32_t i = 0; i < 4; i++) {
-            same &= memcmp(d.pool + kv_layout_slice_offset(&layout, d.blocks[i], layer),
-                           p.pool + kv_layout_slice_offset(&layout, i, layer), kv_layout_slice_bytes(&layout)) == 0;
-        }
-    }
-    return same;
-}
-static bool pool_is_untouched(void)
-{
-    for (size_t i = 0; i < d.host.pool.bytes; i++) {
-        if (d.pool[i] != CANARY) { return false; }
-    }
-    return true;
-}
-static void both_close(void)
-{
-    if (p.cable) { kv_cable_ucx.close(p.cable); }
-    if (d.cable) { kv_cable_ucx.close(d.cable); }
-    p.cable = d.cable = NULL;
-    free(p.pool);
-    free(d.pool);
-    p.pool = d.pool = NULL;
-}
-static void both_open(void)
-{
-    assert_false(failed(side_open(&d, true)));
-    assert_false(failed(side_open(&p, false)));
-    assert_true(join());
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    api = fake_ucx_begin();
-    memset(&d, 0, sizeof d);
-    memset(&p, 0, sizeof p);
-    return failed(kv_loop_create(&loop)) ? -1 : 0;
-}
-static int tear_down(void **state)
-{
-    (void)state;
-    both_close();
-    kv_loop_destroy(loop);
-    return 0;
-}
 
 /* A transfer lands whole, whether UCX ends its work at once or later, and whether P pushes before or after it
  * hears of the grant. Only RDMA lanes are asked for. */
@@ -473,7 +283,7 @@ static void what_cannot_be_used_is_named(void **state)
     fake_ucx.version_minor = 18;
     assert_int_equal(side_open(&d, true).code, ST_FAILED_PRECONDITION);
     assert_non_null(strstr(d.text, "this is UCX 1.18.0. UCX 1.19 or newer is needed"));
-    free(d.pool);
+    both_close();
     struct kv_ucx_config config = {.mode = KV_UCX_RDMA, .library = "/nowhere/libucp.so.0"};
     struct diag diag = {.text = ""};
     assert_int_equal(kv_ucx_prepare(&config, &diag).code, ST_UNAVAILABLE);
@@ -484,7 +294,6 @@ static void what_cannot_be_used_is_named(void **state)
     struct kv_cable_host off = {.endpoint = NULL};
     assert_int_equal(kv_cable_ucx.open(&off, &diag, &d.cable).code, ST_UNIMPLEMENTED);
     assert_non_null(strstr(diag.text, "--ucx=rdma"));
-    d.pool = NULL;
     assert_true(fake_ucx_end());
 }
 
@@ -518,18 +327,18 @@ static void joining_and_leaving_leaks_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(what_cannot_be_used_is_named, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(offers_are_checked, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(any_call_may_fail, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(errors_at_any_point_end_the_connection, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(an_abort_waits_for_its_puts, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(nothing_lands_after_the_fence, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(a_worker_that_does_not_drain_costs_the_registration, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(a_fence_from_inside_a_report, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(a_changed_slice_is_seen, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(a_wrong_token_and_a_silent_peer, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(a_transfer_lands_whole, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(joining_and_leaving_leaks_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_cannot_be_used_is_named, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(offers_are_checked, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(any_call_may_fail, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(errors_at_any_point_end_the_connection, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(an_abort_waits_for_its_puts, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(nothing_lands_after_the_fence, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(a_worker_that_does_not_drain_costs_the_registration, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(a_fence_from_inside_a_report, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(a_changed_slice_is_seen, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(a_wrong_token_and_a_silent_peer, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(a_transfer_lands_whole, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(joining_and_leaving_leaks_nothing, sides_set_up, sides_tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
