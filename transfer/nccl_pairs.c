@@ -254,7 +254,8 @@ static void take_room(struct room *room, uint64_t bytes)
     room->bytes_soon -= bytes;
 }
 
-/* Closes as many as it takes, the least recently used first; none where all of them would not do. */
+/* Closes as many as it takes beside what is closing already, the least recently used first; none where all
+ * of them would not do. */
 static bool make_room(struct nccl_pairs *pairs, struct room *room, const struct link *waiting, uint64_t bytes,
                       uint64_t now_ns, struct nccl_pairs_wishes *ret)
 {
@@ -301,7 +302,7 @@ static void serve(struct nccl_pairs *pairs, uint32_t asking, uint64_t now_ns, st
         } else if (room.pairs_now >= 1 && room.bytes_now >= bytes) {
             if (!link->is_remote || i == asking) { open_pair(pairs, i, bytes, ret); }
             take_room(&room, bytes);
-        } else if ((room.pairs_soon >= 1 && room.bytes_soon >= bytes) || make_room(pairs, &room, link, bytes, now_ns, ret)) {
+        } else if (make_room(pairs, &room, link, bytes, now_ns, ret)) {
             take_room(&room, bytes);
         } else {
             return;
@@ -358,7 +359,6 @@ void nccl_pairs_link_gone(struct nccl_pairs *pairs, uint32_t link_slot, uint64_t
         struct pair *pair = &pairs->pairs[i];
         if (pair->state != PAIR_FREE && pair->link == link_slot) { pair->link = NCCL_PAIRS_NONE; }
     }
-    serve(pairs, NCCL_PAIRS_NONE, now_ns, ret); /* room may have been set aside for it */
 }
 
 static void use(struct link *link, uint64_t now_ns)
@@ -467,16 +467,14 @@ void nccl_pairs_up(struct nccl_pairs *pairs, uint32_t slot, uint64_t nccl_bytes,
     serve(pairs, NCCL_PAIRS_NONE, now_ns, ret); /* it may have taken less than was reserved */
 }
 
-void nccl_pairs_busy(struct nccl_pairs *pairs, uint32_t slot, int change, uint64_t now_ns, struct nccl_pairs_wishes *ret)
+void nccl_pairs_busy(struct nccl_pairs *pairs, uint32_t slot, int change, uint64_t now_ns)
 {
     struct pair *pair = pair_of(pairs, slot);
     CHECK(change == 1 || change == -1);
     CHECK(change == 1 ? pair->state == PAIR_UP : pair->busy > 0);
     pair->busy += (uint32_t)change;
-    if (pair->state != PAIR_UP) { return; }
-    /* Not use(): P counted it when the transfer began. */
-    pairs->links[pair->link].used_ns = now_ns;
-    if (pair->busy == 0) { serve(pairs, NCCL_PAIRS_NONE, now_ns, ret); }
+    /* Not use(): P counted it when the transfer began. And used now, it is closed for nobody yet. */
+    if (pair->state == PAIR_UP) { pairs->links[pair->link].used_ns = now_ns; }
 }
 
 void nccl_pairs_broke(struct nccl_pairs *pairs, uint32_t slot, uint64_t now_ns, struct nccl_pairs_wishes *ret)

@@ -127,7 +127,7 @@ void nccl_pairs_up(struct nccl_pairs *pairs, uint32_t pair, uint64_t nccl_bytes,
                    struct nccl_pairs_wishes *ret);
 /* One more, or one less, transfer or frame is on it. A pair that is busy is not closed for another. One that
  * is CLOSING or STUCK may count down still. */
-void nccl_pairs_busy(struct nccl_pairs *pairs, uint32_t pair, int change, uint64_t now_ns, struct nccl_pairs_wishes *ret);
+void nccl_pairs_busy(struct nccl_pairs *pairs, uint32_t pair, int change, uint64_t now_ns);
 /* It failed, here or at the peer's. The link pauses: 1 s, doubling. */
 void nccl_pairs_broke(struct nccl_pairs *pairs, uint32_t pair, uint64_t now_ns, struct nccl_pairs_wishes *ret);
 /* P: D said no to OPEN; nothing was made here. The link pauses for retry_ns (at least 100 ms, at most
