@@ -19,6 +19,9 @@ budget=480
 passed=0 failed=0 skipped=0
 : > "$out/results.jsonl"
 
+# compute-sanitizer comes with the toolkit, and is often no more on PATH than nvcc.
+for at in "${CUDA_HOME:-/nonexistent}/bin" /usr/local/cuda/bin /opt/cuda/bin; do [[ ! -d "$at" ]] || PATH="$PATH:$at"; done
+
 wants() { [[ " $parts " == *" $1 "* ]]; }
 left() { echo $((budget - SECONDS)); }
 skip() { # NAME WHY
@@ -82,7 +85,10 @@ if wants checks; then
       graph_test) only=("a_graph_reads_what_the_exchange_holds_now") ;;
       *) only=("*") ;;
     esac
-    for pattern in "${only[@]}"; do BATON_CHECK=$pattern step "check-$name${pattern/#\*/}" 120 "$program" || true; done
+    for pattern in "${only[@]}"; do
+      of=${pattern//\*/}
+      BATON_CHECK=$pattern step "check-$name${of:+-${of%_}}" 120 "$program" || true
+    done
   done
 fi
 
@@ -118,7 +124,7 @@ if wants sanitizer; then
     skip sanitizer "compute-sanitizer does not work here: $(grep -m 1 -iE 'error|not supported' "$out/log/sanitizer-probe.log")"
   else
     for tool in memcheck racecheck; do
-      for program in attention_test sample_test rows_test gemv_test kv_write_test; do
+      for program in attention_test sample_test rows_test gemv_test kv_write_test slots_test; do
         step "sanitizer-$tool-$program" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$out/bin/tests/$program" || true
       done
     done
