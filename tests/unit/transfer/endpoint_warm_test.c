@@ -79,7 +79,7 @@ static kv_send_t begin(uint8_t id, uint32_t block)
 {
     kv_send_t send = {0};
     const kv_xfer_id_t xfer = {{id}};
-    memset(p.pool.base, id, p.pool.bytes);
+    memset((uint8_t *)p.pool.base + block * kv_layout_block_bytes(&layout), id, 4 * kv_layout_block_bytes(&layout));
     assert_int_equal(kv_endpoint_grant(d.endpoint, xfer, run + block, 4, 60000, NULL, ticket, &ticket_bytes).code, ST_OK);
     assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes, NULL, NULL, &send).code, ST_OK);
     assert_int_equal(kv_endpoint_push(p.endpoint, send, 0, 0, run + block, 4, 0).code, ST_OK);
