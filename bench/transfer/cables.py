@@ -26,7 +26,7 @@ LIMITS = (("memcpy_scattered", "limit: memcpy of scattered slices, one core"),
           ("iperf3_loopback", "the same by iperf3"),
           ("gpu_copy_scattered", "limit: the GPU's copies of scattered slices"))
 NAMES = {"shm": "`shm`", "tcp": "`tcp`", "ucx": "`ucx`, TCP lanes", "shm@gpu": "`shm`, pools on a GPU",
-         "tcp@gpu": "`tcp`, pools on a GPU", "nccl@gpu": "`nccl`", "shm@fake": "`shm`, emulated device",
+         "tcp@gpu": "`tcp`, pools on a GPU", "ucx@gpu": "`ucx`, TCP lanes, pools on a GPU", "nccl@gpu": "`nccl`", "shm@fake": "`shm`, emulated device",
          "tcp@fake": "`tcp`, emulated device", "nccl@fake": "`nccl`, emulated device and library"}
 # What a form is held against: pools in one memory against a copy there, all else against a plain stream.
 LIMIT_OF = {"shm": ("of_memcpy", "memcpy"), "shm@gpu": ("of_gpu_copy", "GPU copy"), "shm@fake": ("of_memcpy", "memcpy")}

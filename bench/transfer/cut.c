@@ -16,6 +16,15 @@ __attribute__((format(printf, 1, 2))) static bool shell(const char *format, ...)
     return system(full) == 0;
 }
 
+/* What a bench that gives up would leave behind; the processes that it forked leave it alone. */
+static struct cut made_last;
+static pid_t maker;
+
+static void end_at_exit(void)
+{
+    if (maker == getpid()) { cut_end(&made_last); }
+}
+
 bool cut_make(struct cut *ret_cut)
 {
     const char *d = ret_cut->netns[0], *p = ret_cut->netns[1];
@@ -24,6 +33,9 @@ bool cut_make(struct cut *ret_cut)
     snprintf(ret_cut->netns[0], sizeof ret_cut->netns[0], "bnd%d", (int)getpid() % 1000000);
     snprintf(ret_cut->netns[1], sizeof ret_cut->netns[1], "bnp%d", (int)getpid() % 1000000);
     if (geteuid() != 0) { return false; }
+    if (maker == 0) { (void)atexit(end_at_exit); }
+    maker = getpid();
+    made_last = *ret_cut;
     bool made = shell("ip netns add %s && ip netns add %s", d, p) && shell("ip link add %s type veth peer name %s", d, p);
     for (int i = 0; made && i < 2; i++) {
         const char *name = ret_cut->netns[i];

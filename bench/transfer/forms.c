@@ -13,6 +13,7 @@ static const struct form all[] = {
     {"ucx", "ucx", BENCH_POOL_HOST, true},
     {"shm@gpu", "shm", BENCH_POOL_GPU, false},
     {"tcp@gpu", "tcp", BENCH_POOL_GPU, true},
+    {"ucx@gpu", "ucx", BENCH_POOL_GPU, true},
     {"shm@fake", "shm", BENCH_POOL_FAKE, false},
     {"tcp@fake", "tcp", BENCH_POOL_FAKE, true},
 };

@@ -20,7 +20,7 @@ except ImportError as missing:
 
 ROOT = os.getcwd()
 K8S = os.path.join(ROOT, "deploy", "k8s")
-OVERLAYS = ("cpu", "cpu-autoscaled", "gpu-nvidia")
+OVERLAYS = ("cpu", "cpu-autoscaled", "gpu-nvidia", "gpu-nvidia-rdma")
 # preStop.sleep is on by default from 1.30 on; the newest that the package knows comes beside it.
 VERSIONS = ("1.30.0", kubernetes_validate.latest_version())
 BINARIES = {"router": "router/router", "prefill": "prefill_node/prefill_node", "decode": "decode_node/decode_node"}
@@ -34,7 +34,7 @@ def load(path):
 
 # ---- a small kustomize ----
 
-KEYS = {"containers": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath"}
+KEYS = {"containers": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath", "sysctls": "name"}
 KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "patches", "images"}
 
 
@@ -151,6 +151,10 @@ def help_flags(role):
     return set(re.findall(r"^  --([a-z0-9-]+)", text, re.M))
 
 
+def has_rdma(container):
+    return any(name.startswith("rdma/") for name in container["resources"]["limits"])
+
+
 def matches(selector, labels):
     return all(labels.get(key) == value for key, value in selector.items())
 
@@ -159,7 +163,8 @@ class Manifests(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.overlays = {name: render(os.path.join(K8S, "overlays", name)) for name in OVERLAYS}
-        for added in (("node-cache",), ("node-cache", "packs-on-host")):  # no overlay has them; every test below sees them
+        # No overlay has these; every test below sees them.
+        for added in (("node-cache",), ("node-cache", "packs-on-host"), ("rdma", "rdma-network", "ucx")):
             docs = render(os.path.join(K8S, "overlays", "cpu"))
             for component in added:
                 render(os.path.join(K8S, "components", component), docs)
@@ -288,18 +293,27 @@ class Manifests(unittest.TestCase):
             target = named(docs, "Deployment", scaler["spec"]["scaleTargetRef"]["name"])
             self.assertNotIn("replicas", target["spec"], "an apply would set the scaler's count back")
             scaled += 1
-        self.assertEqual(scaled, 4)
+        self.assertEqual(scaled, 6)
 
     def test_pods_are_locked_down(self):
-        for _, deployment in self.each("Deployment"):
+        """No pod has a right that it does not need: RDMA's need is to lock memory, and nothing else."""
+        for docs, deployment in self.each("Deployment"):
             pod = deployment["spec"]["template"]["spec"]
             self.assertFalse(pod["automountServiceAccountToken"])
             self.assertTrue(pod["securityContext"]["runAsNonRoot"])
             self.assertGreater(pod["securityContext"]["runAsUser"], 0)
             self.assertEqual(pod["securityContext"]["seccompProfile"], {"type": "RuntimeDefault"})
             (container,) = containers(deployment)
-            self.assertEqual(container["securityContext"], {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
-                                                            "capabilities": {"drop": ["ALL"]}})
+            rights = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+            if has_rdma(container):
+                rights["capabilities"]["add"] = ["IPC_LOCK"]
+                rights.update(runAsNonRoot=False, runAsUser=0)
+                self.assertNotEqual(role_of(deployment), "router")
+            self.assertEqual(container["securityContext"], rights)
+            self.assertFalse({"hostNetwork", "hostIPC", "hostPID"} & set(pod))
+            namespace = named(docs, "Namespace", "baton")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+            rdma_here = any(has_rdma(other) for doc in docs for other in containers(doc))
+            self.assertEqual(namespace, "privileged" if rdma_here else "restricted")
             for kind in ("requests", "limits"):
                 self.assertIn("memory", container["resources"][kind])
             if "uds-dir" in flags_of(container):
@@ -324,6 +338,47 @@ class Manifests(unittest.TestCase):
         metrics = {("monitoring", role, 9090) for role in BINARIES}
         self.assertEqual(allowed, metrics | {("anyone", "router", 8000), ("router", "prefill", 7000), ("router", "decode", 7000),
                                              ("prefill", "decode", 7000), ("prefill", "decode", 7001)})
+
+    def test_nccl_ports(self):
+        """NCCL's ports are those that the kernel of its pods gives out, are open between the pools, both ways, and to nobody else."""
+        docs = self.overlays["gpu-nvidia-rdma"]
+        first = {named(docs, "NetworkPolicy", f"baton-{role}")["metadata"]["name"] for role in BINARIES}
+        added = [doc for doc in docs if doc["kind"] == "NetworkPolicy" and doc["metadata"]["name"] not in first]
+        seen = set()
+        for policy in added:
+            spec = policy["spec"]
+            role = spec["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+            (sysctl,) = named(docs, "Deployment", f"baton-{role}")["spec"]["template"]["spec"]["securityContext"]["sysctls"]
+            self.assertEqual(sysctl["name"], "net.ipv4.ip_local_port_range")
+            least, most = map(int, sysctl["value"].split())
+            for way, side in (("ingress", "from"), ("egress", "to")):
+                (rule,) = spec[way]
+                (peer,) = rule[side]
+                self.assertEqual(set(peer), {"podSelector"})
+                self.assertEqual(rule["ports"], [{"port": least, "endPort": most, "protocol": "TCP"}])
+                seen.add((role, way, peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]))
+            (container,) = containers(named(docs, "Deployment", f"baton-{role}"))
+            for port in container["ports"]:
+                self.assertNotIn(port["containerPort"], range(least, most + 1))
+        self.assertEqual(seen, {(role, way, other) for role, other in (("prefill", "decode"), ("decode", "prefill"))
+                                for way in ("ingress", "egress")})
+
+    def test_cables(self):
+        """A cable that is named is turned on, one that is turned on is named, tcp is there when it fails; no other overlay has it."""
+        for name, docs in self.overlays.items():
+            for role in ("prefill", "decode"):
+                (container,) = containers(named(docs, "Deployment", f"baton-{role}"))
+                flags = flags_of(container)
+                cables = flags["cables"].split(",")
+                self.assertEqual(cables[-1], "tcp")
+                self.assertEqual("nccl" in cables, flags.get("nccl") == "on", name)
+                self.assertEqual("ucx" in cables, flags.get("ucx", "off") != "off", name)
+                self.assertEqual(has_rdma(container), "rdma" in name, name)
+                if "nccl" in cables:
+                    self.assertEqual(flags["backend"], "cuda")
+                    self.assertEqual({mount["mountPath"] for mount in container["volumeMounts"]} & {"/dev/shm"}, {"/dev/shm"})
+                annotations = named(docs, "Deployment", f"baton-{role}")["spec"]["template"]["metadata"].get("annotations", {})
+                self.assertEqual("k8s.v1.cni.cncf.io/networks" in annotations, "rdma-network" in name)
 
     def test_overlays_do_what_they_say(self):
         gpu = self.overlays["gpu-nvidia"]
