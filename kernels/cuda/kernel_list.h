@@ -27,6 +27,11 @@
     X(kv_write, cuda_kv_write_args)   \
     X(qkv_store, cuda_qkv_store_args)
 
+/* slots.cu, args in slots_args.h */
+#define CUDA_KERNELS_SLOTS(X)               \
+    X(slots_copy, cuda_slots_copy_args)     \
+    X(slots_convert, cuda_slots_convert_args)
+
 /* attention_*.cu, args in attention_args.h */
 #define CUDA_KERNELS_ATTENTION(X)                           \
     X(attention_plain, cuda_attention_args)                 \
@@ -92,6 +97,7 @@
 #define CUDA_KERNELS(X)       \
     CUDA_KERNELS_ROWS(X)      \
     CUDA_KERNELS_KV(X)        \
+    CUDA_KERNELS_SLOTS(X)     \
     CUDA_KERNELS_ATTENTION(X) \
     CUDA_KERNELS_SAMPLE(X)    \
     CUDA_KERNELS_GEMV(X)

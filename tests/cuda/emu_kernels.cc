@@ -13,6 +13,7 @@
 #if __has_include("kernels/cuda/gemv_args.h")
 #include "kernels/cuda/gemv_args.h"
 #endif
+#include "kernels/cuda/slots_args.h"
 
 #define DECLARE(name, args) extern "C" void cuda_##name(const struct args a);
 CUDA_KERNELS(DECLARE)

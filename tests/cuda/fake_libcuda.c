@@ -12,6 +12,7 @@
 #include "kernels/cuda/kv_args.h"
 #include "kernels/cuda/rows_args.h"
 #include "kernels/cuda/sample_args.h"
+#include "kernels/cuda/slots_args.h"
 #include "tests/cuda/fake_cuda.h"
 
 static struct fake_cuda state = {.device_count = 2, .driver_version = 13000};

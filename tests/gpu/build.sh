@@ -133,11 +133,11 @@ benches=(device_bench model_bench)
 for name in "${benches[@]}"; do mains+=("bench/gpu/$name.c"); done
 mains+=(bench/median.c)
 # The kernels' and the backend's own tests, on the chip: "NAME: other sources in their folder". See tests/gpu/*.c.
-launch_checks=("rows_test: rows_testing" "crc32c_test: rows_testing" "kv_write_test: rows_testing" "attention_test:" "sample_test:" "gemv_test: ../kernels/kernels_testing")
+launch_checks=("rows_test: rows_testing" "crc32c_test: rows_testing" "kv_write_test: rows_testing" "slots_test: rows_testing ../../kv_memory/kv_convert" "attention_test:" "sample_test:" "gemv_test: ../kernels/kernels_testing")
 backend_checks=("backend_ops_test: backend_testing" "gemm_plan_test: backend_testing" "graph_test: backend_testing" "../model/forward_cuda_test: ../model/forward_harness")
 test_objects() { # "NAME: OTHERS": their sources
   local name
-  for name in ${1/:/}; do echo "tests/unit/kernels_cuda/$name.c"; done | sed 's#[a-z_]*/\.\./##'
+  for name in ${1/:/}; do echo "tests/unit/kernels_cuda/$name.c"; done | sed 's#[a-z_]*/\.\./##; s#[a-z_]*/\.\./##'
 }
 if [[ "${CHECKS:-yes}" == yes ]]; then
   mains+=(tests/gpu/launch_on_device.c tests/gpu/emulated_by_device.c)
