@@ -31,6 +31,7 @@ static const char *const settings[][2] = {
     {"KEEPALIVE_INTERVAL", "200ms"}, /* 20 s by itself: how long a dead peer goes unnoticed */
     {"RNDV_THRESH", "inf"},          /* messages are small; a rendezvous would read our memory from the other side */
     {"RCACHE_ENABLE", "n"},          /* of registrations: what we unmap is to be unmapped then, not when a cache is full */
+    {"PROTO_ENABLE", "y"},           /* as by itself: the older way of its puts copies out of a GPU's memory by CPU, and faults */
 };
 
 static void tls_text(const struct kv_cable_host *host, char ret_text[64])

@@ -264,7 +264,6 @@ struct kv_ucx_stats {
     uint64_t connections_rdma;                  /* of those: every lane is RDMA */
     uint64_t puts, put_bytes;                   /* P: slices whose put was flushed */
     uint64_t busy_ns;                           /* P: time with at least one put under way; bytes by it is GB/s */
-    uint64_t frames_late;  /* D: notices of frames whose grant was over, or that D's tables refused */
     uint64_t drains_forced; /* connections that had not drained when their time was up; they end later */
     uint64_t workers_kept;  /* now: such workers, and those behind live links */
 };
@@ -363,6 +362,8 @@ struct kv_cable_host {
 
     /* D: which link has this token; false: nobody's. Compares in constant time. */
     bool (*token_link)(void *endpoint, const uint8_t token[KV_CABLE_TOKEN_BYTES], uint32_t *ret_link);
+    /* P: whether it is the link's own cable, not one beside it; from connect on. */
+    bool (*is_own)(void *endpoint, uint32_t link);
     /* Both: the connection of `link` works (P: authenticated by D). */
     void (*connected)(void *endpoint, uint32_t link);
     /* Both: it is gone, and nothing comes from it any more. The end of the link, but for a cable that
@@ -421,6 +422,8 @@ struct kv_cable_ops {
     void (*message)(struct kv_cable *cable, uint32_t link, const uint8_t *bytes, size_t count);
     /* P, warms_up: whether a push now leaves at once. False also asks for that to become so. */
     bool (*ready)(struct kv_cable *cable, uint32_t link);
+    /* Both: one more, or one less, transfer is on it; not after `fence`. D knows by the first frame. NULL: it need not know. */
+    void (*used)(struct kv_cable *cable, uint32_t link, int change);
     /* P: queues the frame; push_done follows, also when the link is lost. */
     void (*push)(struct kv_cable *cable, uint32_t link, struct kv_cable_push *push);
     /* P: drops every queued frame of send_slot (push_done for each); one that is half on

@@ -152,7 +152,7 @@ static ucx_status_t mem_map(void *context, const struct ucx_mem_map_params *para
     (void)reach((uintptr_t)params->address, params->length, &is_device);
     CHECK(params->field_mask & UCX_MEM_MAP_PARAM_FIELD_MEMORY_TYPE);
     CHECK(params->memory_type == (is_device ? UCX_MEMORY_TYPE_CUDA : UCX_MEMORY_TYPE_HOST));
-    if (fails()) { return FAILURE; }
+    if (fails() || (is_device && fake_ucx.maps_no_cuda)) { return FAILURE; }
     fake_ucx.maps++;
     fake_ucx.maps_cuda += is_device;
     struct memh *memh = malloc(sizeof *memh);

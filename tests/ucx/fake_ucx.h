@@ -30,6 +30,7 @@ struct fake_ucx_world {
     char tls[64];
     bool knows_cuda;    /* built with CUDA, and asked for it */
     bool is_direct;     /* a card registers a device's memory; else only UCX's own copies know it */
+    bool maps_no_cuda;  /* its driver refuses */
     uint32_t maps_cuda; /* of `maps` */
     uint32_t flips;     /* so many of the puts to come arrive with a bit changed */
 };
