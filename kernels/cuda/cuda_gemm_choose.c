@@ -18,6 +18,9 @@ static status_t run(const struct cuda_gemm_trial *t, struct cuda_gemm *gemm, con
     return t->driver->gemm_run(t->driver, gemm, algorithm, t->weight, x, t->bias, out, t->workspace, t->workspace_bytes, t->stream, diag);
 }
 
+/* One that the library offers and then does not run, which happens, is passed over. */
+static bool is_refused(status_t st) { return st.code == ST_UNIMPLEMENTED || (st.code == ST_INVALID_ARGUMENT && st.cause >= CUDA_CAUSE_CUBLAS); }
+
 /* ---- by the clock --------------------------------------------------------------------------- */
 
 struct stopwatch {
@@ -62,21 +65,24 @@ static status_t time_one(const struct cuda_gemm_trial *t, const struct stopwatch
     return STATUS_OK;
 }
 
+/* *ret_best stays where none runs, and so says the status. */
 static status_t time_all(const struct cuda_gemm_trial *t, size_t weight_bytes, struct cuda_gemm *gemm,
                          const struct cuda_gemm_algorithm *algorithms, uint32_t count, void *out, uint32_t *ret_best, float *ret_ms,
                          struct diag *diag)
 {
     struct stopwatch watch = {0};
+    bool has_best = false;
     status_t st = stopwatch_init(t->driver, weight_bytes, &watch, diag);
-    for (uint32_t i = 0; i < count && !failed(st); i++) {
+    for (uint32_t i = 0; i < count && (!failed(st) || is_refused(st)); i++) {
         float ms = 0;
         st = time_one(t, &watch, gemm, &algorithms[i], out, &ms, diag);
-        if (i != 0 && ms >= *ret_ms) { continue; }
+        if (failed(st) || (has_best && ms >= *ret_ms)) { continue; }
+        has_best = true;
         *ret_best = i;
         *ret_ms = ms;
     }
     stopwatch_fini(t->driver, &watch);
-    return st;
+    return has_best && is_refused(st) ? STATUS_OK : st;
 }
 
 status_t cuda_gemm_choose_fast(const struct cuda_gemm_trial *t, const struct cuda_gemm_shape *shape,
@@ -223,7 +229,7 @@ static status_t exact_pick(const struct exact_trial *e, const struct cuda_gemm_a
     struct diag why = {{0}};
     for (uint32_t i = 0; i < count; i++) {
         status_t st = exact_examine(e, &algorithms[i], &why);
-        if (failed(st) && st.code != ST_UNIMPLEMENTED) {
+        if (failed(st) && !is_refused(st)) {
             *diag = why;
             return st;
         }

@@ -211,8 +211,13 @@ static status_t gemm_adopt(const struct cuda_driver *self, struct cuda_gemm *gem
     memcpy(&algo, algorithm->opaque, sizeof algo);
     TRY(real_enter(real, diag));
     TRY(set_least_aligned_bias(real, gemm, diag));
-    TRY_LT(real, diag, cublasLtMatmulAlgoCheck, real->lt_handle, gemm->operation, gemm->weight, gemm->x, gemm->out, gemm->out, &algo,
-           &result);
+    cublasStatus_t checked = real->lt.cublasLtMatmulAlgoCheck(real->lt_handle, gemm->operation, gemm->weight, gemm->x, gemm->out, gemm->out,
+                                                              &algo, &result);
+    if (checked != CUBLAS_STATUS_SUCCESS) {
+        status_t st = real_raise_cublas(real, checked, __LINE__, "cublasLtMatmulAlgoCheck", diag);
+        /* The descriptors are good: an "invalid value" says that they are not this algorithm's. */
+        return checked == CUBLAS_STATUS_INVALID_VALUE ? STATUS_CAUSE(ST_UNIMPLEMENTED, SCOPE_NODE, st.cause) : st;
+    }
     algorithm->workspace_bytes = result.workspaceSize;
     return STATUS_OK;
 }

@@ -415,6 +415,30 @@ static void a_bias_that_changes_is_read_again(void **state)
     pair_destroy(p);
 }
 
+/* An algorithm that the library offers and then refuses to run is passed over. */
+static void an_algorithm_that_is_refused_when_it_runs_is_passed_over(void **state)
+{
+    (void)state;
+    for (uint64_t nth = 3; nth <= 9; nth++) { /* the first two calls make a plan and ask */
+        struct pair *p = pair_create(DTYPE_BF16, false, nth);
+        struct kernels_matrix ref_weight, cuda_weight;
+        pair_matrix(p, 12, 16, DTYPE_BF16, &ref_weight, &cuda_weight);
+        struct pair_values x = pair_values(p, 6 * 16, DTYPE_BF16, 1), out = pair_values(p, 6 * 12, DTYPE_F32, 1);
+        struct kernels_gemm g = {.rows = 6, .weight = &cuda_weight, .x = x.device, .x_dtype = DTYPE_BF16, .x_stride = 16, .out = out.device, .out_stride = 12};
+        emulated_device_fail(p->driver, EMULATED_GEMM, nth, CUDA_CAUSE_CUBLAS + 15);
+        kernels_gemm(p->cuda, &g, 1);
+        emulated_device_fail(p->driver, EMULATED_GEMM, 0, 0);
+        if (failed(kernels_sync(p->cuda))) { fail_msg("call %llu: %s", (unsigned long long)nth, cuda_backend_error(p->cuda)); }
+        g.weight = &ref_weight;
+        g.x = x.host;
+        g.x_dtype = DTYPE_F32;
+        g.out = out.host;
+        kernels_gemm(p->ref, &g, 1);
+        pair_compare(p, "gemm", &out, 1e-6, 1e-5);
+        pair_destroy(p);
+    }
+}
+
 /* Whatever call of the library or allocation fails on a shape's first product, it is a kept error that names the product,
  * or it did not matter; nothing is left behind, which closing the device shows. */
 static void every_failure_of_a_first_product_is_told(void **state)
@@ -466,6 +490,7 @@ int main(void)
         cmocka_unit_test(buckets_are_what_the_header_says),
         cmocka_unit_test(products_merge_only_where_all_continues),
         cmocka_unit_test(every_failure_of_a_first_product_is_told),
+        cmocka_unit_test(an_algorithm_that_is_refused_when_it_runs_is_passed_over),
         cmocka_unit_test(products_are_the_oracles),
         cmocka_unit_test(a_call_of_three_is_three_products),
         cmocka_unit_test(deterministic_rows_have_bits_of_their_own),
