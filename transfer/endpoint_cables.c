@@ -30,6 +30,12 @@ static bool host_token_link(void *slot, const uint8_t token[KV_CABLE_TOKEN_BYTES
     return found;
 }
 
+static bool host_is_own(void *slot_, uint32_t link_slot)
+{
+    const struct cable_slot *slot = slot_;
+    return slot->endpoint->links[link_slot].cable == slot;
+}
+
 static void warm_connect(struct kv_endpoint *e, uint32_t link_slot);
 
 static void host_connected(void *slot_, uint32_t link_slot)
@@ -137,8 +143,11 @@ static bool host_frame_accept(void *slot, uint32_t link, const struct kv_frame *
     uint32_t grant_slot = 0;
     if (!link_core_frame_accept(e->core, link, frame, &grant_slot)) { return false; }
     struct grant_data *grant = &e->grants[grant_slot];
-    grant->carrier = slot;
-    grant->cable = grant->carrier->ops->name;
+    if (!grant->carrier) {
+        grant->carrier = slot;
+        grant->cable = grant->carrier->ops->name;
+        endpoint_cable_used(grant->carrier, link, 1);
+    }
     *ret_landing = (struct kv_landing){.slot = grant_slot, .grant_epoch = frame->grant_epoch,
                                        .blocks = grant->blocks + frame->first};
     return true;
@@ -223,6 +232,7 @@ void endpoint_cable_host_init(struct cable_slot *slot)
         .links_max = e->limits.links_max,
         .connect_ns = e->limits.connect_ns,
         .token_link = host_token_link,
+        .is_own = host_is_own,
         .connected = host_connected,
         .lost = host_lost,
         .say = host_say,
@@ -245,6 +255,11 @@ void endpoint_push_free(struct kv_endpoint *e, struct kv_cable_push *push)
     e->free_push = push;
     e->free_push_count++;
     pthread_mutex_unlock(&e->mutex);
+}
+
+void endpoint_cable_used(const struct cable_slot *slot, uint32_t link_slot, int change)
+{
+    if (slot->ops->used) { slot->ops->used(slot->cable, link_slot, change); }
 }
 
 struct cable_slot *endpoint_cable_choose(struct kv_endpoint *e, uint32_t link_slot)

@@ -55,6 +55,8 @@ void endpoint_emit_grant(struct kv_endpoint *e, const struct link_wish *wish)
         endpoint_emit(e, &event);
         return;
     }
+    if (grant->carrier) { endpoint_cable_used(grant->carrier, grant->link, -1); }
+    grant->carrier = NULL;
     uint8_t *payload = grant->payload;
     grant->payload = NULL;
     grant->payload_bytes = 0;
@@ -118,6 +120,8 @@ void endpoint_emit_send(struct kv_endpoint *e, const struct link_wish *wish)
         .stats = {.bytes = send->bytes, .duration_ns = clock_now_ns() - send->began_ns,
                   .cable = send->cable ? send->cable->ops->name : "", .reason = reason},
     };
+    if (send->is_used) { endpoint_cable_used(send->cable, send->link, -1); }
+    send->is_used = false;
     uint8_t *payload = send->payload;
     send->payload = NULL;
     send->live = send->final_held = false;

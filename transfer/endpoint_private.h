@@ -49,7 +49,7 @@ struct grant_data {
     uint32_t link;
     uint64_t began_ns, bytes;
     const char *cable;
-    const struct cable_slot *carrier; /* whose frames came; NULL: none has yet */
+    const struct cable_slot *carrier; /* whose frames came; NULL: none has yet, or the link is closed */
     char broke_text[200];
     uint8_t *payload;
     size_t payload_bytes;
@@ -73,6 +73,7 @@ struct send_data {
     bool live, streaming, dropped;
     uint32_t link;
     struct cable_slot *cable; /* that carries it, chosen when it begins to stream */
+    bool is_used;             /* the cable was told of it */
     char broke_text[200];
     struct kv_cable_push *waiting_first, *waiting_last;
     uint32_t at_cable; /* pushes that the cable holds */
@@ -200,6 +201,8 @@ const struct kv_cable_offer *endpoint_offer_of(const struct link_data *link, con
 void endpoint_cable_hear(struct kv_endpoint *e, uint32_t link_slot, const struct link_cable_msg *msg);
 /* Closes the links whose stream refused what a cable said. */
 void endpoint_deaf_close(struct kv_endpoint *e);
+/* Tells a cable that wants to know. change: +1, -1 */
+void endpoint_cable_used(const struct cable_slot *slot, uint32_t link_slot, int change);
 /* P: the cable for a send that begins to stream now. */
 struct cable_slot *endpoint_cable_choose(struct kv_endpoint *e, uint32_t link_slot);
 void endpoint_pushes_to_cable(struct kv_endpoint *e, struct send_data *send);

@@ -64,6 +64,7 @@ static void on_send_begin(struct kv_endpoint *e, uint32_t slot)
     send->streaming = send->dropped = send->final_held = send->word_held = false;
     send->waiting_first = send->waiting_last = NULL;
     send->cable = NULL;
+    send->is_used = false;
     send->at_cable = 0;
     send->bytes = 0;
     send->began_ns = clock_now_ns();

@@ -142,6 +142,12 @@ static void carry_close_link(struct kv_endpoint *e, uint32_t link_slot)
     struct link_data *link = &e->links[link_slot];
     if (!link->open) { return; }
     link->open = false; /* what the cable reports from here on is known */
+    for (uint32_t i = 0; i < e->limits.grants_max; i++) {
+        if (e->grants[i].link == link_slot) { e->grants[i].carrier = NULL; }
+    }
+    for (uint32_t i = 0; i < e->limits.sends_max; i++) {
+        if (e->sends[i].live && e->sends[i].link == link_slot) { e->sends[i].is_used = false; }
+    }
     for (uint32_t i = 0; i < e->cable_count; i++) {
         const struct cable_slot *slot = &e->cables[i];
         /* One that speaks may know the link although it is not, or not yet, the link's. */
@@ -246,6 +252,8 @@ static void carry(struct kv_endpoint *e, const struct link_wish *wish)
     case LINK_WISH_STREAM:
         e->sends[wish->slot].streaming = true;
         e->sends[wish->slot].cable = endpoint_cable_choose(e, wish->link);
+        e->sends[wish->slot].is_used = true;
+        endpoint_cable_used(e->sends[wish->slot].cable, wish->link, 1);
         endpoint_pushes_to_cable(e, &e->sends[wish->slot]);
         break;
     case LINK_WISH_DROP: {

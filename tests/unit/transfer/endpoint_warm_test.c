@@ -140,8 +140,17 @@ static void tcp_carries_until_it_is_ready(void **state)
     assert_int_equal(slow_cable_counts().connects, 1);
     assert_int_equal(slow_cable_counts().asks, 2);
     slow_cable_set_ready(true);
+    assert_int_equal(slow_cable_counts().used[SLOW_P], 0);
     transfer(3, "slow", "first choice");
-    transfer(4, "slow", "first choice");
+    kv_send_t send = begin(4, 0);
+    wait_for_landed(3 * 8 + 4);
+    assert_int_equal(slow_cable_counts().used[SLOW_P], 1);
+    assert_int_equal(slow_cable_counts().used[SLOW_D], 1);
+    finish(send, 0);
+    assert_int_equal(event_wait(&p).kind, KV_EVENT_ACKED);
+    assert_int_equal(event_wait(&d).kind, KV_EVENT_LANDED);
+    assert_int_equal(slow_cable_counts().used[SLOW_P], 0);
+    assert_int_equal(slow_cable_counts().used[SLOW_D], 0);
     slow_cable_set_ready(false);
     transfer(5, "tcp", "slow is not up yet");
     assert_int_equal(slow_cable_counts().connects, 1);
@@ -204,6 +213,8 @@ static void a_break_ends_what_it_carried(void **state)
     assert_int_equal(stats_of(&p).links_lost, 0);
     assert_int_equal(stats_of(&d).links_lost, 0);
     assert_int_equal(stats_of(&d).quarantined, 0);
+    assert_int_equal(slow_cable_counts().used[SLOW_P], 0);
+    assert_int_equal(slow_cable_counts().used[SLOW_D], 0);
 }
 
 /* An abort reaches the cable that carries the transfer, and only that one; D's revoke ends it as well. */

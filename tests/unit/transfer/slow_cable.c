@@ -81,13 +81,21 @@ static void pushes_drop(struct kv_cable *cable, uint32_t link)
     cable->push_count = kept;
 }
 
+static void op_used(struct kv_cable *cable, uint32_t link, int change)
+{
+    CHECK(cable->links[link]);
+    pthread_mutex_lock(&mutex);
+    script.counts.used[cable->side] += change;
+    pthread_mutex_unlock(&mutex);
+}
+
 static status_t op_connect(struct kv_cable *cable, uint32_t link, const char *peer_host, const void *offer, size_t offer_bytes,
                            const uint8_t token[KV_CABLE_TOKEN_BYTES])
 {
     (void)peer_host, (void)offer, (void)offer_bytes, (void)token;
     count(&script.counts.connects);
     cable->links[link] = true;
-    if (flag(&script.is_ready)) { /* alone it is the link's, and has to come up by itself */
+    if (cable->host->is_own(cable->host->endpoint, link)) { /* alone it is the link's, and has to come up by itself */
         say(cable, link, SAID_UP);
         cable->up[link] = true;
         cable->host->connected(cable->host->endpoint, link);
@@ -271,7 +279,7 @@ static const char *op_address(const struct kv_cable *cable)
 
 const struct kv_cable_ops slow_cable = {
     .name = "slow", .places_at_destination = true, .warms_up = true, .open = op_open, .offer = op_offer, .connect = op_connect,
-    .message = op_message, .ready = op_ready, .push = op_push, .abort = op_abort, .fence = op_fence, .close = op_close,
+    .message = op_message, .ready = op_ready, .used = op_used, .push = op_push, .abort = op_abort, .fence = op_fence, .close = op_close,
     .address = op_address,
 };
 

@@ -24,7 +24,7 @@ void slow_cable_break(int side, bool tells);
 void slow_cable_mutter(int side);
 
 /* What was asked of it so far. */
-struct slow_counts { uint32_t connects, asks, pushes, aborts, fences[2], heard[2], held; };
+struct slow_counts { uint32_t connects, asks, pushes, aborts, fences[2], heard[2], held; int used[2]; };
 struct slow_counts slow_cable_counts(void);
 
 #endif
