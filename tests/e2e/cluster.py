@@ -65,11 +65,13 @@ def free_port():
 class Process:
     def __init__(self, name, argv, log_dir):
         self.name, self.argv, self.log_path = name, argv, os.path.join(log_dir, name + ".log")
+        self.environment = {}  # beside this process's own; for the next start
         self.popen = None
 
     def start(self):
         with open(self.log_path, "ab") as log:
-            self.popen = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.popen = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                          env={**os.environ, **self.environment})
 
     def kill(self):
         """kill -9, and waits until it is gone."""

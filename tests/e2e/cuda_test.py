@@ -154,6 +154,13 @@ class Cuda(unittest.TestCase):
                 for name in names:
                     self.assertIn(name, text)
                 self.assertNotIn("event=weights", text)
+        model, expected = golden("llama_llama3_gqa_f32")
+        cluster = DeviceCluster(0, 1, model=model, kv_memory="auto")
+        cluster.nodes["decode-0"].environment["EMULATED_DEVICE_MIB"] = "64"
+        with cluster:
+            answer = cluster.generate(by_tokens(expected["prompt"]), *GREEDY, "--ignore-eos", "--max-tokens=4")
+            self.assertEqual(answer["token_ids"], expected["greedy"][:4])
+            self.assertGreater(cluster.wait_idle()["nodes"][0]["blocks_total"], 1000)
 
     def test_refusals_name_the_flag(self):
         model, _ = golden("llama_llama3_gqa_f32")
