@@ -30,6 +30,7 @@ NAMES = {"shm": "`shm`", "tcp": "`tcp`", "ucx": "`ucx`, TCP lanes", "shm@gpu": "
          "tcp@fake": "`tcp`, emulated device", "nccl@fake": "`nccl`, emulated device and library"}
 # What a form is held against: pools in one memory against a copy there, all else against a plain stream.
 LIMIT_OF = {"shm": ("of_memcpy", "memcpy"), "shm@gpu": ("of_gpu_copy", "GPU copy"), "shm@fake": ("of_memcpy", "memcpy")}
+OF_STREAM = ("of_stream", "a stream")
 DEATHS = ("kill -9", "SIGSTOP", "cut link")
 
 
@@ -64,8 +65,19 @@ def machine():
                                                     datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"))
 
 
+def share_by_cpu(line, limits):
+    """The same by CPU time, which other work on the machine does not take: of a memcpy what the busier side can do with a core
+    of its own; of a stream, whose figure is of both ends together, both sides together."""
+    d, p = line["receiver_cpu_gbps"], line["sender_cpu_gbps"]
+    limit, of = {"of_memcpy": ("memcpy_scattered", min(d, p)), "of_stream": ("stream_loopback", d * p / (d + p))}.get(
+        LIMIT_OF.get(line["form"], OF_STREAM)[0], (None, 0))
+    at = limits.get((limit, line["slice_bytes"]))
+    return "; by CPU time " + percent(of / at) if at else ""
+
+
 def speeds(lines):
     sizes = sorted({line["slice_bytes"] for line in lines if "slice_bytes" in line})
+    cpu_limits = {(line["bench"], line["slice_bytes"]): line["cpu_gbps"] for line in lines if "cpu_gbps" in line}
 
     def row(name, cell, of):
         by_size = {line["slice_bytes"]: cell(line) for line in lines if of(line)}
@@ -73,9 +85,10 @@ def speeds(lines):
 
     rows = [row(name, lambda line: "%.2f" % line["gbps"], lambda line: line["bench"] == bench) for bench, name in LIMITS]
     for form in dict.fromkeys(line["form"] for line in lines if line["bench"] == "kv_transfer"):
-        share, limit = LIMIT_OF.get(form, ("of_stream", "a stream"))
+        share, limit = LIMIT_OF.get(form, OF_STREAM)
         rows.append(row("%s, share of %s" % (NAMES[form], limit),
-                        lambda line: "**%.2f** (%.2f to %.2f), %s" % (line["gbps"], line["gbps_min"], line["gbps_max"], percent(line[share])),
+                        lambda line: "**%.2f** (%.2f to %.2f), %s%s" % (line["gbps"], line["gbps_min"], line["gbps_max"], percent(line[share]),
+                                                                                  share_by_cpu(line, cpu_limits)),
                         lambda line: line.get("form") == form and line["bench"] == "kv_transfer"))
     table("GB/s by slice: median (least to greatest)", ("", *map(size, sizes)), [found for found in rows if found])
 
