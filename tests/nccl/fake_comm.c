@@ -180,7 +180,6 @@ static nccl_result_t make(struct comm *comm)
 {
     if (comm->options.init_fails) { return comm->options.init_fails; }
     if (comm->options.init_hangs) { return NCCL_IN_PROGRESS; }
-    if (!take_memory(comm, FAKE_NCCL_BYTES_INIT)) { return NCCL_UNHANDLED_CUDA_ERROR; }
     int root_fd = fake_root_connect(&comm->id, comm->ranks, comm->rank), fd = -1;
     if (root_fd < 0) { return NCCL_SYSTEM_ERROR; }
     pthread_mutex_lock(&comm->lock);
@@ -196,7 +195,7 @@ static nccl_result_t make(struct comm *comm)
         RULE(pthread_create(&comm->reader, NULL, reader_main, comm) == 0, "no thread");
         comm->has_reader = true;
     }
-    return NCCL_SUCCESS;
+    return take_memory(comm, FAKE_NCCL_BYTES_INIT) ? NCCL_SUCCESS : NCCL_UNHANDLED_CUDA_ERROR;
 }
 
 static nccl_result_t connect_channels(struct comm *comm)

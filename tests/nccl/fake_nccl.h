@@ -69,7 +69,7 @@ struct fake_nccl_counts {
     uint32_t comms, roots; /* alive */
     uint32_t kernels;      /* on the streams: waiting for their turn, or spinning */
     uint32_t hanging;      /* calls that wait for fake_nccl_let_go() */
-    uint64_t inits, aborts, transfers;
+    uint64_t inits, aborts, transfers, looks; /* so far; looks: comm_get_async_error */
 };
 struct fake_nccl_counts fake_nccl_counts(void);
 

@@ -310,7 +310,8 @@ static void init_fails_behind_the_call(void **state)
     uint64_t left;
     assert_false(failed(kv_memory_left(p.memory, &left, NULL)));
     assert_true(fake_memory_take(p.memory, left));
-    assert_int_equal(init(&p, 2, &id, 0), NCCL_IN_PROGRESS);
+    assert_int_equal(api->get_unique_id(&id), NCCL_SUCCESS);
+    assert_int_equal(init(&p, 1, &id, 0), NCCL_IN_PROGRESS);
     assert_int_equal(settle(&p), NCCL_UNHANDLED_CUDA_ERROR);
     fake_memory_give_back(p.memory, left);
     down(&p);
