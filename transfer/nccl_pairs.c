@@ -52,6 +52,7 @@ struct nccl_pairs {
     uint32_t measures;
     uint64_t moves; /* how often a pair began, was told to end, or ended */
     uint64_t stuck_bytes;
+    uint64_t changes_until_ns; /* when all that was closed for others is paid for, at one each NCCL_PAIRS_CHANGE_NS */
 };
 
 /* ---- memory */
@@ -254,6 +255,11 @@ static void take_room(struct room *room, uint64_t bytes)
     room->bytes_soon -= bytes;
 }
 
+static bool may_change(const struct nccl_pairs *pairs, uint64_t now_ns)
+{
+    return less(pairs->changes_until_ns, now_ns) <= (NCCL_PAIRS_CHANGES - 1) * NCCL_PAIRS_CHANGE_NS;
+}
+
 /* Closes as many as it takes beside what is closing already, the least recently used first; none where all
  * of them would not do. */
 static bool make_room(struct nccl_pairs *pairs, struct room *room, const struct link *waiting, uint64_t bytes,
@@ -266,6 +272,10 @@ static bool make_room(struct nccl_pairs *pairs, struct room *room, const struct 
         bytes_then += pairs->pairs[i].charged;
     }
     if (pairs_then < 1 || bytes_then < bytes) { return false; }
+    if (room->pairs_soon >= 1 && room->bytes_soon >= bytes) { return true; }
+    if (!may_change(pairs, now_ns)) { return false; }
+    /* One change, however many it takes. */
+    pairs->changes_until_ns = (pairs->changes_until_ns > now_ns ? pairs->changes_until_ns : now_ns) + NCCL_PAIRS_CHANGE_NS;
     while (room->pairs_soon < 1 || room->bytes_soon < bytes) {
         struct pair *oldest = NULL;
         for (uint32_t i = 0; i < pairs->config.pairs_max; i++) {

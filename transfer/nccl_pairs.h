@@ -21,7 +21,9 @@
  * no room, the least recently used pair is closed for the hottest link that waits: one that carries
  * nothing, has been up for NCCL_PAIRS_UP_MIN_NS, and was either not used for NCCL_PAIRS_IDLE_NS or last
  * used before the waiting link's last transfer but one (the rule of LRU-2; plain LRU would let each
- * of many rare links throw out a busy one, and every change costs seconds).
+ * of many rare links throw out a busy one). Every change costs a communicator, so there are at most NCCL_PAIRS_CHANGES at
+ * once and then one each NCCL_PAIRS_CHANGE_NS: where more links than there is room for are used alike, those that
+ * have a pair keep it, rather than all of them a new one for each transfer.
  *
  * Source   LRU-K: O'Neil, O'Neil and Weikum, "The LRU-K page replacement algorithm", SIGMOD 1993 */
 #ifndef BATON_TRANSFER_NCCL_PAIRS_H
@@ -35,6 +37,8 @@
 
 #define NCCL_PAIRS_UP_MIN_NS UINT64_C(1000000000)       /* up for less: not closed for another */
 #define NCCL_PAIRS_IDLE_NS UINT64_C(10000000000)        /* unused for so long: closed for anybody */
+#define NCCL_PAIRS_CHANGES 4u                           /* closed for others at once; then one each */
+#define NCCL_PAIRS_CHANGE_NS UINT64_C(5000000000)
 #define NCCL_PAIRS_WAIT_NS UINT64_C(5000000000)         /* a link that waits and is not heard of: forgotten */
 #define NCCL_PAIRS_PAUSE_MIN_NS UINT64_C(1000000000)    /* after a failure; doubles */
 #define NCCL_PAIRS_PAUSE_MAX_NS UINT64_C(60000000000)

@@ -297,6 +297,33 @@ static void room_in_number_is_made_by_closing_the_least_recently_used(void **sta
     make_room_in(config);
 }
 
+/* Four are closed for others at once, then one each 5 s, however many wait. */
+static void changes_are_rationed(void **state)
+{
+    (void)state;
+    struct table table;
+    struct nccl_pairs_config config = {.links_max = 12, .pairs_max = 6, .memory_max = UINT64_MAX, .nccl_bytes_first = 6 * MIB};
+    table_init(&table, config);
+    named(&table, 12);
+    uint32_t pair[6];
+    for (uint32_t i = 0; i < 6; i++) { pair[i] = open_and_up(&table, i); }
+    table.now_ns += NCCL_PAIRS_IDLE_NS;
+    for (uint32_t i = 6; i < 12; i++) { assert_int_equal(want(&table, i), NCCL_PAIRS_NO_ROOM); }
+    for (uint32_t i = 0; i < 4; i++) { assert_int_equal(closing(&table, i, NCCL_PAIRS_FOR_ROOM), pair[i]); }
+    wished_nothing(&table);
+    table.now_ns += NCCL_PAIRS_CHANGE_NS - 1;
+    for (uint32_t i = 6; i < 12; i++) { want(&table, i); }
+    wished_nothing(&table);
+    table.now_ns += 1;
+    nccl_pairs_tick(table.pairs, table.now_ns, &table.wishes);
+    assert_int_equal(closing(&table, 4, NCCL_PAIRS_FOR_ROOM), pair[4]);
+    wished_nothing(&table);
+    table.now_ns += NCCL_PAIRS_CHANGE_NS;
+    for (uint32_t i = 6; i < 12; i++) { want(&table, i); }
+    assert_int_equal(closing(&table, 5, NCCL_PAIRS_FOR_ROOM), pair[5]);
+    table_fini(&table);
+}
+
 /* A pair that came up less than a second ago is left alone, however idle; a busy one too. */
 static void the_young_and_the_busy_are_left_alone(void **state)
 {
@@ -639,6 +666,7 @@ int main(void)
         cmocka_unit_test(a_pair_outlives_its_link),
         cmocka_unit_test(room_in_memory_is_made_by_closing_the_least_recently_used),
         cmocka_unit_test(room_in_number_is_made_by_closing_the_least_recently_used),
+        cmocka_unit_test(changes_are_rationed),
         cmocka_unit_test(the_young_and_the_busy_are_left_alone),
         cmocka_unit_test(the_rare_do_not_throw_out_the_used),
         cmocka_unit_test(the_hottest_is_served_first),
