@@ -1,8 +1,16 @@
 /* cable_ucx: RDMA through UCX. P puts slices straight into D's blocks; D's CPU only checks them.
  * Flow:    D: grant -> block numbers to P; P push -> CRC32C, one put a slice, flush, then a frame notice
  *          -> D checks the sums of what landed -> the endpoint's frame_landed
- * Thread:  the transfer thread. UCX has a thread of its own for timers and wire-up.
+ * Thread:  the transfer thread. UCX has a thread of its own for timers and wire-up; a device's threads only say what is done.
  * Memory:  one UCX worker per link, both sides; UCX does not say how large. The pool is registered once, at start.
+ *
+ * A pool may lie on a device, on either side or both (GPUDirect RDMA): it is registered as CUDA memory, so the cards read
+ * and write it themselves. The CPU touches no byte of it: P's device sums the slices after the push's mark, and its puts go
+ * when that is done; D's device sums them when the notice is there, with the landing held. Summing cannot be called
+ * back, so a push that is dropped, or a grant or link that ends meanwhile, waits for it. When D's device is behind, D stops
+ * taking messages, and P stops with it. It takes a UCX that knows CUDA and a card that can be given the device's memory
+ * (the kernel's dma-buf, or the module nvidia-peermem). Without either open() is UNIMPLEMENTED, with the reason: UCX maps such
+ * memory all the same, but copies puts through both hosts, and its packed key shows that no card has it.
  *
  * This is the one cable where P writes into D's memory by address. What keeps a byte from landing late:
  *
