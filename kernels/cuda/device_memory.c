@@ -9,42 +9,10 @@
 
 #include "base/check.h"
 #include "kernels/cuda/cuda_handle.h"
+#include "kernels/cuda/device_memory_private.h"
 #include "kernels/cuda/rows_args.h"
 
 #define EXPORT_MAGIC 0x314d4442u /* "BDM1" */
-
-/* What a slot's kernel reads and writes: the same on both sides. */
-struct slot_area {
-    struct cuda_crc32c_range ranges[KV_MEMORY_RANGES_MAX];
-    uint32_t crcs[KV_MEMORY_RANGES_MAX];
-};
-
-struct slot {
-    struct device_memory *memory;
-    struct cuda_stream *stream;
-    struct slot_area *host;   /* pinned */
-    struct slot_area *device; /* an address of the device */
-    struct kv_memory_op *op;  /* NULL: free; the thread's */
-    status_t status;          /* of the device, by the callback */
-    struct slot *next;        /* in the list of those the device is done with */
-};
-
-struct device_memory {
-    struct kv_memory head; /* first: the ops cast back */
-    const struct cuda_driver *driver;
-    struct cuda_marks *marks;
-    uint8_t *pool;
-    struct cuda_event *events[KV_MEMORY_EVENTS];
-    struct slot slots[DEVICE_MEMORY_SLOTS];
-    struct cuda_crc32c_args crc_args; /* its constants */
-    pthread_t thread;
-    bool has_thread, has_lock, has_wake;
-    pthread_mutex_t lock; /* guards what follows: ops come from any thread, ends from the driver's */
-    pthread_cond_t wake;
-    struct kv_memory_op *first, *last; /* not yet queued */
-    struct slot *landed;               /* done on the device, any order */
-    bool is_stopping;
-};
 
 struct kv_memory_peer {
     uint8_t *base; /* the imported pool */
@@ -62,8 +30,6 @@ struct export_form {
     struct cuda_ipc_handle event[KV_MEMORY_EVENTS];
 };
 _Static_assert(sizeof(struct export_form) <= KV_MEMORY_EXPORT_BYTES_MAX, "an export fits the room that it is given");
-
-static struct device_memory *device_memory(struct kv_memory *head) { return (struct device_memory *)head; }
 
 /* ---- an op on the device, by the thread ------------------------------------------------------ */
 
@@ -95,20 +61,23 @@ static status_t queue_copies(struct device_memory *memory, const struct slot *sl
     return memory->driver->copy_batch(memory->driver, kind, copies, op->count, slot->stream, NULL);
 }
 
+/* Of the ranges; of pieces in a slot, where there is one. */
 static status_t queue_checksums(struct device_memory *memory, const struct slot *slot)
 {
     const struct cuda_driver *d = memory->driver;
     const struct kv_memory_op *op = slot->op;
+    const bool in_slot = op->kind == KV_MEMORY_GATHER || op->kind == KV_MEMORY_SCATTER;
+    const size_t bytes = in_slot ? kv_memory_piece_bytes(op) : op->range_bytes;
     struct cuda_crc32c_args args = memory->crc_args;
     struct cuda_launch shape;
     for (uint32_t i = 0; i < op->count; i++) {
-        slot->host->ranges[i] = (struct cuda_crc32c_range){.offset = op->offsets[i], .bytes = (uint32_t)op->range_bytes};
+        slot->host->ranges[i] = (struct cuda_crc32c_range){.offset = in_slot ? i * bytes : op->offsets[i], .bytes = (uint32_t)bytes};
         slot->host->crcs[i] = 0; /* goes with the ranges: the kernel adds to it */
     }
-    args.base = memory->pool;
+    args.base = in_slot ? op->slot : memory->pool;
     args.ranges = slot->device->ranges;
     args.range_count = op->count;
-    args.bytes_max = (uint32_t)op->range_bytes;
+    args.bytes_max = (uint32_t)bytes;
     args.ret_crcs = slot->device->crcs;
     cuda_crc32c_shape(&args, &shape);
     TRY(d->copy(d, CUDA_COPY_TO_DEVICE, slot->device, slot->host, sizeof(*slot->host), slot->stream, NULL));
@@ -136,23 +105,31 @@ static status_t queue_op(struct device_memory *memory, struct slot *slot)
     if (op->kind == KV_MEMORY_COPY && op->event != KV_MEMORY_EVENT_NONE) {
         TRY(d->stream_wait_event(d, slot->stream, op->peer->events[op->event], NULL));
     }
-    if (op->kind != KV_MEMORY_CHECKSUM) { TRY(queue_copies(memory, slot)); }
-    if (op->kind == KV_MEMORY_CHECKSUM || op->kind == KV_MEMORY_COPY) { TRY(queue_checksums(memory, slot)); }
+    if (op->kind == KV_MEMORY_GATHER || op->kind == KV_MEMORY_SCATTER) {
+        TRY(device_memory_queue_pieces(memory, op, slot->stream));
+    } else if (op->kind != KV_MEMORY_CHECKSUM) {
+        TRY(queue_copies(memory, slot));
+    }
+    if (kv_memory_op_has_crcs(op)) { TRY(queue_checksums(memory, slot)); }
     if (op->kind == KV_MEMORY_CHECKSUM && op->event != KV_MEMORY_EVENT_NONE) {
         TRY(d->event_record(d, memory->events[op->event], slot->stream, NULL));
     }
     return d->stream_callback(d, slot->stream, landed, slot, NULL);
 }
 
+static void say_done(struct kv_memory_op *op, status_t st)
+{
+    op->status = failed(st) ? STATUS_CAUSE(ST_INTERNAL, SCOPE_NODE, st.cause) : STATUS_OK;
+    op->done(op);
+}
+
 /* Frees the slot first: `done` may be the last that anyone hears of the op. */
 static void end_op(struct slot *slot, status_t st)
 {
     struct kv_memory_op *op = slot->op;
-    const bool has_crcs = op->kind == KV_MEMORY_CHECKSUM || op->kind == KV_MEMORY_COPY;
-    if (has_crcs && !failed(st)) { memcpy(op->crc, slot->host->crcs, op->count * sizeof(op->crc[0])); }
-    op->status = failed(st) ? STATUS_CAUSE(ST_INTERNAL, SCOPE_NODE, st.cause) : STATUS_OK;
+    if (kv_memory_op_has_crcs(op) && !failed(st)) { memcpy(op->crc, slot->host->crcs, op->count * sizeof(op->crc[0])); }
     slot->op = NULL;
-    op->done(op);
+    say_done(op, st);
 }
 
 static void start_op(struct device_memory *memory, struct slot *slot, struct kv_memory_op *op)
@@ -175,6 +152,7 @@ static struct slot *free_slot(struct device_memory *memory)
 
 static bool is_idle(const struct device_memory *memory)
 {
+    if (memory->first != NULL || memory->awaited > 0) { return false; }
     for (uint32_t i = 0; i < DEVICE_MEMORY_SLOTS; i++) {
         if (memory->slots[i].op != NULL) { return false; }
     }
@@ -195,6 +173,15 @@ static void *thread_main(void *user)
             pthread_mutex_lock(&memory->lock);
             continue;
         }
+        if (memory->passed != NULL) {
+            struct kv_memory_op *op = memory->passed;
+            memory->passed = op->next;
+            memory->awaited--;
+            pthread_mutex_unlock(&memory->lock);
+            say_done(op, op->status);
+            pthread_mutex_lock(&memory->lock);
+            continue;
+        }
         struct slot *slot = memory->first != NULL ? free_slot(memory) : NULL;
         if (slot != NULL) {
             struct kv_memory_op *op = memory->first;
@@ -204,7 +191,7 @@ static void *thread_main(void *user)
             pthread_mutex_lock(&memory->lock);
             continue;
         }
-        if (memory->is_stopping && memory->first == NULL && is_idle(memory)) { break; }
+        if (memory->is_stopping && is_idle(memory)) { break; }
         pthread_cond_wait(&memory->wake, &memory->lock);
     }
     pthread_mutex_unlock(&memory->lock);
@@ -220,6 +207,10 @@ static void submit(struct kv_memory *head, struct kv_memory_op *op)
     if (op->kind == KV_MEMORY_COPY) {
         CHECK(op->range_bytes <= op->peer->bytes);
         for (uint32_t i = 0; i < op->count; i++) { CHECK(op->peer_offsets[i] <= op->peer->bytes - op->range_bytes); }
+    }
+    if (op->kind == KV_MEMORY_PASSED) {
+        device_memory_queue_passed(memory, op);
+        return;
     }
     op->next = NULL;
     pthread_mutex_lock(&memory->lock);
@@ -336,6 +327,13 @@ static const struct kv_memory_ops device_ops = {
     .export_pool = export_pool,
     .import_pool = import_pool,
     .release_peer = release_peer,
+    .slots_alloc = device_memory_slots_alloc,
+    .slots_free = device_memory_slots_free,
+    .queue_create = device_memory_queue_create,
+    .queue_destroy = device_memory_queue_destroy,
+    .queue_handle = device_memory_queue_handle,
+    .thread_bind = device_memory_thread_bind,
+    .memory_left = device_memory_left,
 };
 
 static status_t slot_init(struct device_memory *memory, struct slot *slot, struct diag *diag)
@@ -429,6 +427,7 @@ void device_memory_destroy(struct kv_memory *head)
         d->mem_free(d, memory->slots[i].device);
     }
     for (uint32_t i = 0; i < KV_MEMORY_EVENTS; i++) { d->event_destroy(d, memory->events[i]); }
+    device_memory_slots_end(memory);
     if (memory->has_wake) { pthread_cond_destroy(&memory->wake); }
     if (memory->has_lock) { pthread_mutex_destroy(&memory->lock); }
     free(memory);
