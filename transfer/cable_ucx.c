@@ -23,6 +23,9 @@
  * that a card registers. */
 #define TLS_DEVICE ",cuda_copy"
 
+#define NO_CUDA                                                                                                       \
+    "the KV pool lies on a GPU, and this UCX knows no CUDA memory: it was built without, or its part for it " \
+    "(ucx/libuct_cuda.so beside libucp) cannot be loaded. The wheels libucx-cu12, libucx-cu13 and nixl-cu12 have it"
 #define NO_GPUDIRECT                                                                                                  \
     "no network card can be given the GPU's KV pool (GPUDirect RDMA takes a card in /sys/class/infiniband, dma-buf (the " \
     "open GPU kernel modules and Linux 5.12) or the module nvidia-peermem, and enough of `ulimit -l`)"
@@ -87,20 +90,19 @@ static status_t device_check(struct kv_cable *cable, struct diag *diag)
     ucx_status_t st = cable->api->context_query(cable->context, &attr);
     if (st != UCX_OK) { return ucx_failed(cable, diag, "it does not say what memory it knows", st); }
     if (attr.memory_types & UINT64_C(1) << UCX_MEMORY_TYPE_CUDA) { return STATUS_OK; }
-    diag_set(diag, "ucx cable: the KV pool lies on a GPU, and this UCX knows no CUDA memory: it was built without, or its part for "
-                   "it (ucx/libuct_cuda.so beside libucp) cannot be loaded. The wheels libucx-cu12, libucx-cu13 and nixl-cu12 have it");
+    snprintf(cable->refusal, sizeof cable->refusal, NO_CUDA);
     return STATUS(ST_UNIMPLEMENTED, SCOPE_NODE);
 }
 
-/* What is no fault of a pool in host memory is, on a device, a machine without GPUDirect: KV goes over another cable. */
 static status_t register_failed(struct kv_cable *cable, struct diag *diag, ucx_status_t st)
 {
     if (!cable->host->pool.memory) {
         return ucx_failed(cable, diag, "the pool cannot be registered (does `ulimit -l` allow to lock that much memory?)", st);
     }
-    status_t status = ucx_failed(cable, diag, NO_GPUDIRECT, st);
-    status.code = ST_UNIMPLEMENTED;
-    return status;
+    char words[200] = "";
+    if (!cable->host->ucx.api) { ucx_api_last_words(words, sizeof words); }
+    snprintf(cable->refusal, sizeof cable->refusal, NO_GPUDIRECT ": %s%s%s", cable->api->status_string(st), words[0] ? "; UCX says: " : "", words);
+    return STATUS_CAUSE(ST_UNIMPLEMENTED, SCOPE_NODE, st);
 }
 
 status_t ucx_pool_register(struct kv_cable *cable, struct diag *diag)
@@ -157,7 +159,9 @@ void ucx_pool_revoke(struct kv_cable *cable)
     }
     if (failed(ucx_pool_register(cable, &diag))) {
         cable->rkey_bytes = 0; /* no further offers: peers take the next cable */
-        LOGF(LOG_ERROR, "ucx_registration_lost", "text=\"%s\"", diag.text);
+        if (cable->memh) { cable->api->mem_unmap(cable->context, cable->memh); }
+        cable->memh = NULL;
+        LOGF(LOG_ERROR, "ucx_registration_lost", "text=\"%s\"", cable->refusal[0] ? cable->refusal : diag.text);
     }
 }
 
@@ -170,6 +174,14 @@ status_t kv_ucx_prepare(const struct kv_ucx_config *config, struct diag *diag)
 
 /* ---- the ops */
 
+static void context_close(struct kv_cable *cable)
+{
+    if (cable->memh) { cable->api->mem_unmap(cable->context, cable->memh); }
+    if (cable->context) { cable->api->cleanup(cable->context); }
+    cable->memh = cable->context = NULL;
+    cable->rkey_bytes = 0;
+}
+
 static void ucx_close(struct kv_cable *cable)
 {
     if (!cable) { return; }
@@ -179,10 +191,7 @@ static void ucx_close(struct kv_cable *cable)
     ucx_sums_close(cable);
     ucx_late_end(cable);
     /* A worker that could not be emptied still points into the context, so that one stays too. */
-    if (cable->stats.workers_kept == 0) {
-        if (cable->memh) { cable->api->mem_unmap(cable->context, cable->memh); }
-        if (cable->context) { cable->api->cleanup(cable->context); }
-    }
+    if (cable->stats.workers_kept == 0) { context_close(cable); }
     struct kv_watch *const watches[2] = {&cable->turns, &cable->ticks};
     for (int i = 0; i < 2; i++) {
         kv_loop_remove(cable->host->loop, watches[i]);
@@ -218,11 +227,18 @@ static status_t ucx_open(const struct kv_cable_host *host, struct diag *diag, st
     if (!failed(st)) { st = ucx_sums_open(cable); }
     if (!failed(st)) { st = kv_loop_watch(host->loop, &cable->turns, EPOLLIN); }
     if (!failed(st)) { st = kv_loop_watch(host->loop, &cable->ticks, EPOLLIN); }
-    if (failed(st)) {
-        /* Where the list of cables is "auto" this one is left out then, and its reason would be lost. */
-        if (st.code == ST_UNIMPLEMENTED && diag) { LOGF(LOG_WARN, "ucx_left_out", "text=\"%s\"", diag->text); }
+    if (failed(st) && cable->refusal[0] == '\0') {
         ucx_close(cable);
         return st;
+    }
+    *ret_cable = cable;
+    if (failed(st)) {
+        /* No fault of the configuration, which is the same for all nodes: this one goes on without. The cable is
+         * there to say so to P's links. */
+        LOGF(LOG_WARN, "ucx_left_out", "text=\"%s\"", cable->refusal);
+        context_close(cable);
+        cable->stats = (struct kv_ucx_stats){.puts = 0};
+        return STATUS_OK;
     }
     char tls[64];
     tls_text(host, tls);
@@ -231,8 +247,14 @@ static status_t ucx_open(const struct kv_cable_host *host, struct diag *diag, st
     LOGF(LOG_INFO, "ucx_ready", "version=%u.%u.%u tls=%s memory=%s direct=%s pool_bytes=%lu registration_ms=%.1f", major, minor,
          release, tls, host->pool.memory ? "cuda" : "host", cable->is_direct ? "yes" : "no", (unsigned long)host->pool.bytes,
          (double)cable->stats.registration_ns / (double)NS_PER_MS);
-    *ret_cable = cable;
     return STATUS_OK;
+}
+
+static const char *ucx_mismatch(const struct kv_cable *cable, const void *offer, size_t offer_bytes)
+{
+    (void)offer; /* D's pool may lie where it likes: its key says where */
+    (void)offer_bytes;
+    return cable->refusal[0] ? cable->refusal : NULL;
 }
 
 static status_t ucx_offer(struct kv_cable *cable, uint32_t link, struct kv_cable_offer *ret_offer)
@@ -252,6 +274,7 @@ static status_t ucx_connect(struct kv_cable *cable, uint32_t link, const char *p
 {
     (void)peer_host; /* the worker's address names all ways to it */
     struct ucx_offer offer;
+    if (!cable->memh) { return STATUS(ST_UNAVAILABLE, SCOPE_NODE); } /* our own registration was lost */
     if (!ucx_offer_read(offer_bytes, offer_size, &offer)) { return STATUS(ST_INVALID_ARGUMENT, SCOPE_PEER); }
     struct conn *conn = NULL;
     uint8_t *blob = calloc(1, UCX_ADDRESS_BYTES_MAX + UCX_BLOB_TAIL_BYTES);
@@ -312,6 +335,7 @@ const struct kv_cable_ops kv_cable_ucx = {
     .places_at_destination = false,
     .open = ucx_open,
     .offer = ucx_offer,
+    .mismatch = ucx_mismatch,
     .connect = ucx_connect,
     .grant = ucx_receiver_grant,
     .revoke = ucx_receiver_revoke,

@@ -9,8 +9,8 @@
  * when that is done; D's device sums them when the notice is there, with the landing held. Summing cannot be called
  * back, so a push that is dropped, or a grant or link that ends meanwhile, waits for it. When D's device is behind, D stops
  * taking messages, and P stops with it. It takes a UCX that knows CUDA and a card that can be given the device's memory
- * (the kernel's dma-buf, or the module nvidia-peermem). Without either open() is UNIMPLEMENTED, with the reason: UCX maps such
- * memory all the same, but copies puts through both hosts, and its packed key shows that no card has it.
+ * (the kernel's dma-buf, or the module nvidia-peermem). Without either the cable offers nothing, and its mismatch() says why:
+ * UCX maps such memory all the same, but copies puts through both hosts, and its packed key shows that no card has it.
  *
  * This is the one cable where P writes into D's memory by address. What keeps a byte from landing late:
  *

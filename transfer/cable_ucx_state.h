@@ -131,6 +131,7 @@ struct kv_cable {
     void *context, *memh;
     uint8_t rkey[UCX_RKEY_BYTES_MAX];
     uint32_t rkey_bytes;
+    char refusal[640]; /* why there is no RDMA for this pool; then nothing of UCX is open. Else "" */
     bool is_direct; /* a network card has the pool registered, so that a put needs no CPU */
     uint64_t slice_bytes;
     struct conn **conns; /* [links_max] */

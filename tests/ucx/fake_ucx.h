@@ -26,7 +26,6 @@ struct fake_ucx_world {
     uint32_t workers_most;
     uint64_t puts_landed, puts_dropped, puts_posted;
     uint64_t maps;
-    uint64_t progresses;
     char tls[64];
     bool knows_cuda;    /* built with CUDA, and asked for it */
     bool is_direct;     /* a card registers a device's memory; else only UCX's own copies know it */
