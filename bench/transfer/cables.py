@@ -7,7 +7,7 @@ measured in the same rounds, and how long deaths take to be known and blocks to 
 Programs come from BATON_BIN, where it is set, else they are built with Bazel. The ucx cable runs where a UCX of 1.19 or
 newer is found: BATON_UCX_LIBRARY, or the wheel libucx-cu12 beside this Python; over its TCP lanes, which are
 for trying it out. Pools on a GPU, where there is one; BENCH_DEVICES=0,1 puts D and P on two. A link is cut by root alone.
---out keeps the JSON lines.
+BATON_NCCL_LIBRARY names an NCCL, if the loader does not find one. --out keeps the JSON lines.
 """
 import argparse
 import datetime

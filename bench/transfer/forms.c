@@ -14,6 +14,7 @@ static const struct form all[] = {
     {"shm@gpu", "shm", BENCH_POOL_GPU, false},
     {"tcp@gpu", "tcp", BENCH_POOL_GPU, true},
     {"ucx@gpu", "ucx", BENCH_POOL_GPU, true},
+    {"nccl@gpu", "nccl", BENCH_POOL_GPU, true},
     {"shm@fake", "shm", BENCH_POOL_FAKE, false},
     {"tcp@fake", "tcp", BENCH_POOL_FAKE, true},
 };
@@ -62,6 +63,7 @@ struct side_config form_side(const struct form *form, bool receives)
     }
     struct side_config config = {.receives = receives, .cable = form->cable, .pool = form->pool, .device = devices[receives ? 0 : 1]};
     if (form->pool == BENCH_POOL_FAKE) { config.device = 1; }
+    if (strcmp(form->cable, "nccl") == 0) { config.nccl_host = devices[0] != devices[1] ? NULL : receives ? "bench-d" : "bench-p"; }
     if (strcmp(form->cable, "ucx") == 0) { config.ucx_library = forms_ucx_library(); }
     return config;
 }

@@ -114,12 +114,14 @@ static status_t endpoint_open(struct diag *diag)
         .pool = process.pool.pool,
         .cables = config->cable,
         .ucx = {.mode = strcmp(config->cable, "ucx") == 0 ? KV_UCX_TRUST_NETWORK : KV_UCX_OFF, .library = config->ucx_library},
+        .nccl = {.is_on = strcmp(config->cable, "nccl") == 0, .library = getenv("BATON_NCCL_LIBRARY")},
         .tcp_listen = config->receives ? at : NULL,
         .on_event = on_event,
         .stream = socket_stream_ops(),
         .stream_context = streams,
         .limits = {.grant_blocks_max = config->block_count, .grants_max = 4, .pushes_max = 64}, /* few, so that there is back-pressure */
     };
+    if (endpoint.nccl.is_on) { endpoint.limits.connect_ns = 30 * NS_PER_S; } /* alone, a link waits for its communicator */
     kv_fingerprint_init(&endpoint.fingerprint, model_hash, &process.layout, "bench");
     TRY(kv_endpoint_create(&endpoint, diag, &process.endpoint));
     socket_streams_start(streams, process.endpoint);
@@ -220,8 +222,9 @@ static void process_run(void)
     struct diag diag = {.text = ""};
     const struct side_config *config = &process.config;
     struct side_fact first = {.kind = SIDE_READY};
-    log_set_level(LOG_WARN); /* deaths are what is done here */
+    log_set_level(getenv("BENCH_LOG") ? LOG_DEBUG : LOG_WARN); /* deaths are what is done here */
     if (config->netns) { enter_netns(config->netns); }
+    if (config->nccl_host) { setenv("NCCL_HOSTID", config->nccl_host, 1); }
     process.layout = (struct kv_layout){.block_tokens = 16, .layer_count = config->layers, .kv_heads = config->slice_bytes / 4096,
                                         .head_dim = 64, .dtype = DTYPE_BF16}; /* 2 * 16 * 64 * 2 bytes a head and slice */
     status_t st = bench_pool_open(config->pool, config->block_count * kv_layout_block_bytes(&process.layout), config->device, &diag,

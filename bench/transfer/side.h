@@ -23,7 +23,7 @@ struct side_config {
     const char *ip;              /* where it listens; NULL: loopback */
     const char *netns;           /* a network namespace to live in, or NULL */
     const char *ucx_library;     /* NULL or "": the loader's search */
-    const char *nccl_library;    /* the same */
+    const char *nccl_host;       /* the host that NCCL is to take it for, or NULL: where it is */
     bool is_filled;              /* transfer 1 can be checked when it has landed */
 };
 
