@@ -500,6 +500,7 @@ template <class KV, int D> DEVICE_FN void attention_decode(const cuda_attention_
     extern "C" __global__ void __launch_bounds__(CUDA_ATTENTION_THREADS)                                              \
         cuda_attention_decode_##name##_##D(const __grid_constant__ struct cuda_attention_args a)                      \
     {                                                                                                                 \
+        launch_begin();                                                                                               \
         attention_decode<KV, D>(a);                                                                                   \
     }
 #define ATTENTION_DECODE_KERNELS(name, KV)  \

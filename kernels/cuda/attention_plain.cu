@@ -60,6 +60,7 @@ DEVICE_FN plain_token plain_token_at(const cuda_attention_args &a, const uint32_
 extern "C" __global__ void __launch_bounds__(CUDA_ATTENTION_THREADS)
     cuda_attention_plain(const __grid_constant__ struct cuda_attention_args a)
 {
+    launch_begin();
     const uint32_t lane = lane_id();
     const uint64_t number = (uint64_t)blockIdx.x * (CUDA_ATTENTION_THREADS / 32) + warp_id();
     const found_unit found = find_unit<plain_rows>(a, (uint32_t)(number / a.q_heads));

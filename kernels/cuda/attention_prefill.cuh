@@ -319,6 +319,7 @@ template <class KV, int D> DEVICE_FN void attention_prefill(const cuda_attention
     extern "C" __global__ void __launch_bounds__(CUDA_ATTENTION_THREADS)                                              \
         cuda_attention_prefill_##name##_##D(const __grid_constant__ struct cuda_attention_args a)                     \
     {                                                                                                                 \
+        launch_begin();                                                                                               \
         attention_prefill<KV, D>(a);                                                                                  \
     }
 #define ATTENTION_PREFILL_KERNELS(name, KV)  \

@@ -229,6 +229,7 @@ template <class ACT, int D> DEVICE_FN void attention_sm90(const cuda_attention_a
     extern "C" __global__ void __launch_bounds__(CUDA_ATTENTION_SM90_THREADS)                              \
         cuda_attention_sm90_##name##_##D(const __grid_constant__ struct cuda_attention_args a)             \
     {                                                                                                      \
+        launch_begin();                                                                                    \
         ATTENTION_SM90_BODY(ACT, D);                                                                       \
     }
 ATTENTION_SM90_KERNEL(bf16, as_bf16, 64)

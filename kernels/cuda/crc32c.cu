@@ -36,6 +36,7 @@ DEVICE_FN uint32_t warp_joined(uint32_t v)
 
 extern "C" __global__ void __launch_bounds__(CUDA_CRC32C_THREADS) cuda_crc32c(const __grid_constant__ struct cuda_crc32c_args a)
 {
+    launch_begin();
     uint32_t(*table)[256] = (uint32_t(*)[256])(void *)device_shared(); /* [16 bytes of a vector][value] */
     uint32_t *partial = (uint32_t *)(void *)(device_shared() + 16 * 256 * 4);
     const struct cuda_crc32c_range range = a.ranges[blockIdx.y];

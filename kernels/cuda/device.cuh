@@ -66,6 +66,21 @@ DEVICE_FN bool warp_any(bool p) { return __any_sync(0xffffffffu, p) != 0; }
 DEVICE_FN bool warp_all(bool p) { return __all_sync(0xffffffffu, p) != 0; }
 DEVICE_FN uint32_t warp_ballot(bool p) { return __ballot_sync(0xffffffffu, p); }
 
+/* ---- launches ------------------------------------------------------------------------------ */
+
+/* A kernel of CUDA_KERNELS_EARLY (kernel_list.h) may start while the launch before it on its stream still runs. Every thread
+ * of it calls launch_wait(), and before that touches no memory but its arguments, shared memory, and by load16_stream() or
+ * prefetch_l2() what no kernel ever writes: weights. When it returns, all launches before are done, and what they wrote is
+ * seen: theirs and those before them, because they waited too. launch_next(): the launch after this one may start now.
+ * Chips before sm_90 start no launch early. Source: PTX ISA, "griddepcontrol". */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+DEVICE_FN void launch_next(void) { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEVICE_FN void launch_wait(void) { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#else
+DEVICE_FN void launch_next(void) {}
+DEVICE_FN void launch_wait(void) {}
+#endif
+
 /* ---- memory -------------------------------------------------------------------------------- */
 
 /* 16 bytes at a 16-byte boundary, of global or shared memory. */
@@ -85,6 +100,9 @@ DEVICE_FN words4 load16_stream(const void *p)
                  : "l"(__cvta_generic_to_global(p)));
     return v;
 }
+
+/* Has the line of global memory brought to L2, for whoever loads it soon. */
+DEVICE_FN void prefetch_l2(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p))); }
 
 /* Of global memory that another block wrote in this launch and said so by thread_fence() and an atomic: from L2,
  * because an SM's L1 may hold what was there before. */
@@ -264,6 +282,13 @@ DEVICE_FN uint32_t count_ones(uint32_t v) { return (uint32_t)__popc(v); }
 #endif
 
 /* ---- made of the above ---------------------------------------------------------------------- */
+
+/* The first thing in a kernel of CUDA_KERNELS_EARLY that has nothing to do before. */
+DEVICE_FN void launch_begin(void)
+{
+    launch_next();
+    launch_wait();
+}
 
 DEVICE_FN float f32_of_bf16(uint16_t bits) { return f32_of_bits((uint32_t)bits << 16); }
 DEVICE_FN float f32_of_bf16_low(uint32_t pair) { return f32_of_bits(pair << 16); }

@@ -227,9 +227,20 @@ static status_t launch(const struct cuda_driver *self, enum cuda_kernel kernel, 
     if (shape->grid[0] == 0 || shape->grid[1] == 0 || shape->grid[2] == 0) { return STATUS_OK; }
     TRY(real_enter(real, diag));
     void *params[] = {(void *)(uintptr_t)args}; /* read only, but cuda.h does not say const */
-    CUresult result = real->cu.cuLaunchKernel(real->functions[kernel], shape->grid[0], shape->grid[1], shape->grid[2],
-                                              shape->block[0], shape->block[1], shape->block[2], shape->shared_bytes,
-                                              stream_of(stream), params, NULL);
+    CUresult result;
+    if (real->starts_early[kernel]) {
+        CUlaunchAttribute early = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                                   .value = {.programmaticStreamSerializationAllowed = 1}};
+        const CUlaunchConfig config = {.gridDimX = shape->grid[0], .gridDimY = shape->grid[1], .gridDimZ = shape->grid[2],
+                                       .blockDimX = shape->block[0], .blockDimY = shape->block[1], .blockDimZ = shape->block[2],
+                                       .sharedMemBytes = shape->shared_bytes, .hStream = stream_of(stream), .attrs = &early,
+                                       .numAttrs = 1};
+        result = real->cu.cuLaunchKernelEx(&config, real->functions[kernel], params, NULL);
+    } else {
+        result = real->cu.cuLaunchKernel(real->functions[kernel], shape->grid[0], shape->grid[1], shape->grid[2],
+                                         shape->block[0], shape->block[1], shape->block[2], shape->shared_bytes,
+                                         stream_of(stream), params, NULL);
+    }
     if (result != CUDA_SUCCESS) {
         char what[256];
         snprintf(what, sizeof what, "launch of %s, grid %u %u %u, block %u %u %u, %u bytes of shared memory",
@@ -257,7 +268,8 @@ static status_t occupancy(const struct cuda_driver *self, enum cuda_kernel kerne
 }
 
 /* Every kernel may have all the dynamic shared memory that the device gives a block. That also loads its code now, as
- * loading while a stream captures could spoil the capture. */
+ * loading while a stream captures could spoil the capture. All want an SM cut alike, mostly shared memory: an SM changes its
+ * cut only when it is empty, which would keep the next kernel off it until then. */
 static status_t prepare_kernel(struct real_driver *real, int kernel, struct diag *diag)
 {
     CUfunction function = real->functions[kernel];
@@ -266,9 +278,21 @@ static status_t prepare_kernel(struct real_driver *real, int kernel, struct diag
     TRY_CU(real, diag, cuFuncGetAttribute, &fixed, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function);
     TRY_CU(real, diag, cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
            (int)real->table.info.shared_bytes_max - fixed);
+    TRY_CU(real, diag, cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED);
     TRY_CU(real, diag, cuFuncGetParamInfo, function, 0, &offset, &bytes);
     real->args_bytes[kernel] = bytes;
     return STATUS_OK;
+}
+
+/* Chips before sm_90 wait for the launch before in any case. BATON_CUDA_LAUNCH=serial in the environment: all do. */
+static void find_early(struct real_driver *real)
+{
+#define KERNEL_NUMBER(name, args) CUDA_KERNEL_##name,
+    static const enum cuda_kernel early[] = {CUDA_KERNELS_EARLY(KERNEL_NUMBER)};
+#undef KERNEL_NUMBER
+    const char *choice = getenv("BATON_CUDA_LAUNCH");
+    if (real->table.info.arch < 90 || (choice != NULL && strcmp(choice, "serial") == 0)) { return; }
+    for (size_t i = 0; i < sizeof early / sizeof early[0]; i++) { real->starts_early[early[i]] = true; }
 }
 
 static status_t load_kernels(struct real_driver *real, struct diag *diag)
@@ -372,6 +396,7 @@ static status_t open_driver(struct real_driver *real, uint32_t device, struct di
     TRY(real_enter(real, diag));
     TRY_CU(real, diag, cuCtxGetStreamPriorityRange, &real->priority_least, &real->priority_greatest);
     TRY(load_kernels(real, diag));
+    find_early(real);
     cublasStatus_t result = real->lt.cublasLtCreate(&real->lt_handle);
     return result == CUBLAS_STATUS_SUCCESS ? STATUS_OK
                                            : real_raise_cublas(real, result, __LINE__, "cublasLtCreate", diag);

@@ -29,6 +29,7 @@ struct real_driver {
     CUmodule *modules; /* [cuda_fatbin_count] */
     CUfunction functions[CUDA_KERNEL_COUNT + 1];
     size_t args_bytes[CUDA_KERNEL_COUNT + 1];
+    bool starts_early[CUDA_KERNEL_COUNT + 1];
     pthread_mutex_t callbacks_lock; /* of the list: callbacks come back on libcuda's thread */
     struct real_callback *callbacks_free;
 };

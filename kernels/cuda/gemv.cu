@@ -103,6 +103,21 @@ DEVICE_FN void load_piece(struct piece<MATRICES> *ret, const unsigned char *cons
     }
 }
 
+/* The same to L2. */
+template <enum dtype DTYPE, uint32_t MATRICES>
+DEVICE_FN void prefetch_piece(const unsigned char *const weight[MATRICES], const uint32_t stride[MATRICES], uint32_t first)
+{
+    const uint32_t k = first + lane_id() % 4 * values<DTYPE>::COUNT;
+#pragma unroll
+    for (uint32_t m = 0; m < MATRICES; m++) {
+        const uint32_t left = weight[m] && k < stride[m] ? stride[m] - k : 0;
+#pragma unroll
+        for (uint32_t load = 0; load < LOADS; load++) {
+            if (load * values<DTYPE>::LOAD < left) { prefetch_l2(weight[m] + (uint64_t)k * values<DTYPE>::BYTES + load * 64); }
+        }
+    }
+}
+
 template <enum dtype DTYPE, uint32_t MATRICES, bool WHOLE>
 DEVICE_FN void multiply_piece(struct sums sums[MATRICES], const struct piece<MATRICES> &piece, const unsigned char *x,
                               uint64_t row_bytes, uint32_t rows, uint32_t first, uint32_t n_in)
@@ -212,11 +227,15 @@ template <enum dtype DTYPE, uint32_t MATRICES> DEVICE_FN void gemv(const struct 
         stride[m] = part.stride;
         weight[m] = out < part.n_out ? (const unsigned char *)part.weight + (uint64_t)out * part.stride * values<DTYPE>::BYTES : nullptr;
     }
-    /* The first piece is on its way while the rows are normed. */
+    /* Weights are on their way while the launches before this one end and the rows are normed: the first piece to here, the
+     * second to L2. */
     constexpr uint32_t STEP = GEMV_WARPS * values<DTYPE>::PIECE;
     uint32_t first = warp_id() * values<DTYPE>::PIECE;
     struct piece<MATRICES> next;
+    launch_next();
     load_piece<DTYPE, MATRICES>(&next, weight, stride, first);
+    prefetch_piece<DTYPE, MATRICES>(weight, stride, first + STEP);
+    launch_wait();
 
     unsigned char *shared = device_shared();
     const unsigned char *x = (const unsigned char *)a.x;

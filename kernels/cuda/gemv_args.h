@@ -33,7 +33,7 @@ extern "C" {
 #define CUDA_GEMV_SHARED_BYTES_MAX 49152u
 
 struct cuda_gemv_part {
-    const void *weight; /* [n_out][stride], KERNELS_ORDER_ROWS: inputs past n_in are zero */
+    const void *weight; /* [n_out][stride], KERNELS_ORDER_ROWS: inputs past n_in are zero; no kernel writes it: read early */
     uint32_t stride;    /* elements, a multiple of 8 */
     uint32_t n_out;
     const void *bias; /* [n_out], NULL: none */

@@ -102,6 +102,15 @@
     CUDA_KERNELS_SAMPLE(X)    \
     CUDA_KERNELS_GEMV(X)
 
+/* Those that may start while the launch before them still runs: their texts begin with launch_begin(), or keep what it
+ * says (device.cuh). A kernel that is none may stand between them: it starts when all before it is done. */
+#define CUDA_KERNELS_EARLY(X) \
+    CUDA_KERNELS_ROWS(X)      \
+    CUDA_KERNELS_KV(X)        \
+    CUDA_KERNELS_ATTENTION(X) \
+    CUDA_KERNELS_SAMPLE(X)    \
+    CUDA_KERNELS_GEMV(X)
+
 /* CUDA_KERNEL_embed is the kernel cuda_embed. */
 #define CUDA_KERNEL_ENUMERATOR(name, args) CUDA_KERNEL_##name,
 enum cuda_kernel { CUDA_KERNELS(CUDA_KERNEL_ENUMERATOR) CUDA_KERNEL_COUNT };

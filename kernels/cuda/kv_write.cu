@@ -72,6 +72,7 @@ DEVICE_FN void head_load(float v[CHUNK], const void *rows, enum dtype dtype, uin
 
 extern "C" __global__ void cuda_kv_write(const __grid_constant__ struct cuda_kv_write_args a)
 {
+    launch_begin();
     const uint32_t heads = 2 * a.kv.kv_heads, vector = blockIdx.x * (blockDim.x / CUDA_WARP) + warp_id();
     if (vector >= a.rows * heads) { return; }
     const uint32_t row = vector / heads, head = vector - row * heads;
@@ -88,6 +89,7 @@ extern "C" __global__ void cuda_kv_write(const __grid_constant__ struct cuda_kv_
 
 extern "C" __global__ void cuda_qkv_store(const __grid_constant__ struct cuda_qkv_store_args a)
 {
+    launch_begin();
     const uint32_t dim = a.kv.head_dim, kv_heads = a.kv.kv_heads, heads = a.q_heads + 2 * kv_heads;
     const uint32_t vector = blockIdx.x * (blockDim.x / CUDA_WARP) + warp_id();
     if (vector >= a.rows * heads) { return; }

@@ -20,6 +20,7 @@ DEVICE_FN place place_in(uint32_t dim)
 
 extern "C" __global__ void cuda_embed(const __grid_constant__ struct cuda_embed_args a)
 {
+    launch_begin();
     const place at = place_in(a.dim);
     if (at.first >= a.dim) { return; }
     float v[CHUNK];
@@ -41,6 +42,7 @@ extern "C" __global__ void cuda_embed(const __grid_constant__ struct cuda_embed_
  * cuda_rmsnorm_shape() deals them out by dim. */
 extern "C" __global__ void __launch_bounds__(CUDA_ROW_THREADS_MAX) cuda_rmsnorm(const __grid_constant__ struct cuda_rmsnorm_args a)
 {
+    launch_begin();
     const bool in_warp = a.dim <= HEAD_DIM_MAX;
     const uint32_t vector = in_warp ? blockIdx.x * (blockDim.x / CUDA_WARP) + warp_id() : blockIdx.x;
     const uint32_t threads = in_warp ? CUDA_WARP : blockDim.x, thread = in_warp ? lane_id() : threadIdx.x;
@@ -93,6 +95,7 @@ extern "C" __global__ void __launch_bounds__(CUDA_ROW_THREADS_MAX) cuda_rmsnorm(
 
 extern "C" __global__ void __launch_bounds__(CUDA_ROW_THREADS_MAX) cuda_layernorm(const __grid_constant__ struct cuda_layernorm_args a)
 {
+    launch_begin();
     const uint32_t row = blockIdx.x;
     const void *x = element_at(a.x, a.x_dtype, row * a.x_stride);
     void *out = element_at(a.out, a.out_dtype, row * a.out_stride);
@@ -135,6 +138,7 @@ extern "C" __global__ void __launch_bounds__(CUDA_ROW_THREADS_MAX) cuda_layernor
 
 extern "C" __global__ void cuda_rope(const __grid_constant__ struct cuda_rope_args a)
 {
+    launch_begin();
     const uint32_t vector = blockIdx.x * (blockDim.x / CUDA_WARP) + warp_id();
     if (vector >= a.rows * a.heads) { return; }
     const uint32_t row = vector / a.heads, head = vector - row * a.heads, first = lane_id() * CHUNK;
@@ -165,6 +169,7 @@ DEVICE_FN float gelu_tanh(float x)
 
 extern "C" __global__ void cuda_map(const __grid_constant__ struct cuda_map_args a)
 {
+    launch_begin();
     const place at = place_in(a.dim);
     if (at.first >= a.dim) { return; }
     float x[CHUNK], y[CHUNK] = {0};
@@ -191,6 +196,7 @@ extern "C" __global__ void cuda_map(const __grid_constant__ struct cuda_map_args
 /* A thread moves 16 bytes of a row. */
 extern "C" __global__ void cuda_gather_rows(const __grid_constant__ struct cuda_gather_rows_args a)
 {
+    launch_begin();
     const place at = place_in(a.row_bytes / 2); /* 8 elements of 2 bytes */
     const uint32_t first = at.first * 2;
     if (first >= a.row_bytes) { return; }

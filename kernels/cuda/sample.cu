@@ -61,6 +61,7 @@ DEVICE_FN float adjusted(float logit, const struct cuda_sample_adjustment &adjus
 
 extern "C" __global__ void cuda_sample_adjust(const __grid_constant__ struct cuda_sample_args a)
 {
+    launch_begin();
     const uint32_t row = blockIdx.y;
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         /* The later steps count in these, and each is a launch of its own. */
@@ -129,6 +130,7 @@ DEVICE_FN void begin_row(const struct cuda_sample_args &a, uint32_t row, const s
 extern "C" __global__ void __launch_bounds__(CUDA_SAMPLE_THREADS)
     cuda_sample_scan(const __grid_constant__ struct cuda_sample_args a)
 {
+    launch_begin();
     struct sample_shared *shared = (struct sample_shared *)device_shared();
     const uint32_t chunk = blockIdx.x, row = blockIdx.y;
     float logits[QUADS][4];
@@ -192,6 +194,7 @@ extern "C" __global__ void __launch_bounds__(CUDA_SAMPLE_THREADS)
 extern "C" __global__ void __launch_bounds__(CUDA_SAMPLE_THREADS)
     cuda_sample_histogram(const __grid_constant__ struct cuda_sample_args a)
 {
+    launch_begin();
     const uint32_t chunk = blockIdx.x, row = blockIdx.y, bin = threadIdx.x;
     struct cuda_sample_state *state = &a.states[row];
     if ((state->todo >> CUDA_SAMPLE_HISTOGRAM & 1) == 0) { return; }
@@ -340,12 +343,14 @@ DEVICE_FN void select_step(const struct cuda_sample_args &a, uint32_t again)
 extern "C" __global__ void __launch_bounds__(CUDA_SAMPLE_THREADS)
     cuda_sample_select(const __grid_constant__ struct cuda_sample_args a)
 {
+    launch_begin();
     select_step(a, 0);
 }
 
 extern "C" __global__ void __launch_bounds__(CUDA_SAMPLE_THREADS)
     cuda_sample_select_again(const __grid_constant__ struct cuda_sample_args a)
 {
+    launch_begin();
     select_step(a, 1);
 }
 
@@ -362,6 +367,7 @@ DEVICE_FN uint64_t kept_mass(const struct cuda_sample_state &state, uint32_t tok
 extern "C" __global__ void __launch_bounds__(CUDA_SAMPLE_THREADS)
     cuda_sample_draw(const __grid_constant__ struct cuda_sample_args a)
 {
+    launch_begin();
     const uint32_t chunk = blockIdx.x, row = blockIdx.y;
     if ((a.states[row].todo >> CUDA_SAMPLE_DRAW & 1) == 0) { return; }
     struct sample_shared *shared = (struct sample_shared *)device_shared();

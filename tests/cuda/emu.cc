@@ -44,6 +44,7 @@ struct device_thread {
     int line;
     emu_lane *lane;
     uint32_t group; /* copies started now belong to it */
+    bool has_waited; /* for the launches before */
     std::vector<late_copy> copies;
 };
 
@@ -251,6 +252,7 @@ void machine::run_threads()
             now.thread_index = {index_of(t), 0, 0};
             kernel->enter(args);
             const uint32_t w = index_of(t) / CUDA_WARP;
+            if (kernel->is_early && !t->has_waited) { report(t, "leaves the kernel, which may start early, without launch_wait()"); }
             if (warp_of[w].arrived != 0) {
                 const device_thread *other = &thread[w * CUDA_WARP];
                 while (other->state != THREAD_IN_WARP_OP) { other++; }
@@ -300,6 +302,7 @@ bool machine::run_block(emu_dim3 block_index)
     for (uint32_t i = 0; i < threads; i++) {
         thread[i].state = THREAD_NEW;
         thread[i].group = 0;
+        thread[i].has_waited = false;
         thread[i].line = 0;
     }
     for (uint32_t w = 0; w < warps; w++) { warp_of[w] = {0xffffffffu, 0, 0}; }
@@ -506,10 +509,21 @@ void emu_check16(const void *p, const char *what, int line)
     }
 }
 
+void emu_touch(const void *p, int line)
+{
+    machine *m = self();
+    const uintptr_t at = (uintptr_t)p, shared = (uintptr_t)m->now.shared;
+    if (!m->kernel->is_early || m->current->has_waited || (at >= shared && at < shared + m->now.shared_bytes)) { return; }
+    m->report(m->current, "line %d, touches memory before launch_wait(), while launches before it may still run", line);
+}
+
+void emu_launch_wait(void) { self()->current->has_waited = true; }
+
 void emu_copy_async(void *smem, const void *global, bool valid, int line)
 {
     machine *m = self();
     device_thread *t = m->current;
+    emu_touch(global, line);
     emu_check16(smem, "copy_async16 to shared memory", line);
     const uintptr_t at = (uintptr_t)smem, shared = (uintptr_t)m->now.shared;
     if (at < shared || at >= shared + m->now.shared_bytes) { m->report(t, "copy_async16, line %d, to an address outside of shared memory", line); }

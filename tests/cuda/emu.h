@@ -10,7 +10,7 @@
  *
  * What is held against a kernel, with its name, block, thread and line: a barrier or a warp's operation that not all
  * reach; that they reach at different lines where the chip wants one instruction; an address that is not aligned, or
- * lies beside the block's shared memory. Shared memory starts as NaN (all bits set). A copy_async lands at the last
+ * lies beside the block's shared memory; a thread of an early kernel that touches memory before launch_wait(), or leaves without. Shared memory starts as NaN (all bits set). A copy_async lands at the last
  * moment at which it may, and what it overwrites is gone at the first. */
 #ifndef BATON_TESTS_CUDA_EMU_H
 #define BATON_TESTS_CUDA_EMU_H
@@ -37,6 +37,7 @@ struct emu_kernel {
     const char *name;
     void (*enter)(const void *args); /* calls the kernel with a copy of *args */
     size_t args_bytes;
+    bool is_early; /* of CUDA_KERNELS_EARLY: each thread must launch_wait(), and touch nothing before */
 };
 
 /* Runs all blocks of a kernel. Borrows. A shape without blocks runs nothing.

@@ -60,6 +60,9 @@ void emu_copy_commit(void);
 void emu_copy_wait(uint32_t groups_left);
 /* 16 bytes that are accessed at once: on their boundary, and if near shared memory, then inside it. */
 void emu_check16(const void *p, const char *what, int line);
+/* By other means than load16_stream(): not before launch_wait(), unless it is shared memory. */
+void emu_touch(const void *p, int line);
+void emu_launch_wait(void);
 [[noreturn]] void emu_broken(const char *what, int line);
 
 #define EMU_LINE int line = __builtin_LINE()
@@ -106,8 +109,20 @@ DEVICE_FN uint32_t warp_ballot(bool p, EMU_LINE)
 DEVICE_FN bool warp_any(bool p, EMU_LINE) { return warp_ballot(p, line) != 0; }
 DEVICE_FN bool warp_all(bool p, EMU_LINE) { return warp_ballot(p, line) == 0xffffffffu; }
 
+DEVICE_FN void launch_next(void) {}
+DEVICE_FN void launch_wait(void) { emu_launch_wait(); }
+
+DEVICE_FN words4 load16_stream(const void *p, EMU_LINE)
+{
+    emu_check16(p, "load16", line);
+    words4 v;
+    memcpy(&v, p, 16);
+    return v;
+}
+DEVICE_FN void prefetch_l2(const void *) {}
 DEVICE_FN words4 load16(const void *p, EMU_LINE)
 {
+    emu_touch(p, line);
     emu_check16(p, "load16", line);
     words4 v;
     memcpy(&v, p, 16);
@@ -115,13 +130,14 @@ DEVICE_FN words4 load16(const void *p, EMU_LINE)
 }
 DEVICE_FN void store16(void *p, const words4 &v, EMU_LINE)
 {
+    emu_touch(p, line);
     emu_check16(p, "store16", line);
     memcpy(p, &v, 16);
 }
-DEVICE_FN words4 load16_stream(const void *p, EMU_LINE) { return load16(p, line); }
 DEVICE_FN words4 load16_l2(const void *p, EMU_LINE) { return load16(p, line); }
 DEVICE_FN uint32_t load4_l2(const void *p, EMU_LINE)
 {
+    emu_touch(p, line);
     if ((uintptr_t)p % 4 != 0) { emu_broken("load4_l2 of an address that is not a multiple of 4", line); }
     return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED);
 }
@@ -130,13 +146,34 @@ DEVICE_FN void copy_async16(void *smem, const void *global, bool valid, EMU_LINE
 DEVICE_FN void copy_async_commit(void) { emu_copy_commit(); }
 template <int N> DEVICE_FN void copy_async_wait(void) { emu_copy_wait(N); }
 
-DEVICE_FN uint32_t atomic_add_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
-DEVICE_FN uint64_t atomic_add_u64(uint64_t *p, uint64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
-DEVICE_FN uint32_t atomic_or_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
-DEVICE_FN uint32_t atomic_xor_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_xor(p, v, __ATOMIC_SEQ_CST); }
-DEVICE_FN uint32_t atomic_exchange_u32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
-DEVICE_FN uint32_t atomic_cas_u32(uint32_t *p, uint32_t expect, uint32_t v)
+DEVICE_FN uint32_t atomic_add_u32(uint32_t *p, uint32_t v, EMU_LINE)
 {
+    emu_touch(p, line);
+    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);
+}
+DEVICE_FN uint64_t atomic_add_u64(uint64_t *p, uint64_t v, EMU_LINE)
+{
+    emu_touch(p, line);
+    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);
+}
+DEVICE_FN uint32_t atomic_or_u32(uint32_t *p, uint32_t v, EMU_LINE)
+{
+    emu_touch(p, line);
+    return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST);
+}
+DEVICE_FN uint32_t atomic_xor_u32(uint32_t *p, uint32_t v, EMU_LINE)
+{
+    emu_touch(p, line);
+    return __atomic_fetch_xor(p, v, __ATOMIC_SEQ_CST);
+}
+DEVICE_FN uint32_t atomic_exchange_u32(uint32_t *p, uint32_t v, EMU_LINE)
+{
+    emu_touch(p, line);
+    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);
+}
+DEVICE_FN uint32_t atomic_cas_u32(uint32_t *p, uint32_t expect, uint32_t v, EMU_LINE)
+{
+    emu_touch(p, line);
     (void)__atomic_compare_exchange_n(p, &expect, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     return expect;
 }
@@ -147,9 +184,21 @@ template <typename T> DEVICE_FN T emu_atomic_best(T *p, T v, bool greatest)
            !__atomic_compare_exchange_n(p, &before, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
     return before;
 }
-DEVICE_FN uint32_t atomic_max_u32(uint32_t *p, uint32_t v) { return emu_atomic_best(p, v, true); }
-DEVICE_FN uint64_t atomic_max_u64(uint64_t *p, uint64_t v) { return emu_atomic_best(p, v, true); }
-DEVICE_FN uint32_t atomic_min_u32(uint32_t *p, uint32_t v) { return emu_atomic_best(p, v, false); }
+DEVICE_FN uint32_t atomic_max_u32(uint32_t *p, uint32_t v, EMU_LINE)
+{
+    emu_touch(p, line);
+    return emu_atomic_best(p, v, true);
+}
+DEVICE_FN uint64_t atomic_max_u64(uint64_t *p, uint64_t v, EMU_LINE)
+{
+    emu_touch(p, line);
+    return emu_atomic_best(p, v, true);
+}
+DEVICE_FN uint32_t atomic_min_u32(uint32_t *p, uint32_t v, EMU_LINE)
+{
+    emu_touch(p, line);
+    return emu_atomic_best(p, v, false);
+}
 /* The atomics order everything already, and the thread sanitizer knows no fence. */
 DEVICE_FN void thread_fence(void) {}
 

@@ -26,8 +26,20 @@ namespace {
 CUDA_KERNELS(ENTER)
 #undef ENTER
 
-#define ROW(name, args) {#name, enter_##name, sizeof(struct args)},
-const emu_kernel kernels[CUDA_KERNEL_COUNT + 1] = {CUDA_KERNELS(ROW){nullptr, nullptr, 0}};
+/* Whether a kernel is in the list of those that may start early. */
+#define NUMBER(name, args) CUDA_KERNEL_##name,
+const enum cuda_kernel early[] = {CUDA_KERNELS_EARLY(NUMBER)};
+#undef NUMBER
+constexpr bool is_early(enum cuda_kernel kernel)
+{
+    for (enum cuda_kernel one : early) {
+        if (one == kernel) { return true; }
+    }
+    return false;
+}
+
+#define ROW(name, args) {#name, enter_##name, sizeof(struct args), is_early(CUDA_KERNEL_##name)},
+const emu_kernel kernels[CUDA_KERNEL_COUNT + 1] = {CUDA_KERNELS(ROW){nullptr, nullptr, 0, false}};
 #undef ROW
 
 } // namespace

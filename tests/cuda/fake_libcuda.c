@@ -108,6 +108,17 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned 
     return CUDA_SUCCESS;
 }
 
+CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params, void **extra)
+{
+    NOTE(cuLaunchKernelEx, "%s %u %u %u %u %u %u %u %u %d %d %d", function->name, config->gridDimX, config->gridDimY, config->gridDimZ,
+         config->blockDimX, config->blockDimY, config->blockDimZ, config->sharedMemBytes, config->numAttrs, config->attrs[0].id,
+         config->attrs[0].value.programmaticStreamSerializationAllowed, extra != NULL);
+    if (config->hStream->capturing) { config->hStream->nodes++; }
+    memcpy(state.args, params[0], function->args_bytes);
+    state.args_bytes = function->args_bytes;
+    return CUDA_SUCCESS;
+}
+
 CUresult cuMemGetInfo(size_t *left, size_t *total) { NOTE(cuMemGetInfo, " "); *left = 5; *total = 7; return CUDA_SUCCESS; }
 CUresult cuMemAlloc(CUdeviceptr *address, size_t bytes) { NOTE(cuMemAlloc, "%zu", bytes); *address = (CUdeviceptr)(uintptr_t)calloc(1, bytes); state.allocations++; return CUDA_SUCCESS; }
 CUresult cuMemFree(CUdeviceptr address) { NOTE(cuMemFree, " "); free((void *)(uintptr_t)address); state.allocations--; return CUDA_SUCCESS; }

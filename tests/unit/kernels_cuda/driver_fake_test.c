@@ -99,6 +99,7 @@ static void opening_and_closing(void **state)
     assert_int_equal(d->info.uuid[15], 0xab);
     assert_int_equal(d->info.driver_version, 13000);
     logged("cuFuncSetAttribute cuda_embed 8 232432"); /* 8: the most dynamic shared memory; less the fixed 16 of the fake */
+    logged("cuFuncSetAttribute cuda_embed 9 100"); /* 9: the share of an SM's memory that is shared */
     assert_string_equal(d->error_name(d, 2), "CUDA_ERROR_OUT_OF_MEMORY");
     assert_string_equal(d->error_name(d, CUDA_CAUSE_CUBLAS + 15), "CUBLAS_STATUS_NOT_SUPPORTED");
     d->close(d);
@@ -357,7 +358,7 @@ static void launches(void **state)
     struct cuda_gather_rows_args args = {.rows = 3, .row_bytes = 10, .x = &args, .x_stride_bytes = 77};
     struct cuda_launch shape = {{3, 2, 1}, {64, 1, 1}, 128};
     ok(d->launch(d, CUDA_KERNEL_gather_rows, &shape, &args, sizeof args, stream, &diag));
-    logged("cuLaunchKernel cuda_gather_rows 3 2 1 64 1 1 128 0");
+    logged("cuLaunchKernelEx cuda_gather_rows 3 2 1 64 1 1 128 1 6 1 0"); /* 6: may start while the one before runs */
     assert_int_equal(fake->args_bytes, sizeof args);
     assert_memory_equal(fake->args, &args, sizeof args);
     status_t st = d->launch(d, CUDA_KERNEL_gather_rows, &shape, &args, sizeof args - 8, stream, &diag);
@@ -372,6 +373,18 @@ static void launches(void **state)
     assert_null(strstr(fake->log, "cuLaunchKernel"));
     d->stream_destroy(d, stream);
     d->close(d);
+
+    /* A way round it, and kernels that are not written for it. */
+    assert_int_equal(setenv("BATON_CUDA_LAUNCH", "serial", 1), 0);
+    d = open_device(0);
+    assert_int_equal(unsetenv("BATON_CUDA_LAUNCH"), 0);
+    ok(d->stream_create(d, false, &stream, &diag));
+    shape.grid[1] = 2;
+    ok(d->launch(d, CUDA_KERNEL_gather_rows, &shape, &args, sizeof args, stream, &diag));
+    logged("cuLaunchKernel cuda_gather_rows 3 2 1 64 1 1 128 0");
+    d->stream_destroy(d, stream);
+    d->close(d);
+    nothing_is_left();
 }
 
 /* A capture becomes an executable graph that is on the device; what fails on the way leaves none. */

@@ -45,6 +45,20 @@ static void assert_fault(const struct emu_kernel *kernel, uint32_t threads, uint
     }
 }
 
+/* A kernel that may start while the launch before it runs must wait for it, all of its threads, before it touches memory. */
+static void an_early_kernel_waits(void **state)
+{
+    (void)state;
+    _Alignas(16) uint32_t in[4] = {1, 2, 3, 4}, out[4] = {0};
+    struct probe_args args = {.in = in, .out = out};
+    run(&probe_early, 2, 64, 64 * 16, &args);
+    assert_memory_equal(in, out, sizeof(in));
+    args.mode = 1;
+    assert_fault(&probe_early, 64, 64 * 16, &args, "touches memory before launch_wait()");
+    args.mode = 2;
+    assert_fault(&probe_early, 64, 64 * 16, &args, "thread 40|leaves the kernel|without launch_wait()");
+}
+
 /* ---- order ---------------------------------------------------------------------------------- */
 
 /* Every thread of every block runs once, and sees its own numbers. */
@@ -467,6 +481,7 @@ int main(void)
         cmocka_unit_test(bad_shapes_are_refused),
         cmocka_unit_test(broken_meetings_are_reported),
         cmocka_unit_test(bad_addresses_are_reported),
+        cmocka_unit_test(an_early_kernel_waits),
         cmocka_unit_test(every_thread_runs_once),
         cmocka_unit_test(a_seed_is_an_order),
         cmocka_unit_test(a_missing_block_sync_shows),

@@ -244,11 +244,24 @@ void atomics(const probe_args a)
     if (v == 17) { a.out[6] = atomic_exchange_u32(a.out + 7, 5); }
 }
 
+/* An early kernel. 0: as it should be; 1: memory before the wait; 2: one thread leaves without */
+void early(const probe_args a)
+{
+    unsigned char *own = device_shared() + threadIdx.x * 16;
+    launch_next();
+    store16(own, load16_stream(a.in)); /* what no kernel writes, and shared memory */
+    prefetch_l2(a.in);
+    if (a.mode == 1) { store16(a.out, load16(own)); }
+    if (a.mode == 2 && threadIdx.x == 40) { return; }
+    launch_wait();
+    if (threadIdx.x == 0) { store16(a.out, load16(own)); }
+}
+
 template <void (*kernel)(const probe_args)> void enter(const void *args) { kernel(*static_cast<const probe_args *>(args)); }
 
 } // namespace
 
-#define PROBE(name, kernel) const struct emu_kernel name = {#name, enter<kernel>, sizeof(probe_args)}
+#define PROBE(name, kernel) const struct emu_kernel name = {#name, enter<kernel>, sizeof(probe_args), false}
 PROBE(probe_visit, visit);
 PROBE(probe_order, order);
 PROBE(probe_turn, turn);
@@ -264,6 +277,7 @@ PROBE(probe_poison, poison);
 PROBE(probe_named, named);
 PROBE(probe_wait, wait);
 PROBE(probe_atomics, atomics);
+const struct emu_kernel probe_early = {"probe_early", enter<early>, sizeof(probe_args), true};
 
 uint16_t probe_bf16_of(float v) { return bf16_of(v); }
 uint16_t probe_f16_of(float v) { return f16_of(v); }

@@ -34,6 +34,7 @@ extern const struct emu_kernel probe_poison;    /* out[thread] = shared memory a
 extern const struct emu_kernel probe_named;     /* two halves of a block, each with a barrier of its own */
 extern const struct emu_kernel probe_wait;      /* one thread waits in a loop for another's word; 1: that never comes */
 extern const struct emu_kernel probe_atomics;   /* sums and extremes of all threads */
+extern const struct emu_kernel probe_early;     /* may start early: see the test */
 
 /* Conversions, one by one. */
 uint16_t probe_bf16_of(float v);
