@@ -23,10 +23,12 @@
  * Failure. An op that fails says so in its status; its destination then holds nothing of meaning.
  * INTERNAL (node): the device is lost, this op and every later one end so, and soon. An op is never
  * lost and cannot be called back: who gives up waits for `done` and throws the result away, and
- * holds until then what the op reads and writes: its record, its blocks, its host memory, its peer.
+ * holds until then what the op reads and writes: its record, its form, its blocks, its host memory, its
+ * slot, its peer.
  *
  * The end. The owner of a kv_memory destroys it after its users, each of which has waited for its
- * own ops; so no op is under way then. */
+ * own ops and ended its queues; so no op is under way then. Slots that are held even then are those of a
+ * transfer that never came to its end: on a device they are left as they are. */
 #ifndef BATON_KV_KV_MEMORY_H
 #define BATON_KV_KV_MEMORY_H
 
