@@ -179,7 +179,7 @@ bool limit_gpu_copy(uint32_t device, uint32_t slice_bytes, uint32_t mib, struct 
     if (pid == 0) {
         struct diag diag = {.text = ""};
         answer.why[0] = '\0';
-        if (failed(gpu_copy(device, slice_bytes, mib, &answer.limit, &diag))) { snprintf(answer.why, sizeof answer.why, "%s", diag.text); }
+        if (failed(gpu_copy(device, slice_bytes, mib, &answer.limit, &diag))) { snprintf(answer.why, sizeof answer.why, "%.255s", diag.text); }
         _exit(write(fds[1], &answer, sizeof answer) == (ssize_t)sizeof answer ? 0 : 1);
     }
     close(fds[1]);

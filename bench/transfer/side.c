@@ -79,7 +79,7 @@ static void on_event(void *context, const struct kv_event *event)
     pthread_cond_signal(&process.changed);
     pthread_mutex_unlock(&process.mutex);
     if (event->kind == KV_EVENT_PUSH_DONE) { return; }
-    snprintf(fact.text, sizeof fact.text, "%s %s", status_code_name(event->status.code), event->text);
+    snprintf(fact.text, sizeof fact.text, "%s %.200s", status_code_name(event->status.code), event->text);
     if (event->stats.duration_ns > 0) {
         fact.gbps = (double)event->stats.bytes / (double)event->stats.duration_ns;
         fact.cpu_gbps = (double)event->stats.bytes / (cpu_ns() - process.cpu_start_ns[xfer % XFERS]);
@@ -236,7 +236,7 @@ static void process_run(void)
     }
     if (failed(st)) {
         first.kind = SIDE_ABSENT;
-        snprintf(first.text, sizeof first.text, "%s", diag.text[0] ? diag.text : status_code_name(st.code));
+        snprintf(first.text, sizeof first.text, "%.255s", diag.text[0] ? diag.text : status_code_name(st.code));
     }
     say(&first);
     struct side_order order;
