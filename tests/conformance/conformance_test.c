@@ -233,6 +233,11 @@ int main(int argc, char **argv)
         char *suffix = strstr(name, "_device");
         pools_on_device = suffix != NULL;
         if (suffix) { *suffix = '\0'; }
+        if (strncmp(name, "nccl", 4) == 0) { /* always between devices; "nccl_tcp": beside tcp */
+            pools_on_device = true;
+            if (strcmp(name, "nccl_tcp") == 0) { cable_beside = "tcp"; }
+            name[4] = '\0';
+        }
         cable_name = name;
     }
     if (strcmp(cable_name, "ucx") == 0 && !ucx_is_here()) { return 0; }

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 
 const char *cable_name = "tcp";
+const char *cable_beside;
 bool pools_on_device;
 
 enum { PROCS_MAX = 16, ARGS_MAX = 40 };
@@ -37,10 +38,13 @@ void proc_start(struct proc *proc, const char *netns, const char *args)
     argv[argc++] = (char *)(uintptr_t)"peer";
     snprintf(copy, sizeof copy, "%s", args);
     char *rest = NULL;
-    for (char *arg = strtok_r(copy, " ", &rest); arg && argc < ARGS_MAX - 3; arg = strtok_r(NULL, " ", &rest)) { argv[argc++] = arg; }
-    snprintf(cables, sizeof cables, "cables=%s", cable_name);
+    for (char *arg = strtok_r(copy, " ", &rest); arg && argc < ARGS_MAX - 4; arg = strtok_r(NULL, " ", &rest)) { argv[argc++] = arg; }
+    snprintf(cables, sizeof cables, "cables=%s%s%s", cable_name, cable_beside ? "," : "", cable_beside ? cable_beside : "");
     if (!strstr(args, "cables=")) { argv[argc++] = cables; }
     if (pools_on_device && !strstr(args, "memory=")) { argv[argc++] = (char *)(uintptr_t)"memory=fake"; }
+    /* Two ranks of NCCL are on two devices. */
+    bool is_second = strcmp(cable_name, "nccl") == 0 && strstr(args, "role=p") && !strstr(args, "device=");
+    if (is_second) { argv[argc++] = (char *)(uintptr_t)"device=2"; }
     argv[argc] = NULL;
     memset(proc, 0, sizeof *proc);
     assert_int_equal(pipe(in), 0);
@@ -243,7 +247,8 @@ void transfer_checked(struct proc *d, struct proc *p, uint64_t xfer, uint32_t co
     const char *landed = expect(d, "landed %016llx", id);
     if (strncmp(landed, "good", 4) != 0) { fail_msg("transfer %llx landed wrong bytes", id); }
     const char *acked = expect(p, "acked %016llx", id);
-    if (strcmp(cable_name, "auto") != 0 && strncmp(acked, cable_name, strlen(cable_name)) != 0) {
+    bool is_beside = cable_beside && strncmp(acked, cable_beside, strlen(cable_beside)) == 0;
+    if (strcmp(cable_name, "auto") != 0 && !is_beside && strncmp(acked, cable_name, strlen(cable_name)) != 0) {
         fail_msg("went over another cable: %s", acked);
     }
 }

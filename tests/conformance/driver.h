@@ -27,6 +27,8 @@ struct proc {
 
 /* cable of this run: "shm", "tcp" */
 extern const char *cable_name;
+/* Another that carries too: nccl warms up beside it. NULL: none. */
+extern const char *cable_beside;
 /* Whether pools lie on a fake device, unless the arguments say memory=. */
 extern bool pools_on_device;
 

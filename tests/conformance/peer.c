@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "tests/conformance/socket_stream.h"
 #include "tests/kv_memory/fake_memory.h"
+#include "tests/nccl/fake_nccl.h"
 
 enum { XFERS_MAX = 512, EVENTS_MAX = 8192, PUSH_BLOCKS = 48 };
 #define CANARY UINT64_C(0xc0de5afec0de5afe)
@@ -311,6 +312,13 @@ static void stats_print(void)
         {"bytes_pushed", s.bytes_pushed}, {"free_blocks", peer.free_count}, {"total_blocks", peer.block_count},
         {"canary_bad", peer.canary_bad},
         {"ops_under_way", peer.pool.memory ? fake_memory_under_way(peer.pool.memory) : 0},
+        {"links_up", s.links_up}, {"links_lost", s.links_lost}, {"messages_ignored", s.messages_ignored},
+        {"nccl_up", s.nccl.pairs_up}, {"nccl_opening", s.nccl.pairs_opening}, {"nccl_stuck", s.nccl.pairs_stuck},
+        {"nccl_opened", s.nccl.pairs_opened}, {"nccl_closed", s.nccl.pairs_closed}, {"nccl_broken", s.nccl.pairs_broken},
+        {"nccl_denied", s.nccl.pairs_denied}, {"nccl_memory", s.nccl.memory_bytes}, {"nccl_frames", s.nccl.frames},
+        {"nccl_bytes", s.nccl.bytes}, {"nccl_stale", s.nccl.messages_stale}, {"nccl_init_us", s.nccl.init_ns_last / 1000},
+        {"nccl_abort_us", s.nccl.abort_ns_last / 1000}, {"nccl_comms", fake_nccl_counts().comms},
+        {"nccl_hanging", fake_nccl_counts().hanging},
         {"imports", peer.pool.memory ? fake_memory_imports(peer.pool.memory) : 0},
     };
     printf("stats");
@@ -377,6 +385,8 @@ static bool on_line(char *line)
         fake_memory_set_held(peer.pool.memory, verb[0] == 'h');
     } else if (strcmp(verb, "compute") == 0) {
         fake_memory_hold_marks(peer.pool.memory, id == 0);
+    } else if (strcmp(verb, "letgo") == 0) {
+        fake_nccl_let_go();
     } else if (strcmp(verb, "lose") == 0) {
         fake_memory_lose(peer.pool.memory);
     } else {
@@ -469,6 +479,7 @@ int peer_main(int argc, char **argv)
         peer.free_blocks[peer.free_count++] = i;
         block_canary_put(i);
     }
+    const char *cables = argument(argc, argv, "cables", "auto");
     const char *tls = argument(argc, argv, "tls", NULL); /* a folder with cert.pem, key.pem, ca.pem */
     char cert[256], key[256], ca[256];
     peer.streams = socket_streams_create(peer.is_receiver ? argument(argc, argv, "listen", "127.0.0.1:0") : NULL);
@@ -477,15 +488,26 @@ int peer_main(int argc, char **argv)
         .boot_epoch = strtoull(argument(argc, argv, "epoch", "1"), NULL, 10),
         .link_address = socket_streams_address(peer.streams),
         .pool = peer.pool,
-        .cables = argument(argc, argv, "cables", "auto"),
+        .cables = cables,
         .tcp_listen = peer.is_receiver ? argument(argc, argv, "tcp", "127.0.0.1:0") : NULL,
         .uds_dir = argument(argc, argv, "uds", NULL),
         .ucx = {.mode = (enum kv_ucx_mode)atoi(argument(argc, argv, "ucx", getenv("BATON_UCX_MODE") ? getenv("BATON_UCX_MODE") : "0")),
                 .library = getenv("BATON_UCX_LIBRARY")},
+        .nccl = {.is_on = is_device && strstr(cables, "nccl") != NULL,
+                 .channels = (uint32_t)atoi(argument(argc, argv, "channels", "1")),
+                 .pairs_max = (uint32_t)atoi(argument(argc, argv, "pairs", "0")),
+                 .memory_bytes_max = strtoull(argument(argc, argv, "nccl_mib", "0"), NULL, 10) << 20,
+                 .init_ns = strtoull(argument(argc, argv, "init_ms", "0"), NULL, 10) * NS_PER_MS,
+                 .stall_ns = strtoull(argument(argc, argv, "stall_ms", "0"), NULL, 10) * NS_PER_MS},
         .on_event = on_event,
         .stream = socket_stream_ops(),
         .stream_context = peer.streams,
     };
+    if (config.nccl.is_on) {
+        const char *faults = argument(argc, argv, "faults", NULL);
+        if (faults) { setenv("FAKE_NCCL", faults, 1); }
+        config.nccl.api = fake_nccl_api(&fake_nccl_on_memory);
+    }
     config.limits.dead_ns = strtoull(argument(argc, argv, "dead_ms", "0"), NULL, 10) * NS_PER_MS;
     /* Where every instruction is emulated, setting up takes longer than peers wait. */
     const char *patience = getenv("BATON_TEST_PATIENCE");

@@ -9,6 +9,7 @@
  *   both stats                         -> stats key=value ...
  *        hold, unhold, lose, compute 0 | 1    of a fake device, which computes or stands still: see
  *                                      tests/kv_memory/fake_memory.h
+ *        letgo 0                       calls of NCCL that hang go on, see tests/nccl/fake_nccl.h
  *        quit
  *   events  landed XFER good|bad BYTES; failed XFER CODE fenced|unfenced TEXT; fenced XFER;
  *           half XFER (the half is pushed); acked XFER CABLE BYTES NS REASON;
@@ -21,7 +22,9 @@
 
 #include "transfer/transfer.h"
 
-/* key=value arguments: role node epoch cables listen tcp layers heads dim blocks tls dead_ms, and
+/* Of the nccl cable, which is on when cables= names it: channels pairs nccl_mib init_ms stall_ms, and faults=: what
+ * FAKE_NCCL says in tests/nccl/fake_nccl.h.
+ * key=value arguments: role node epoch cables listen tcp layers heads dim blocks tls dead_ms, and
  * memory=fake device=N: a pool that the CPU cannot touch, on fake device N, 0 one that lends nothing */
 int peer_main(int argc, char **argv);
 

@@ -96,7 +96,8 @@ static struct kv_memory_op *op_pick(struct fake *fake)
     struct kv_memory_op **chosen = NULL;
     uint32_t seen = 0;
     for (struct kv_memory_op **at = &fake->first; *at; at = &(*at)->next) {
-        bool may_go = fake->is_lost || ((*at)->mark <= fake->passed && !fake->is_held && fake_queue_has_passed(*at));
+        bool is_held = fake->is_held && (*at)->kind != KV_MEMORY_PASSED;
+        bool may_go = fake->is_lost || ((*at)->mark <= fake->passed && !is_held && fake_queue_has_passed(*at));
         if (may_go && fake_random_next(fake) % ++seen == 0) { chosen = at; }
     }
     if (!chosen) { return NULL; }

@@ -39,7 +39,7 @@ void fake_memory_wait(struct kv_memory *memory, uint64_t mark); /* until it has 
 uint64_t fake_memory_ops(struct kv_memory *memory);     /* submitted so far */
 uint32_t fake_memory_under_way(struct kv_memory *memory);
 uint32_t fake_memory_imports(struct kv_memory *memory); /* of our pool, now, by the living */
-/* Lets all ops go, or holds those that come from here on. */
+/* Lets all ops go, or holds those that come from here on and touch memory. */
 void fake_memory_set_held(struct kv_memory *memory, bool is_held);
 /* No mark passes while they are held. */
 void fake_memory_hold_marks(struct kv_memory *memory, bool are_held);

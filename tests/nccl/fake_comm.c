@@ -36,17 +36,29 @@ static bool say(struct comm *comm, enum message_kind kind, uint64_t number, cons
     return is_there;
 }
 
+/* False: the way is gone. A stop of the process may cut a wait for all of it short. */
+static bool hear(struct comm *comm, void *to, size_t bytes)
+{
+    for (size_t at = 0; at < bytes;) {
+        ssize_t got = recv(comm->fd, (uint8_t *)to + at, bytes - at, MSG_WAITALL);
+        if (got < 0 && errno == EINTR) { continue; }
+        if (got <= 0) { return false; }
+        at += (size_t)got;
+    }
+    return true;
+}
+
 static void *reader_main(void *user)
 {
     struct comm *comm = user;
     for (;;) {
         struct message_head head;
-        if (recv(comm->fd, &head, sizeof head, MSG_WAITALL) != (ssize_t)sizeof head) { break; }
+        if (!hear(comm, &head, sizeof head)) { break; }
         const size_t bytes = head.kind == SAYS_DATA ? head.bytes : 0;
         struct message *message = malloc(sizeof *message + bytes);
         RULE(message != NULL, "no memory");
         message->head = head;
-        bool is_whole = bytes == 0 || recv(comm->fd, message->data, bytes, MSG_WAITALL) == (ssize_t)bytes;
+        bool is_whole = hear(comm, message->data, bytes);
         pthread_mutex_lock(&comm->lock);
         if (!is_whole || head.kind == SAYS_CONNECT) {
             comm->peer_connects |= is_whole;

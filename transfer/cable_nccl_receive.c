@@ -1,0 +1,119 @@
+/* cable_nccl_receive: D's half of the nccl cable: a receive is queued for what P asks to send, and what has come is
+ * scattered into the blocks of its grant, if that is still alive.
+ * Flow:    SEND -> [cable_nccl_receive] -> nccl_pair_transfer, READY; passed -> scatter -> frame_landed
+ * Thread:  the transfer thread.
+ * Memory:  slots. The landing is held while the scatter is under way, whatever becomes of grant, pair or link. */
+#include "transfer/cable_nccl_state.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+
+static uint32_t slot_number(const struct pair_slot *slot) { return (uint32_t)(slot - slot->pair->slots); }
+
+/* NCCL pairs the n-th receive with the n-th send: P sends in the order of the READYs that it hears, which is the order
+ * of the calls here. */
+static void receive(struct pair_slot *slot)
+{
+    struct cable_pair *pair = slot->pair;
+    struct kv_cable *cable = pair->cable;
+    const struct kv_cable_host *host = cable->host;
+    if (!host->frame_accept(host->endpoint, pair->link, &slot->now.frame, &slot->landing)) {
+        cable_say_slot(pair, NCCL_WIRE_REFUSED, slot);
+        return;
+    }
+    slot->state = SLOT_RECEIVING;
+    slot->bytes = slot->now.frame.count * cable->slice_bytes;
+    nccl_pairs_busy(cable->table, pair->number, 1, clock_now_ns());
+    nccl_pair_transfer(pair->pair, slot_number(slot), slot->bytes);
+    cable_say_slot(pair, NCCL_WIRE_READY, slot);
+}
+
+static void receive_next(struct pair_slot *slot)
+{
+    if (slot->pair->state != PAIR_READY || slot->state != SLOT_FREE || !slot->has_next) { return; }
+    slot->has_next = false;
+    slot->now = slot->next;
+    receive(slot);
+}
+
+static void slot_leave(struct pair_slot *slot)
+{
+    struct kv_cable *cable = slot->pair->cable;
+    slot->state = SLOT_FREE;
+    nccl_pairs_busy(cable->table, slot->pair->number, -1, clock_now_ns());
+}
+
+bool cable_receiver_asked(struct cable_pair *pair, const struct nccl_wire_msg *msg)
+{
+    struct kv_cable *cable = pair->cable;
+    if (msg->slot >= cable->slot_count || msg->frame.count * cable->slice_bytes > cable->slot_bytes) { return false; }
+    struct pair_slot *slot = &pair->slots[msg->slot];
+    struct slot_frame *to = slot->state == SLOT_FREE ? &slot->now : &slot->next;
+    if (slot->state != SLOT_FREE && slot->has_next) { return false; }
+    to->frame = msg->frame;
+    for (uint32_t i = 0; i < msg->frame.count; i++) { to->crc[i] = msg->crc[i]; }
+    if (slot->state == SLOT_FREE) {
+        receive(slot);
+    } else { /* P's end of the transfer before has passed, and ours goes on */
+        slot->has_next = true;
+    }
+    return true;
+}
+
+void cable_receiver_passed(struct pair_slot *slot)
+{
+    struct cable_pair *pair = slot->pair;
+    struct kv_cable *cable = pair->cable;
+    const struct kv_cable_host *host = cable->host;
+    if (slot->state != SLOT_RECEIVING) { return; }
+    pair->frames++;
+    pair->bytes += slot->bytes;
+    cable->stats.frames++;
+    cable->stats.bytes += slot->bytes;
+    if (!host->landing_is_live(host->endpoint, &slot->landing)) { /* it came too late for its grant, and stays in the slot */
+        slot_leave(slot);
+        receive_next(slot);
+        return;
+    }
+    host->hold(host->endpoint, &slot->landing);
+    slot->state = SLOT_SCATTERING;
+    slot->op = (struct kv_memory_op){
+        .kind = KV_MEMORY_SCATTER,
+        .count = slot->now.frame.count,
+        .range_bytes = cable->slice_bytes,
+        .slot = nccl_pair_slot(pair->pair, slot_number(slot)),
+        .done = kv_memory_inbox_put,
+        .user = &cable->inbox,
+    };
+    for (uint32_t i = 0; i < slot->now.frame.count; i++) {
+        slot->op.offsets[i] = kv_layout_slice_offset(host->layout, slot->landing.blocks[i], slot->now.frame.layer);
+    }
+    pair->ops++;
+    kv_memory_submit(host->pool.memory, &slot->op);
+}
+
+void cable_receiver_scattered(struct pair_slot *slot)
+{
+    struct cable_pair *pair = slot->pair;
+    const struct kv_cable_host *host = pair->cable->host;
+    host->let_go(host->endpoint, &slot->landing);
+    slot_leave(slot);
+    if (failed(slot->op.status)) {
+        cable_pair_broke(pair, slot->op.status, "the device does not scatter blocks", true);
+        return;
+    }
+    bool crc_ok = true;
+    for (uint32_t i = 0; i < slot->now.frame.count; i++) { crc_ok &= slot->op.crc[i] == slot->now.crc[i]; }
+    /* Of a link that is closed the grants are over. The call may end this one. */
+    if (pair->link != NCCL_LINK_GONE) { host->frame_landed(host->endpoint, pair->link, &slot->landing, &slot->now.frame, crc_ok); }
+    receive_next(slot);
+}
+
+void cable_receiver_end(struct cable_pair *pair)
+{
+    for (uint32_t i = 0; i < pair->cable->slot_count; i++) {
+        struct pair_slot *slot = &pair->slots[i];
+        slot->has_next = false;
+        if (slot->state == SLOT_RECEIVING) { slot_leave(slot); }
+    }
+}
