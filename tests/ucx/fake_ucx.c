@@ -1,5 +1,6 @@
 #include "tests/ucx/fake_ucx.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,10 +50,31 @@ struct message { struct message *next; unsigned id; size_t bytes; uint8_t data[]
 struct rkey { uint32_t key; };
 
 struct fake_ucx_world fake_ucx;
+/* Guards everything here: two endpoints of one process have a thread each. Callbacks call back in, so it is recursive. */
+static pthread_mutex_t mutex;
+static pthread_once_t mutex_once = PTHREAD_ONCE_INIT;
 static struct worker workers[WORKERS_MAX];
 static struct memh *memhs[WORKERS_MAX];
 static uint32_t next_id, next_key;
 static struct { const uint8_t *base; size_t bytes; uint8_t *view; } devices[DEVICES_MAX];
+
+static void mutex_make(void)
+{
+    pthread_mutexattr_t attr;
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&mutex, &attr);
+    pthread_mutexattr_destroy(&attr);
+}
+static pthread_mutex_t *mutex_take(void)
+{
+    pthread_once(&mutex_once, mutex_make);
+    pthread_mutex_lock(&mutex);
+    return &mutex;
+}
+static void mutex_give(pthread_mutex_t **held) { pthread_mutex_unlock(*held); }
+/* From here to the function's end. */
+#define LOCKED pthread_mutex_t *held_ __attribute__((cleanup(mutex_give), unused)) = mutex_take()
 
 static bool fails(void)
 {
@@ -94,12 +116,14 @@ static uint8_t *reach(uint64_t address, size_t bytes, bool *ret_is_device)
 
 static void get_version(unsigned *major, unsigned *minor, unsigned *release)
 {
+    LOCKED;
     *major = 1;
     *minor = fake_ucx.version_minor;
     *release = 0;
 }
 static ucx_status_t config_read(const char *prefix, const char *file, void **ret)
 {
+    LOCKED;
     (void)prefix;
     (void)file;
     if (fails()) { return FAILURE; }
@@ -109,6 +133,7 @@ static ucx_status_t config_read(const char *prefix, const char *file, void **ret
 }
 static ucx_status_t config_modify(void *config, const char *name, const char *value)
 {
+    LOCKED;
     (void)config;
     if (fails()) { return FAILURE; }
     if (strcmp(name, "TLS") == 0) { snprintf(fake_ucx.tls, sizeof fake_ucx.tls, "%s", value); }
@@ -116,11 +141,13 @@ static ucx_status_t config_modify(void *config, const char *name, const char *va
 }
 static void buffer_release(void *buffer)
 {
+    LOCKED;
     fake_ucx.buffers--;
     free(buffer);
 }
 static ucx_status_t init_version(unsigned major, unsigned minor, const struct ucx_params *params, const void *config, void **ret)
 {
+    LOCKED;
     (void)config;
     CHECK(major == UCX_VERSION_MAJOR);
     CHECK(minor == UCX_VERSION_MINOR_MIN);
@@ -133,11 +160,13 @@ static ucx_status_t init_version(unsigned major, unsigned minor, const struct uc
 }
 static void cleanup(void *context)
 {
+    LOCKED;
     (void)context;
     fake_ucx.contexts--;
 }
 static ucx_status_t context_query(void *context, struct ucx_context_attr *attr)
 {
+    LOCKED;
     CHECK(context != NULL);
     CHECK(attr->field_mask == UCX_ATTR_FIELD_MEMORY_TYPES);
     if (fails()) { return FAILURE; }
@@ -147,6 +176,7 @@ static ucx_status_t context_query(void *context, struct ucx_context_attr *attr)
 }
 static ucx_status_t mem_map(void *context, const struct ucx_mem_map_params *params, void **ret)
 {
+    LOCKED;
     (void)context;
     bool is_device;
     (void)reach((uintptr_t)params->address, params->length, &is_device);
@@ -169,6 +199,7 @@ static ucx_status_t mem_map(void *context, const struct ucx_mem_map_params *para
 }
 static ucx_status_t mem_unmap(void *context, void *memh)
 {
+    LOCKED;
     (void)context;
     for (int i = 0; i < WORKERS_MAX; i++) {
         if (memhs[i] == memh) { memhs[i] = NULL; }
@@ -179,6 +210,7 @@ static ucx_status_t mem_unmap(void *context, void *memh)
 }
 static ucx_status_t rkey_pack(void *context, void *memh, void **ret, size_t *ret_bytes)
 {
+    LOCKED;
     (void)context;
     if (fails()) { return FAILURE; }
     /* As UCX does: two domains, the one that copies within the host with a key of no bytes, then the card's. */
@@ -198,6 +230,7 @@ static ucx_status_t rkey_pack(void *context, void *memh, void **ret, size_t *ret
 }
 static ucx_status_t ep_rkey_unpack(void *endpoint, const void *buffer, void **ret)
 {
+    LOCKED;
     CHECK(endpoint != NULL);
     if (fails()) { return FAILURE; }
     struct rkey *rkey = malloc(sizeof *rkey);
@@ -208,6 +241,7 @@ static ucx_status_t ep_rkey_unpack(void *endpoint, const void *buffer, void **re
 }
 static void rkey_destroy(void *rkey)
 {
+    LOCKED;
     fake_ucx.rkeys--;
     free(rkey);
 }
@@ -216,6 +250,7 @@ static void rkey_destroy(void *rkey)
 
 static ucx_status_t worker_create(void *context, const struct ucx_worker_params *params, void **ret)
 {
+    LOCKED;
     (void)context;
     CHECK(params->thread_mode == UCX_THREAD_MODE_SERIALIZED);
     if (fails()) { return FAILURE; }
@@ -229,6 +264,7 @@ static ucx_status_t worker_create(void *context, const struct ucx_worker_params 
 }
 static void worker_destroy(void *worker_)
 {
+    LOCKED;
     struct worker *worker = worker_;
     CHECK(worker->used);
     CHECK(worker->first == NULL); /* UCX asserts here */
@@ -244,12 +280,14 @@ static void worker_destroy(void *worker_)
 }
 static ucx_status_t worker_get_efd(void *worker, int *ret)
 {
+    LOCKED;
     if (fails()) { return FAILURE; }
     *ret = ((struct worker *)worker)->efd;
     return UCX_OK;
 }
 static ucx_status_t worker_query(void *worker, struct ucx_worker_attr *attr)
 {
+    LOCKED;
     CHECK(attr->address_flags == UCX_WORKER_ADDRESS_FLAG_NET_ONLY);
     if (fails()) { return FAILURE; }
     attr->address = malloc(sizeof(uint32_t));
@@ -260,11 +298,13 @@ static ucx_status_t worker_query(void *worker, struct ucx_worker_attr *attr)
 }
 static void worker_release_address(void *worker, void *address)
 {
+    LOCKED;
     CHECK(((struct worker *)worker)->used);
     buffer_release(address);
 }
 static ucx_status_t set_handler(void *worker, const struct ucx_am_handler_param *param)
 {
+    LOCKED;
     CHECK(param->id < HANDLERS);
     if (fails()) { return FAILURE; }
     ((struct worker *)worker)->handlers[param->id].cb = param->cb;
@@ -276,6 +316,7 @@ static ucx_status_t set_handler(void *worker, const struct ucx_am_handler_param 
 
 static ucx_status_t ep_create(void *worker_, const struct ucx_ep_params *params, void **ret)
 {
+    LOCKED;
     struct worker *worker = worker_;
     CHECK(params->err_mode == UCX_ERR_HANDLING_MODE_PEER);
     if (fails()) { return FAILURE; }
@@ -292,6 +333,7 @@ static ucx_status_t ep_create(void *worker_, const struct ucx_ep_params *params,
 }
 static ucx_status_t ep_query(void *endpoint, struct ucx_ep_attr *attr)
 {
+    LOCKED;
     (void)endpoint;
     attr->transports.num_entries = 1;
     attr->transports.entries[0] = (struct ucx_transport_entry){"rc_fake", "fake0:1"};
@@ -357,6 +399,7 @@ static ucx_request_t post(struct endpoint *endpoint, struct request filled, cons
 
 static ucx_request_t put_nbx(void *endpoint, const void *from, size_t bytes, uint64_t to, void *rkey, const struct ucx_request_param *param)
 {
+    LOCKED;
     CHECK((param->op_attr_mask & UCX_OP_ATTR_FIELD_MEMH) && param->memh); /* or UCX would register anew */
     bool is_device;
     (void)reach((uintptr_t)from, bytes, &is_device);
@@ -366,11 +409,13 @@ static ucx_request_t put_nbx(void *endpoint, const void *from, size_t bytes, uin
 }
 static ucx_request_t flush_nbx(void *endpoint, const struct ucx_request_param *param)
 {
+    LOCKED;
     return post(endpoint, (struct request){.kind = RK_FLUSH}, param);
 }
 static ucx_request_t am_send_nbx(void *endpoint, unsigned id, const void *header, size_t header_bytes, const void *data,
                                  size_t bytes, const struct ucx_request_param *param)
 {
+    LOCKED;
     (void)header;
     CHECK(header_bytes == 0);
     CHECK(param->flags & UCX_AM_SEND_FLAG_EAGER);
@@ -378,6 +423,7 @@ static ucx_request_t am_send_nbx(void *endpoint, unsigned id, const void *header
 }
 static ucx_request_t close_nbx(void *endpoint_, const struct ucx_request_param *param)
 {
+    LOCKED;
     struct endpoint *endpoint = endpoint_;
     struct worker *worker = endpoint->worker;
     CHECK(param->flags == UCX_EP_CLOSE_FLAG_FORCE);
@@ -404,6 +450,7 @@ static ucx_request_t close_nbx(void *endpoint_, const struct ucx_request_param *
 }
 static void request_free(ucx_request_t request_)
 {
+    LOCKED;
     struct request *request = request_;
     CHECK(request->ended);
     if (request->cb) {
@@ -413,10 +460,15 @@ static void request_free(ucx_request_t request_)
     fake_ucx.requests--;
     free(request);
 }
-static ucx_status_t check_status(ucx_request_t request) { return ((struct request *)request)->ended ? ((struct request *)request)->status : UCX_INPROGRESS; }
+static ucx_status_t check_status(ucx_request_t request)
+{
+    LOCKED;
+    return ((struct request *)request)->ended ? ((struct request *)request)->status : UCX_INPROGRESS;
+}
 
 static unsigned worker_progress(void *worker_)
 {
+    LOCKED;
     struct worker *worker = worker_;
     CHECK(worker->used);
     unsigned moved = 0;
@@ -465,6 +517,7 @@ static unsigned worker_progress(void *worker_)
 }
 static ucx_status_t worker_arm(void *worker_)
 {
+    LOCKED;
     struct worker *worker = worker_;
     if (fails()) { return FAILURE; }
     return worker->signalled || worker->messages || (worker->first && !worker->first->held) ? UCX_ERR_BUSY : UCX_OK;
@@ -480,6 +533,7 @@ static const struct ucx_api api = {
 
 const struct ucx_api *fake_ucx_begin(void)
 {
+    LOCKED;
     fake_ucx = (struct fake_ucx_world){.version_minor = 19, .knows_cuda = true, .is_direct = true};
     memset(devices, 0, sizeof devices);
     return &api;
@@ -487,6 +541,7 @@ const struct ucx_api *fake_ucx_begin(void)
 
 void fake_ucx_device(const void *base, size_t bytes, uint8_t *view)
 {
+    LOCKED;
     int at = 0;
     while (at < DEVICES_MAX && devices[at].base) { at++; }
     CHECK(at < DEVICES_MAX);
@@ -497,6 +552,7 @@ void fake_ucx_device(const void *base, size_t bytes, uint8_t *view)
 
 bool fake_ucx_end(void)
 {
+    LOCKED;
     const struct fake_ucx_world *w = &fake_ucx;
     bool clean = w->contexts + w->workers + w->endpoints + w->rkeys + w->memhs + w->requests + w->buffers == 0;
     if (!clean) {
@@ -508,6 +564,7 @@ bool fake_ucx_end(void)
 
 void fake_ucx_release(void)
 {
+    LOCKED;
     fake_ucx.hold = fake_ucx.hold_for_ever = false;
     for (int i = 0; i < WORKERS_MAX; i++) {
         if (!workers[i].used) { continue; }
@@ -518,6 +575,7 @@ void fake_ucx_release(void)
 
 void fake_ucx_break(ucx_status_t status)
 {
+    LOCKED;
     for (int i = 0; i < WORKERS_MAX; i++) {
         for (struct endpoint *each = workers[i].used ? workers[i].endpoints : NULL; each; each = each->next) {
             each->broken = true;

@@ -8,7 +8,8 @@
  *
  * Memory of a device (fake_ucx_device) is reached as a card reaches it, not by the address that the CPU
  * would fault at. It must be registered as what it is, and host memory too.
- * Thread:  the test's. Memory: freed by its own calls; fake_ucx_end() tells what was not. */
+ * Thread:  any for the functions; the world is to be looked at and changed while nobody calls them.
+ * Memory:  freed by its own calls; fake_ucx_end() tells what was not. */
 #ifndef BATON_TESTS_UCX_FAKE_UCX_H
 #define BATON_TESTS_UCX_FAKE_UCX_H
 
