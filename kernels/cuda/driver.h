@@ -2,8 +2,8 @@
  * Flow:    cuda_backend, device_memory, cables -> [driver.h] -> driver_real.c (libcuda, libcublasLt), or the
  *          emulated device of tests/cuda, which has the same table
  * Thread:  every call from any thread; an implementation makes the device current for the calling thread.
- *          Streams, events, graphs and plans are for one thread at a time, except that any thread may query,
- *          wait for or synchronize with an event while nobody records or destroys it.
+ *          Streams, events, graphs and plans are for one thread at a time, except that any thread may wait for or
+ *          synchronize with an event while nobody records or destroys it.
  * Memory:  create and alloc calls allocate, the others do not.
  *
  * Addresses. "device" parameters are addresses in the device's memory; the host must not follow them, and
@@ -173,8 +173,6 @@ struct cuda_driver {
                               struct diag *diag);
     void (*stream_destroy)(const struct cuda_driver *self, struct cuda_stream *stream); /* takes NULL; waits */
     status_t (*stream_sync)(const struct cuda_driver *self, struct cuda_stream *stream, struct diag *diag);
-    status_t (*stream_query)(const struct cuda_driver *self, struct cuda_stream *stream, bool *ret_done,
-                             struct diag *diag);
     /* The stream as such a library takes it: a CUstream. What it queues there counts as queued for the calls below. */
     void *(*stream_handle)(const struct cuda_driver *self, struct cuda_stream *stream);
     /* What is queued on `stream` from here on runs after the event's last record before this call; an event
@@ -190,9 +188,7 @@ struct cuda_driver {
     void (*event_destroy)(const struct cuda_driver *self, struct cuda_event *event); /* takes NULL */
     status_t (*event_record)(const struct cuda_driver *self, struct cuda_event *event,
                              struct cuda_stream *stream, struct diag *diag);
-    /* Done, or never recorded. */
-    status_t (*event_query)(const struct cuda_driver *self, struct cuda_event *event, bool *ret_done,
-                            struct diag *diag);
+    /* At once where it was never recorded. */
     status_t (*event_sync)(const struct cuda_driver *self, struct cuda_event *event, struct diag *diag);
     /* Milliseconds between two TIMING events that are done. */
     status_t (*event_elapsed)(const struct cuda_driver *self, struct cuda_event *first,
@@ -219,16 +215,12 @@ struct cuda_driver {
     status_t (*launch)(const struct cuda_driver *self, enum cuda_kernel kernel, const struct cuda_launch *shape,
                        const void *args, size_t args_bytes, struct cuda_stream *stream, struct diag *diag);
 
-    /* How many blocks of this shape one SM holds at once; the grid does not matter. */
-    status_t (*occupancy)(const struct cuda_driver *self, enum cuda_kernel kernel,
-                          const struct cuda_launch *shape, uint32_t *ret_blocks, struct diag *diag);
-
     /* ---- graphs ---- */
     /* From capture_begin on, what is queued on `stream` is recorded instead of run, as are streams that wait for
      * an event recorded there, which must have joined it again, by an event, before capture_end. Addresses and
-     * argument bytes are recorded as they are. Until the end this thread may not alloc, free, or wait (sync,
-     * query) for a capturing stream or event: that spoils the capture and capture_end says so. Other threads are
-     * free to. capture_end ends a capture whatever happened; on failure there is no graph. */
+     * argument bytes are recorded as they are. Until the end this thread may not alloc, free, or sync with
+     * a capturing stream or event: that spoils the capture and capture_end says so. Other threads are free to.
+     * capture_end ends a capture whatever happened; on failure there is no graph. */
     status_t (*capture_begin)(const struct cuda_driver *self, struct cuda_stream *stream, struct diag *diag);
     status_t (*capture_end)(const struct cuda_driver *self, struct cuda_stream *stream,
                             struct cuda_graph **ret_graph, struct diag *diag);

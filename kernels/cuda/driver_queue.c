@@ -155,18 +155,6 @@ static status_t stream_sync(const struct cuda_driver *self, struct cuda_stream *
     return STATUS_OK;
 }
 
-static status_t stream_query(const struct cuda_driver *self, struct cuda_stream *stream, bool *ret_done, struct diag *diag)
-{
-    struct real_driver *real = real_of(self);
-    TRY(real_enter(real, diag));
-    CUresult result = real->cu.cuStreamQuery(stream_of(stream));
-    if (result != CUDA_SUCCESS && result != CUDA_ERROR_NOT_READY) {
-        return real_raise(real, result, __LINE__, "cuStreamQuery", diag);
-    }
-    *ret_done = result == CUDA_SUCCESS;
-    return STATUS_OK;
-}
-
 static status_t stream_wait_event(const struct cuda_driver *self, struct cuda_stream *stream, struct cuda_event *event,
                                   struct diag *diag)
 {
@@ -253,18 +241,6 @@ static status_t event_record(const struct cuda_driver *self, struct cuda_event *
     return STATUS_OK;
 }
 
-static status_t event_query(const struct cuda_driver *self, struct cuda_event *event, bool *ret_done, struct diag *diag)
-{
-    struct real_driver *real = real_of(self);
-    TRY(real_enter(real, diag));
-    CUresult result = real->cu.cuEventQuery(event_of(event));
-    if (result != CUDA_SUCCESS && result != CUDA_ERROR_NOT_READY) {
-        return real_raise(real, result, __LINE__, "cuEventQuery", diag);
-    }
-    *ret_done = result == CUDA_SUCCESS;
-    return STATUS_OK;
-}
-
 static status_t event_sync(const struct cuda_driver *self, struct cuda_event *event, struct diag *diag)
 {
     struct real_driver *real = real_of(self);
@@ -341,13 +317,11 @@ void real_queue_calls(struct cuda_driver *table)
     table->stream_destroy = stream_destroy;
     table->stream_handle = stream_handle;
     table->stream_sync = stream_sync;
-    table->stream_query = stream_query;
     table->stream_wait_event = stream_wait_event;
     table->stream_callback = stream_callback;
     table->event_create = event_create;
     table->event_destroy = event_destroy;
     table->event_record = event_record;
-    table->event_query = event_query;
     table->event_sync = event_sync;
     table->event_elapsed = event_elapsed;
     table->capture_begin = capture_begin;

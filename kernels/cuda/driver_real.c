@@ -251,22 +251,6 @@ static status_t launch(const struct cuda_driver *self, enum cuda_kernel kernel, 
     return STATUS_OK;
 }
 
-static status_t occupancy(const struct cuda_driver *self, enum cuda_kernel kernel, const struct cuda_launch *shape,
-                          uint32_t *ret_blocks, struct diag *diag)
-{
-    struct real_driver *real = real_of(self);
-    if ((uint32_t)kernel >= CUDA_KERNEL_COUNT) {
-        diag_set(diag, "there is no CUDA kernel number %u", (unsigned)kernel);
-        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
-    }
-    int blocks = 0;
-    TRY(real_enter(real, diag));
-    TRY_CU(real, diag, cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, real->functions[kernel],
-           (int)(shape->block[0] * shape->block[1] * shape->block[2]), shape->shared_bytes);
-    *ret_blocks = (uint32_t)blocks;
-    return STATUS_OK;
-}
-
 /* Every kernel may have all the dynamic shared memory that the device gives a block. That also loads its code now, as
  * loading while a stream captures could spoil the capture. All want an SM cut alike, mostly shared memory: an SM changes its
  * cut only when it is empty, which would keep the next kernel off it until then. */
@@ -431,7 +415,6 @@ status_t cuda_driver_open(uint32_t device, const struct cuda_driver **ret_driver
     table->ipc_export_event = ipc_export_event;
     table->ipc_import_event = ipc_import_event;
     table->launch = launch;
-    table->occupancy = occupancy;
     real_queue_calls(table);
     real_gemm_calls(table);
     status_t st = open_driver(real, device, diag);

@@ -183,20 +183,6 @@ static status_t launch(const struct cuda_driver *self, enum cuda_kernel kernel, 
     return st;
 }
 
-/* By threads and shared memory; registers are not known here. */
-static status_t occupancy(const struct cuda_driver *self, enum cuda_kernel kernel, const struct cuda_launch *shape, uint32_t *ret_blocks,
-                          struct diag *diag)
-{
-    uint32_t threads = shape->block[0] * shape->block[1] * shape->block[2];
-    if ((uint32_t)kernel >= CUDA_KERNEL_COUNT || threads == 0 || threads > 1024 || shape->shared_bytes > self->info.shared_bytes_max) {
-        return device_raise(device_of(self), CAUSE_INVALID_VALUE, diag, "occupancy of no launch");
-    }
-    uint32_t by_threads = 2048 / threads, by_shared = 233472 / (shape->shared_bytes + 1024);
-    uint32_t blocks = by_threads < by_shared ? by_threads : by_shared;
-    *ret_blocks = blocks > 32 ? 32 : blocks;
-    return STATUS_OK;
-}
-
 void device_copy_calls(struct cuda_driver *table)
 {
     table->copy = copy;
@@ -205,5 +191,4 @@ void device_copy_calls(struct cuda_driver *table)
     table->fill = fill;
     table->copy_from_pageable = copy_from_pageable;
     table->launch = launch;
-    table->occupancy = occupancy;
 }

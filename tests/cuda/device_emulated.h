@@ -15,7 +15,7 @@
  *     itself; on other streams it then runs or does not, by chance. So whoever forgot an event, or to wait, or overwrote
  *     what a copy had yet to read, has wrong data for some seed. One seed and one thread give the same order always.
  *   Callbacks run on a thread of the device; calling the driver there ends the process with a sentence.
- *   Capture. What is captured does not run and keeps its addresses and argument bytes; a wait, query, allocation or free
+ *   Capture. What is captured does not run and keeps its addresses and argument bytes; a wait, an allocation or a free
  *     by the capturing thread fails and spoils the capture; so do a pageable copy, a batch, a callback, a wait for what is
  *     outside, and a stream that was not joined again. The parts of a graph that do not depend on each other run in any order.
  *   Products. Several algorithms, which sum in different orders, with and without splitting; those of one plan are offered in an
@@ -47,7 +47,7 @@ enum emulated_call {
     EMULATED_HOST_ALLOC, /* host_register too */
     EMULATED_COPY,       /* all forms, and fill */
     EMULATED_STREAM,     /* stream_create, stream_wait_event, thread_bind */
-    EMULATED_WAIT,       /* stream_sync, stream_query, event_sync, event_query */
+    EMULATED_WAIT,       /* stream_sync, event_sync */
     EMULATED_EVENT,      /* event_create, event_record */
     EMULATED_CALLBACK,
     EMULATED_LAUNCH,

@@ -70,23 +70,6 @@ static status_t stream_sync(const struct cuda_driver *self, struct cuda_stream *
     return leave_wait(device, diag);
 }
 
-/* Each look moves things on by a step, so that who polls comes to an end. */
-static void step_for(struct device *device, struct cuda_stream *stream)
-{
-    struct cuda_stream *next = device->busy ? NULL : device_pick(device, stream, false);
-    if (next != NULL) { device_run_head(device, next); }
-}
-
-static status_t stream_query(const struct cuda_driver *self, struct cuda_stream *stream, bool *ret_done, struct diag *diag)
-{
-    struct device *device = device_of(self);
-    TRY(enter_wait(device, stream, "stream_query", diag));
-    uint64_t ticket = stream->queued;
-    if (stream->done < ticket) { step_for(device, stream); }
-    *ret_done = stream->done >= ticket;
-    return leave_wait(device, diag);
-}
-
 static status_t stream_callback(const struct cuda_driver *self, struct cuda_stream *stream, cuda_done_fn done, void *user, struct diag *diag)
 {
     struct device *device = device_of(self);
@@ -245,20 +228,6 @@ static bool imported_is_done(const struct cuda_event *event)
     return atomic_load(&shared->completed) == atomic_load(&shared->recorded) || device_peer_is_dead(event->map);
 }
 
-static status_t event_query(const struct cuda_driver *self, struct cuda_event *event, bool *ret_done, struct diag *diag)
-{
-    struct device *device = device_of(self);
-    TRY(enter_event_wait(device, event, "event_query", diag));
-    struct record *record = event->last;
-    if (event->map != NULL && event->map->fd < 0) {
-        *ret_done = imported_is_done(event);
-    } else {
-        if (record != NULL && !record->done) { step_for(device, record->stream); }
-        *ret_done = record == NULL || record->done;
-    }
-    return leave_wait(device, diag);
-}
-
 static status_t event_sync(const struct cuda_driver *self, struct cuda_event *event, struct diag *diag)
 {
     struct device *device = device_of(self);
@@ -305,13 +274,11 @@ void device_queue_calls(struct cuda_driver *table)
     table->stream_create = stream_create;
     table->stream_destroy = stream_destroy;
     table->stream_sync = stream_sync;
-    table->stream_query = stream_query;
     table->stream_wait_event = stream_wait_event;
     table->stream_callback = stream_callback;
     table->event_create = event_create;
     table->event_destroy = event_destroy;
     table->event_record = event_record;
-    table->event_query = event_query;
     table->event_sync = event_sync;
     table->event_elapsed = event_elapsed;
 }

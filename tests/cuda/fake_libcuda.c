@@ -98,7 +98,6 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
 CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) { NOTE(cuFuncGetAttribute, "%s %d", function->name, attribute); *value = 16; return CUDA_SUCCESS; }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) { NOTE(cuFuncSetAttribute, "%s %d %d", function->name, attribute, value); return CUDA_SUCCESS; }
 CUresult cuFuncGetParamInfo(CUfunction function, size_t index, size_t *offset, size_t *bytes) { NOTE(cuFuncGetParamInfo, "%s %zu", function->name, index); *offset = 0; *bytes = function->args_bytes; return CUDA_SUCCESS; }
-CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction function, int threads, size_t shared) { NOTE(cuOccupancyMaxActiveBlocksPerMultiprocessor, "%s %d %zu", function->name, threads, shared); *blocks = 3; return CUDA_SUCCESS; }
 CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream stream, void **params, void **extra)
 {
     NOTE(cuLaunchKernel, "%s %u %u %u %u %u %u %u %d", function->name, gx, gy, gz, bx, by, bz, shared, extra != NULL);
@@ -154,14 +153,12 @@ CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUst
 CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority) { NOTE(cuStreamCreateWithPriority, "%u %d", flags, priority); *stream = calloc(1, sizeof **stream); state.streams++; return CUDA_SUCCESS; }
 CUresult cuStreamDestroy(CUstream stream) { NOTE(cuStreamDestroy, " "); free(stream); state.streams--; return CUDA_SUCCESS; }
 CUresult cuStreamSynchronize(CUstream stream) { (void)stream; NOTE(cuStreamSynchronize, " "); return CUDA_SUCCESS; }
-CUresult cuStreamQuery(CUstream stream) { (void)stream; NOTE(cuStreamQuery, " "); return CUDA_SUCCESS; }
 CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) { (void)stream; (void)event; NOTE(cuStreamWaitEvent, "%u", flags); return CUDA_SUCCESS; }
 CUresult cuStreamAddCallback(CUstream stream, CUstreamCallback callback, void *user, unsigned flags) { NOTE(cuStreamAddCallback, "%u", flags); callback(stream, (CUresult)state.device_count == 77 ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_SUCCESS, user); return CUDA_SUCCESS; }
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) { NOTE(cuStreamIsCapturing, " "); *status = stream->capturing ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE; return CUDA_SUCCESS; }
 CUresult cuEventCreate(CUevent *event, unsigned flags) { NOTE(cuEventCreate, "%u", flags); *event = calloc(1, sizeof **event); state.events++; return CUDA_SUCCESS; }
 CUresult cuEventDestroy(CUevent event) { NOTE(cuEventDestroy, " "); free(event); state.events--; return CUDA_SUCCESS; }
 CUresult cuEventRecord(CUevent event, CUstream stream) { (void)event; (void)stream; NOTE(cuEventRecord, " "); return CUDA_SUCCESS; }
-CUresult cuEventQuery(CUevent event) { (void)event; NOTE(cuEventQuery, " "); return CUDA_SUCCESS; }
 CUresult cuEventSynchronize(CUevent event) { (void)event; NOTE(cuEventSynchronize, " "); return CUDA_SUCCESS; }
 CUresult cuEventElapsedTime(float *ms, CUevent first, CUevent last) { (void)first; (void)last; NOTE(cuEventElapsedTime, " "); *ms = 1.5f; return CUDA_SUCCESS; }
 

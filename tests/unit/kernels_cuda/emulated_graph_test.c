@@ -71,11 +71,6 @@ struct spoil {
 
 static status_t spoil_sync(struct bench *t, struct diag *why) { return t->d->stream_sync(t->d, t->a, why); }
 static status_t spoil_sync_other(struct bench *t, struct diag *why) { return t->d->stream_sync(t->d, t->b, why); }
-static status_t spoil_query(struct bench *t, struct diag *why)
-{
-    bool done;
-    return t->d->stream_query(t->d, t->b, &done, why);
-}
 static status_t spoil_alloc(struct bench *t, struct diag *why)
 {
     void *memory;
@@ -128,7 +123,7 @@ static status_t spoil_interprocess(struct bench *t, struct diag *why)
 static void captures_are_spoiled(void **state)
 {
     static const struct spoil spoils[] = {
-        {"stream_sync", spoil_sync},         {"stream_sync", spoil_sync_other}, {"stream_query", spoil_query},
+        {"stream_sync", spoil_sync},         {"stream_sync", spoil_sync_other},
         {"mem_alloc", spoil_alloc},          {"host_alloc", spoil_host_alloc},  {"copy_from_pageable", spoil_pageable},
         {"copy_batch", spoil_batch},         {"stream_callback", spoil_callback}, {"outside", spoil_outside},
         {"event_sync", spoil_event_sync},    {"interprocess", spoil_interprocess},
