@@ -169,7 +169,7 @@ static nccl_result_t comm_count(nccl_comm_t handle, int *ret_ranks)
 {
     struct comm *comm = enter(handle, "ncclCommCount");
     RULE(state_of(comm) != NCCL_IN_PROGRESS, "ncclCommCount while the communicator is in progress");
-    *ret_ranks = comm->ranks;
+    *ret_ranks = comm->options.ranks ? comm->options.ranks : comm->ranks;
     leave(comm);
     return NCCL_SUCCESS;
 }
@@ -342,6 +342,7 @@ static void options_read(struct fake_nccl_options *ret, const char *text)
         OPTION(id_fails)
         OPTION(init_hangs)
         OPTION(init_fails)
+        OPTION(ranks)
         OPTION(error_at)
         OPTION(error)
         OPTION(hang_at)

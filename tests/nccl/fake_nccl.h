@@ -47,6 +47,7 @@ struct fake_nccl_options {
     nccl_result_t id_fails;   /* get_unique_id */
     bool init_hangs;          /* it never goes to the root */
     nccl_result_t init_fails; /* after it has come back in progress */
+    int ranks;                /* what comm_count says instead of the truth */
     uint64_t error_at;        /* an async error comes with this one, which then spins */
     nccl_result_t error;      /* 0: NCCL_REMOTE_ERROR */
     uint64_t hang_at;         /* this one spins though its peer has come */

@@ -445,6 +445,20 @@ static void first_bytes_are_part_of_coming_up(void **state)
     close_two(&two);
 }
 
+/* A communicator of another size than was asked for is refused. */
+static void other_size_is_refused(void **state)
+{
+    (void)state;
+    struct two two;
+    options((struct fake_nccl_options){.ranks = 3});
+    begin_with(&two, MINUTE, MINUTE);
+    AWAIT(&two.d, two.d.is_broken);
+    AWAIT(&two.p, two.p.is_broken);
+    assert_int_equal(two.p.status.code, ST_INTERNAL);
+    assert_non_null(strstr(two.p.text, "a communicator of 3 ranks"));
+    close_two(&two);
+}
+
 /* The end may come at any time before up: no BROKEN, ENDED, nothing left. */
 static void end_before_up(void **state)
 {
@@ -496,19 +510,41 @@ static void failures_in_use_are_told(void **state)
     }
 }
 
-/* A transfer that an abort cuts short does not pass, though its queue goes on. */
+/* Transfers that an abort cuts short do not pass, though their queue goes on: neither one that is on the device, nor those
+ * behind it. */
 static void cut_transfers_do_not_pass(void **state)
 {
     (void)state;
+    for (uint32_t count = 1; count <= SLOTS; count += SLOTS - 1) {
+        struct two two;
+        begin(&two);
+        for (uint32_t i = 0; i < count; i++) { nccl_pair_transfer(two.d.pair, i, 512); } /* that nobody sends */
+        while (fake_memory_under_way(two.memory_d) < count) { sched_yield(); } /* the PASSED of each */
+        end(&two.d);
+        assert_int_equal(two.d.passed_all, 0);
+        assert_false(two.d.is_broken);
+        end(&two.p);
+        nothing_is_left(&two);
+    }
+}
+
+/* Bytes that come after a pair was given up come into its slot, and nobody hears of them. */
+static void late_bytes_are_not_told(void **state)
+{
+    (void)state;
     struct two two;
-    begin(&two);
-    for (uint32_t i = 0; i < SLOTS; i++) { nccl_pair_transfer(two.d.pair, i, 512); } /* that nobody sends */
-    while (fake_nccl_counts().kernels < 1) { sched_yield(); }
-    end(&two.d);
+    begin_with(&two, MINUTE, NS_PER_S / 10);
+    AWAIT(&two.p, two.p.is_up);
+    AWAIT(&two.d, two.d.is_up);
+    nccl_pair_transfer(two.d.pair, 0, 512);
+    AWAIT(&two.d, two.d.is_broken);
+    assert_int_equal(two.d.status.code, ST_DEADLINE_EXCEEDED);
+    fill(&two.p, 3, 1, 512);
+    nccl_pair_transfer(two.p.pair, 3, 512);
+    while (fake_memory_under_way(two.memory_d) > 0) { sched_yield(); }
+    assert_true(holds(&two.d, 0, 1, 512));
     assert_int_equal(two.d.passed_all, 0);
-    assert_false(two.d.is_broken);
-    end(&two.p);
-    nothing_is_left(&two);
+    close_two(&two);
 }
 
 /* The device is lost: so is the pair, and it ends all the same. */
@@ -691,9 +727,11 @@ int main(void)
         cmocka_unit_test(failures_before_up_are_told),
         cmocka_unit_test(no_device_memory_for_nccl),
         cmocka_unit_test(first_bytes_are_part_of_coming_up),
+        cmocka_unit_test(other_size_is_refused),
         cmocka_unit_test(end_before_up),
         cmocka_unit_test(failures_in_use_are_told),
         cmocka_unit_test(cut_transfers_do_not_pass),
+        cmocka_unit_test(late_bytes_are_not_told),
         cmocka_unit_test(lost_device_breaks_the_pair),
         cmocka_unit_test(abort_that_hangs_holds_up_nobody),
         cmocka_unit_test(call_that_hangs_is_stuck),
