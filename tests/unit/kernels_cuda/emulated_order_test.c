@@ -219,6 +219,20 @@ static bool a_librarys_work_is_in_order(struct bench *t)
     wait_for_note(&note, 1); /* nobody syncs: it goes on by itself */
     return work.seen == 0x03030303u && t->pinned[0] == 77;
 }
+static void wait_for_work(struct work *work)
+{
+    pthread_mutex_lock(&work->lock);
+    while (!work->has_run) { pthread_cond_wait(&work->changed, &work->lock); }
+    pthread_mutex_unlock(&work->lock);
+}
+static bool a_librarys_work_needs_nobody_who_waits(struct bench *t)
+{
+    struct work work = work_of(t, true);
+    OK(t->d->fill(t->d, t->device, 3, 4, t->a, &diag));
+    emulated_device_stream_run(t->d, t->d->stream_handle(t->d, t->a), do_work, &work);
+    wait_for_work(&work); /* a peer in another process may be waiting for it */
+    return work.seen == 0x03030303u;
+}
 static bool a_librarys_work_holds_up_its_own_stream_alone(struct bench *t)
 {
     struct work work = work_of(t, false);
@@ -245,9 +259,7 @@ static bool a_librarys_work_runs_on_a_broken_device(struct bench *t)
     OK(t->d->fill(t->d, t->device, 3, 4, t->a, &diag));
     emulated_device_stream_run(t->d, t->d->stream_handle(t->d, t->a), do_work, &work);
     bool right = failed(t->d->stream_sync(t->d, t->a, NULL)); /* which a broken device need not wait with */
-    pthread_mutex_lock(&work.lock);
-    while (!work.has_run) { pthread_cond_wait(&work.changed, &work.lock); }
-    pthread_mutex_unlock(&work.lock);
+    wait_for_work(&work);
     return right;
 }
 static bool a_library_finds_and_takes(struct bench *t)
@@ -274,6 +286,7 @@ static void a_librarys_own_work(void **state)
     close_bench(&t);
     holds(a_library_finds_and_takes);
     holds(a_librarys_work_is_in_order);
+    holds(a_librarys_work_needs_nobody_who_waits);
     holds(a_librarys_work_holds_up_its_own_stream_alone);
     holds(a_librarys_work_runs_on_a_broken_device);
 }
