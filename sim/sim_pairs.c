@@ -310,9 +310,10 @@ static void dial(struct world *world, uint32_t p, uint32_t d)
     world->links = pairs_grow(world->links, &world->link_room, world->link_count, sizeof *world->links);
     uint32_t link_id = world->link_count++;
     world->links[link_id] = (struct link_of_two){
-        .node = {p, d}, .slot = {slot, NOBODY}, .life = {node->life, world->nodes[d].life}, .waiting = 1};
+        .node = {p, d}, .slot = {slot, NOBODY}, .life = {node->life, world->nodes[d].life}, .waiting = 1,
+        .delay_ns = !world->options.calm && pairs_below(world, 8) == 0 ? DELAY_SLOW_NS : DELAY_NS};
     node->slots[slot] = link_id;
-    struct event *event = pairs_at(world, world->now_ns + 2 * (1 + pairs_below(world, DELAY_MAX_NS)), EV_LINK_UP);
+    struct event *event = pairs_at(world, world->now_ns + 2 * (1 + pairs_below(world, world->links[link_id].delay_ns)), EV_LINK_UP);
     event->link = link_id;
 }
 

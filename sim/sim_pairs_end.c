@@ -5,17 +5,40 @@
 
 bool end_is_ready(const struct end *end) { return end->stage == END_MADE && end->is_up && end->peer_is_up; }
 
-/* A link was just told that there is no room. Then nobody idles, or room is being made, or was of late. */
+/* A link was just told that there is no room. Then too few idle, or room is being made, or was of late. */
 void end_no_room(struct world *world, uint32_t node_id)
 {
     const struct node *node = &world->nodes[node_id];
     if (!world->is_even || nccl_pairs_stats(node->pairs)->closing > 0) { return; }
     if (node->changed_ns > 0 && world->now_ns - node->changed_ns < NCCL_PAIRS_CHANGE_NS) { return; }
+    uint32_t idle = 0;
     for (uint32_t i = 0; i < world->options.pairs_max; i++) {
         const struct end *end = &node->ends[i];
         if (end->stage != END_MADE || !end->is_up || end->busy > 0) { continue; }
         if (world->now_ns - end->up_ns < NCCL_PAIRS_UP_MIN_NS || world->now_ns - end->used_ns < NCCL_PAIRS_IDLE_NS) { continue; }
-        pairs_fail(world, "node %u: no room beside pair %u, which idles", node_id, i);
+        idle++;
+    }
+    const struct nccl_pairs_stats *stats = nccl_pairs_stats(node->pairs);
+    uint64_t idle_bytes = idle * (world->options.slots_bytes + world->options.nccl_bytes); /* at least */
+    uint64_t cost = world->options.slots_bytes + stats->nccl_bytes_expected;
+    if (idle > 0 && stats->memory_bytes + cost <= world->options.memory_max + idle_bytes) {
+        pairs_fail(world, "node %u: no room, and %u idle", node_id, idle);
+    }
+}
+
+/* A pair is closed for another's sake: it carries nothing, and of those that could be closed it is the one not
+ * used for the longest. (Of one that was not used since it was opened only the table knows.) */
+static void check_victim(struct world *world, uint32_t node_id, uint32_t pair)
+{
+    const struct node *node = &world->nodes[node_id];
+    const struct end *victim = &node->ends[pair];
+    if (victim->busy > 0) { pairs_fail(world, "node %u: pair %u is closed while it is used", node_id, pair); }
+    if (world->now_ns - victim->up_ns < NCCL_PAIRS_UP_MIN_NS) { pairs_fail(world, "node %u: pair %u is closed young", node_id, pair); }
+    for (uint32_t i = 0; victim->was_used && i < world->options.pairs_max; i++) {
+        const struct end *end = &node->ends[i];
+        if (end->stage != END_MADE || !end->is_up || end->busy > 0 || !end->was_used) { continue; }
+        if (world->now_ns - end->up_ns < NCCL_PAIRS_UP_MIN_NS || end->used_ns >= victim->used_ns) { continue; }
+        pairs_fail(world, "node %u: pair %u is closed, and pair %u was used less lately", node_id, pair, i);
     }
 }
 
@@ -25,7 +48,7 @@ static void say(struct world *world, uint32_t link_id, int from, enum message_ki
     struct link_of_two *link = &world->links[link_id];
     int to = !from;
     if (!link->is_up[from]) { return; }
-    uint64_t at_ns = world->now_ns + 1 + pairs_below(world, DELAY_MAX_NS);
+    uint64_t at_ns = world->now_ns + 1 + pairs_below(world, link->delay_ns);
     if (at_ns <= link->arrives_ns[to]) { at_ns = link->arrives_ns[to] + 1; }
     link->arrives_ns[to] = at_ns;
     struct event *event = pairs_at(world, at_ns, EV_MESSAGE);
@@ -106,6 +129,7 @@ static void carry_out(struct world *world, uint32_t node_id, struct nccl_pairs_w
         uint32_t link_id = node->slots[wish.link];
         CHECK(end->stage == END_NONE);
         CHECK(link_id != NOBODY);
+        if (world->now_ns < world->links[link_id].pause_until_ns[node->side]) { pairs_fail(world, "node %u does not pause", node_id); }
         *end = (struct end){.turn = ++world->turns, .link = link_id, .asked_ns = world->now_ns, .used_ns = world->now_ns, .first_transfer = NOBODY};
         if (node->side == P) {
             world->comms = pairs_grow(world->comms, &world->comm_room, world->comm_count, sizeof *world->comms);
@@ -127,9 +151,12 @@ static void carry_out(struct world *world, uint32_t node_id, struct nccl_pairs_w
                 (unsigned long long)end->gen, (int)wish.reason);
     if (wish.reason == NCCL_PAIRS_FOR_ROOM) {
         node->changed_ns = world->now_ns;
-        if (end->busy > 0) { pairs_fail(world, "node %u: pair %u is closed while it is used", node_id, wish.pair); }
+        check_victim(world, node_id, wish.pair);
     }
     drop_transfers(world, end, wish.reason);
+    if (wish.reason == NCCL_PAIRS_BROKE || wish.reason == NCCL_PAIRS_OVERRUN) {
+        world->links[end->link].pause_until_ns[node->side] = world->now_ns + NCCL_PAIRS_PAUSE_MIN_NS / (node->side == P ? 1 : 2);
+    }
     if (!end->told) {
         bool is_broken = wish.reason == NCCL_PAIRS_BROKE;
         say(world, end->link, node->side, is_broken ? MSG_BROKEN : MSG_CLOSE, end->gen, 0, 0, 0);
@@ -142,8 +169,8 @@ static void carry_out(struct world *world, uint32_t node_id, struct nccl_pairs_w
     struct comm *comm = &world->comms[end->comm];
     comm->ended[node->side] = true;
     end->stage = END_ENDING;
-    /* The other end's communicator sees it too, perhaps before the message. */
-    if (comm->begun[!node->side] && !comm->ended[!node->side] && end->is_up) {
+    /* The other end's communicator may see it too, perhaps before the message; one that carries nothing may not. */
+    if (comm->begun[!node->side] && !comm->ended[!node->side] && end->is_up && pairs_below(world, 4) == 0) {
         uint32_t other = comm->node[!node->side];
         if (world->nodes[other].life == comm->life[!node->side]) {
             at_pair(world, world->now_ns + 1 * MS + pairs_below(world, 500 * MS), EV_PAIR_BREAKS, other, comm->pair[!node->side]);
@@ -172,12 +199,8 @@ static void open_came(struct world *world, const struct event *event)
     struct link_of_two *link = &world->links[event->link];
     uint32_t node_id = link->node[D];
     struct node *node = &world->nodes[node_id];
-    uint32_t old = nccl_pairs_of(node->pairs, link->slot[D]);
-    if (old != NCCL_PAIRS_NONE) { /* P has forgotten it */
-        node->ends[old].told = true;
-        nccl_pairs_peer_closed(node->pairs, old, world->now_ns, &node->wishes);
-        pairs_settle(world, node_id);
-    }
+    /* P has said CLOSE or BROKEN of the one before, or was told so, and messages come in order. */
+    if (nccl_pairs_of(node->pairs, link->slot[D]) != NCCL_PAIRS_NONE) { pairs_fail(world, "D%u is asked for a second pair on a stream", node_id); }
     link->asked_gen = event->gen;
     link->asked_comm = event->comm;
     uint64_t retry_ns = 0;
@@ -199,6 +222,7 @@ static void use(struct world *world, uint32_t node_id, uint32_t pair, int change
 {
     struct node *node = &world->nodes[node_id];
     node->ends[pair].used_ns = world->now_ns;
+    node->ends[pair].was_used = true;
     node->ends[pair].busy += (uint64_t)(int64_t)change;
     nccl_pairs_busy(node->pairs, pair, change, world->now_ns);
 }
@@ -230,19 +254,27 @@ void end_message(struct world *world, const struct event *event)
         return;
     }
     struct end *end = &node->ends[pair];
+    if (end->stage == END_ASKED && event->message != MSG_OPENED && event->message != MSG_DENIED) {
+        pairs_fail(world, "P%u is told of a pair before its answer", node_id); /* messages come in order */
+    }
     switch (event->message) {
     case MSG_OPEN: break;
     case MSG_OPENED:
-        if (world->now_ns - end->asked_ns > 4 * DELAY_MAX_NS) { pairs_fail(world, "OPEN of P%u was kept waiting", node_id); }
+        if (world->now_ns - end->asked_ns > 4 * link->delay_ns) { pairs_fail(world, "OPEN of P%u was kept waiting", node_id); }
         make(world, node_id, pair);
         break;
     case MSG_DENIED:
-        if (world->now_ns - end->asked_ns > 4 * DELAY_MAX_NS) { pairs_fail(world, "OPEN of P%u was kept waiting", node_id); }
+        if (world->now_ns - end->asked_ns > 4 * link->delay_ns) { pairs_fail(world, "OPEN of P%u was kept waiting", node_id); }
+        link->pause_until_ns[P] = world->now_ns + (event->value > 100 * MS ? event->value : 100 * MS);
         end->stage = END_NONE;
         nccl_pairs_denied(node->pairs, pair, event->value, world->now_ns, &node->wishes);
         break;
-    case MSG_UP: end->peer_is_up = true; break;
+    case MSG_UP:
+        if (event->comm != end->comm) { pairs_fail(world, "node %u takes UP for another pair's", node_id); }
+        end->peer_is_up = true;
+        break;
     case MSG_SEND:
+        if (!end->is_up) { pairs_fail(world, "D%u is sent to before it is up", node_id); }
         use(world, node_id, pair, 1);
         say(world, event->link, D, MSG_READY, event->gen, 0, event->transfer, event->value);
         if (world->comms[end->comm].fate != 3) { frame_passes(world, node_id, pair, event->transfer, pairs_between(world, 1 * MS, FRAME_MAX_NS)); }
@@ -281,7 +313,7 @@ static void came_up(struct world *world, uint32_t node_id, uint32_t pair)
     if (!world->is_even && pairs_below(world, 100) == 0) { measured += (int64_t)world->options.memory_max; } /* somebody else's */
     nccl_pairs_up(node->pairs, pair, measured > 0 ? (uint64_t)measured : 0, world->now_ns, &node->wishes);
     if (nccl_pairs_of(node->pairs, world->links[end->link].slot[node->side]) == pair) {
-        say(world, end->link, node->side, MSG_UP, end->gen, 0, 0, 0);
+        say(world, end->link, node->side, MSG_UP, end->gen, end->comm, 0, 0);
     }
 }
 
@@ -301,7 +333,7 @@ static void frame_passed(struct world *world, const struct event *event)
     }
     transfer->over = true;
     use(world, event->node, event->pair, -1);
-    if (world->now_ns - transfer->began_ns > 3 * (2 * DELAY_MAX_NS + FRAME_MAX_NS) + 3 * STALL_NS) { pairs_fail(world, "a transfer of P%u took too long", event->node); }
+    if (world->now_ns - transfer->began_ns > 3 * STALL_NS) { pairs_fail(world, "a transfer of P%u took too long", event->node); }
 }
 
 void end_event(struct world *world, const struct event *event)

@@ -12,7 +12,8 @@
 #define MS (NS_PER_S / 1000)
 #define NOBODY UINT32_MAX
 
-#define DELAY_MAX_NS (20 * MS)        /* of a message */
+#define DELAY_NS (20 * MS)            /* of a message, at most */
+#define DELAY_SLOW_NS (1 * NS_PER_S)  /* on one link in eight: where messages cross that seldom do */
 #define INIT_NS (15 * NS_PER_S)       /* then a communicator that is not up is given up */
 #define STALL_NS (5 * NS_PER_S)       /* then a frame that does not move is */
 #define STUCK_NS (5 * NS_PER_S)       /* then an abort is called stuck */
@@ -49,7 +50,7 @@ struct end {
     enum end_stage stage;
     uint64_t gen, turn; /* turn: of this number, in the whole world */
     uint32_t link, comm;
-    bool is_up, peer_is_up, never_ends, is_overdue, told; /* told: the peer said CLOSE or BROKEN, and is not told */
+    bool is_up, peer_is_up, never_ends, is_overdue, was_used, told; /* told: the peer said CLOSE or BROKEN, and is not told */
     uint64_t asked_ns, up_ns, used_ns, busy;
     uint64_t holds_bytes; /* of the device, now */
     int64_t device_bytes; /* of the whole node when it began: what NCCL's user can measure from */
@@ -64,7 +65,9 @@ struct link_of_two {
     uint32_t node[2], slot[2];
     uint64_t life[2];
     bool is_up[2];
+    uint64_t delay_ns;
     uint64_t arrives_ns[2]; /* the last message's, to P, to D: they stay in order */
+    uint64_t pause_until_ns[2]; /* after a failure there */
     uint64_t asked_gen;
     uint32_t asked_comm;
     uint32_t waiting; /* transfers that wait for the link itself */
