@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Every cable that this machine can run, in two tables for docs/BENCHMARKS.md: GB/s by slice size beside the limit
-measured in the same rounds, and how long deaths take to be known and blocks to be free. Some three minutes.
+measured in the same rounds, and how long deaths take to be known and blocks to be free. Some two minutes.
 
-    bench/transfer/cables.py [--rounds=7] [--runs=7] [--cables=auto] [--out=FOLDER]
+    bench/transfer/cables.py [--rounds=7] [--runs=7] [--cables=auto] [--emulated] [--out=FOLDER]
 
 Programs come from BATON_BIN, where it is set, else they are built with Bazel. The ucx cable runs where a UCX of 1.19 or
 newer is found: BATON_UCX_LIBRARY, or the wheel libucx-cu12 beside this Python; over its TCP lanes, which are
 for trying it out. Pools on a GPU, where there is one; BENCH_DEVICES=0,1 puts D and P on two. A link is cut by root alone.
-BATON_NCCL_LIBRARY names an NCCL, if the loader does not find one. --out keeps the JSON lines.
+BATON_NCCL_LIBRARY names an NCCL, if the loader does not find one. --emulated: also how nccl's host side sees deaths, on an
+emulated GPU and over a fake of the library; nothing there says how fast it is. --out keeps the JSON lines.
 """
 import argparse
 import datetime
@@ -27,7 +28,7 @@ LIMITS = (("memcpy_scattered", "limit: memcpy of scattered slices, one core"),
           ("gpu_copy_scattered", "limit: the GPU's copies of scattered slices"))
 NAMES = {"shm": "`shm`", "tcp": "`tcp`", "ucx": "`ucx`, TCP lanes", "shm@gpu": "`shm`, pools on a GPU",
          "tcp@gpu": "`tcp`, pools on a GPU", "ucx@gpu": "`ucx`, TCP lanes, pools on a GPU", "nccl@gpu": "`nccl`", "shm@fake": "`shm`, emulated device",
-         "tcp@fake": "`tcp`, emulated device", "nccl@fake": "`nccl`, emulated device and library"}
+         "tcp@fake": "`tcp`, emulated device", "nccl@emulated": "`nccl`, emulated GPU, fake of NCCL"}
 # What a form is held against: pools in one memory against a copy there, all else against a plain stream.
 LIMIT_OF = {"shm": ("of_memcpy", "memcpy"), "shm@gpu": ("of_gpu_copy", "GPU copy"), "shm@fake": ("of_memcpy", "memcpy")}
 OF_STREAM = ("of_stream", "a stream")
@@ -38,21 +39,16 @@ def size(count):
     return "%d MiB" % (count >> 20) if count >= 1 << 20 else "%d KiB" % (count >> 10)
 
 
-def programs():
+def run(program, arguments, env, out):
     bins = os.environ.get("BATON_BIN")
     if not bins:
-        targets = ["//bench/transfer:transfer_bench", "//bench/transfer:death_bench"]
-        subprocess.run(["bazel", "build", *targets], cwd=ROOT, check=True, stdout=sys.stderr)
+        subprocess.run(["bazel", "build", "//%s:%s" % os.path.split(program)], cwd=ROOT, check=True, stdout=sys.stderr)
         bins = os.path.join(ROOT, "bazel-bin")
-    return os.path.join(bins, "bench", "transfer")
-
-
-def run(name, arguments, env, out):
-    done = subprocess.run([os.path.join(programs(), name), *arguments], env=env, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([os.path.join(bins, program), *arguments], env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
-        sys.exit("%s ended with %d" % (name, done.returncode))
+        sys.exit("%s ended with %d" % (program, done.returncode))
     if out:
-        with open(os.path.join(out, name + ".jsonl"), "w") as file:
+        with open(os.path.join(out, os.path.basename(program) + ".jsonl"), "w") as file:
             file.write(done.stdout)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -115,6 +111,7 @@ def main():
     parser.add_argument("--rounds", default="7")
     parser.add_argument("--runs", default="7")
     parser.add_argument("--cables", default="auto")
+    parser.add_argument("--emulated", action="store_true")
     parser.add_argument("--out")
     options = parser.parse_args()
     env = dict(os.environ)
@@ -122,10 +119,13 @@ def main():
     if options.out:
         os.makedirs(options.out, exist_ok=True)
     load = [os.getloadavg()[0]]
-    lines = run("transfer_bench", ["--rounds=" + options.rounds, "--cables=" + options.cables], env, options.out)
+    lines = run("bench/transfer/transfer_bench", ["--rounds=" + options.rounds, "--cables=" + options.cables], env, options.out)
     load.append(os.getloadavg()[0])
-    lines += run("death_bench", ["--runs=" + options.runs, "--cables=" + options.cables], env, options.out)
+    lines += run("bench/transfer/death_bench", ["--runs=" + options.runs, "--cables=" + options.cables], env, options.out)
     load.append(os.getloadavg()[0])
+    if options.emulated:
+        found = run("tests/bench/death_bench_emulated", ["--runs=" + options.runs, "--cables=nccl@gpu", "--what=kill,stop"], env, options.out)
+        lines += [dict(line, form=line["form"].replace("@gpu", "@emulated")) for line in found]
     print("%s; load %s before, between and after; %s rounds, %s runs\n" % (machine(), ", ".join("%.1f" % at for at in load),
                                                                            options.rounds, options.runs))
     speeds(lines)

@@ -3,13 +3,13 @@
 # is seen, and each form has its line. On an emulated device, so the figures themselves mean nothing.
 set -euo pipefail
 cd tests/bench
-lines=$(./transfer_bench_emulated --cables=shm@gpu,tcp@gpu --mib=16 --slices=65536 --rounds=1 --iperf3=no)
-lines+=$'\n'$(./death_bench_emulated --cables=shm@gpu,tcp@gpu --runs=1 --what=kill)
+lines=$(./transfer_bench_emulated --cables=shm@gpu,tcp@gpu,nccl@gpu --mib=16 --slices=65536 --rounds=1 --iperf3=no)
+lines+=$'\n'$(./death_bench_emulated --cables=shm@gpu,tcp@gpu,nccl@gpu --runs=1 --what=kill)
 echo "$lines"
 want() { # PATTERN COUNT
   [[ $(grep -c "$1" <<< "$lines") == "$2" ]] || { echo "not $2 lines with $1"; exit 1; }
 }
-for form in shm@gpu tcp@gpu; do
+for form in shm@gpu tcp@gpu nccl@gpu; do
   want "\"kv_transfer\",\"form\":\"$form\"" 1
   want "\"death\",\"form\":\"$form\",\"what\":\"kill -9\",\"survivor\":\"D\"" 1
   want "\"death\",\"form\":\"$form\",\"what\":\"kill -9\",\"survivor\":\"P\"" 1
