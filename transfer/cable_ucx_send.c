@@ -165,7 +165,8 @@ static void frame_start(struct conn *conn, struct kv_cable_push *push, const str
     const struct kv_cable_host *host = cable->host;
     struct frame *frame = conn->frames;
     while (frame->state != FS_FREE) { frame++; }
-    *frame = (struct frame){.conn = conn, .push = push, .state = FS_PUTS};
+    /* Posting counts as one: a put that finds the connection broken ends those before it from inside its call. */
+    *frame = (struct frame){.conn = conn, .push = push, .state = FS_PUTS, .open = 1};
     if (conn->frames_busy++ == 0) {
         conn->busy_since_ns = clock_now_ns();
         conn->ticks = 0;
@@ -197,7 +198,7 @@ static void frame_start(struct conn *conn, struct kv_cable_push *push, const str
         const struct ucx_request_param flush = frame_param(frame);
         (void)frame_posted(frame, cable->api->ep_flush_nbx(conn->endpoint, &flush));
     }
-    if (frame->open == 0) { frame_done(frame); }
+    if (--frame->open == 0) { frame_done(frame); }
 }
 
 static void frame_free(struct frame *frame)
@@ -242,9 +243,10 @@ void ucx_sender_collect(struct conn *conn)
             struct ucx_request_param param = frame_param(frame);
             param.op_attr_mask |= UCX_OP_ATTR_FIELD_FLAGS;
             param.flags = UCX_AM_SEND_FLAG_EAGER;
+            frame->open = 1;
             (void)frame_posted(frame, conn->cable->api->am_send_nbx(conn->endpoint, UCX_MSG_FRAME, NULL, 0, frame->head,
                                                                     frame->head_bytes, &param));
-            if (frame->open == 0) { frame_free(frame); }
+            if (--frame->open == 0) { frame_free(frame); }
             frame_push_done(frame); /* last: the endpoint may close the link in it */
             continue;
         }

@@ -38,7 +38,7 @@ struct frame { /* P: a push under way */
     struct kv_cable_push *push; /* NULL once it was given back */
     struct frame *next_done;
     enum frame_state state;
-    uint32_t open; /* requests that UCX holds */
+    uint32_t open; /* requests that UCX holds, and 1 while we post */
     bool failed;
     uint32_t head_bytes;
     uint8_t head[TCP_HEAD_BYTES_MAX];

@@ -373,6 +373,33 @@ static void deliver(const struct request *request)
     }
 }
 
+/* Inside whatever call has found out, as UCX does it. */
+static void break_now(struct endpoint *endpoint)
+{
+    struct worker *worker = endpoint->worker;
+    struct request *rest = worker->first;
+    endpoint->broken = true;
+    endpoint->status = FAILURE;
+    worker->first = worker->last = NULL;
+    while (rest) {
+        struct request *request = rest;
+        rest = request->next;
+        if (request->endpoint != endpoint || !request->cb) {
+            request->next = NULL;
+            if (worker->first) { worker->last->next = request; } else { worker->first = request; }
+            worker->last = request;
+            continue;
+        }
+        request->ended = true;
+        request->status = FAILURE;
+        request->cb(request, FAILURE, request->user);
+        CHECK(request->freed_by_us);
+        fake_ucx.requests--;
+        free(request);
+    }
+    signal_worker(worker);
+}
+
 static ucx_request_t post(struct endpoint *endpoint, struct request filled, const struct ucx_request_param *param)
 {
     if (fails()) { return (ucx_request_t)(intptr_t)FAILURE; }
@@ -404,7 +431,7 @@ static ucx_request_t put_nbx(void *endpoint, const void *from, size_t bytes, uin
     bool is_device;
     (void)reach((uintptr_t)from, bytes, &is_device);
     CHECK(is_device == ((param->op_attr_mask & UCX_OP_ATTR_FIELD_MEMORY_TYPE) && param->memory_type == UCX_MEMORY_TYPE_CUDA));
-    fake_ucx.puts_posted++;
+    if (++fake_ucx.puts_posted == fake_ucx.break_in_put) { break_now(endpoint); }
     return post(endpoint, (struct request){.kind = RK_PUT, .from = from, .bytes = bytes, .to = to, .key = ((struct rkey *)rkey)->key}, param);
 }
 static ucx_request_t flush_nbx(void *endpoint, const struct ucx_request_param *param)

@@ -32,6 +32,7 @@ struct fake_ucx_world {
     bool is_direct;     /* a card registers a device's memory; else only UCX's own copies know it */
     bool maps_no_cuda;  /* its driver refuses */
     uint32_t maps_cuda; /* of `maps` */
+    uint64_t break_in_put; /* this put, counted from 1, finds its endpoint broken, and ends in itself all that is under way there */
     uint32_t flips;     /* so many of the puts to come arrive with a bit changed */
 };
 extern struct fake_ucx_world fake_ucx;

@@ -103,6 +103,27 @@ static void errors_at_any_point_end_the_connection(void **state)
     }
 }
 
+/* A put that finds the connection broken may end, from inside its call, all that is under way: then no frame is done with
+ * twice, whichever of its puts it is. */
+static void a_put_may_end_those_before_it(void **state)
+{
+    (void)state;
+    for (uint64_t put = 1; put <= LAYERS * 4; put++) {
+        api = fake_ucx_begin();
+        both_open();
+        grant_open();
+        settle();
+        fake_ucx.break_in_put = put;
+        push_all();
+        settle();
+        assert_int_equal(p.lost, 1);
+        assert_int_equal(p.pushes_done, LAYERS);
+        assert_true(p.dropped > 0);
+        both_close();
+        assert_true(fake_ucx_end());
+    }
+}
+
 /* While a put is under way P's push is not done, not even after an abort; so P does not say "quiet". */
 static void an_abort_waits_for_its_puts(void **state)
 {
@@ -331,6 +352,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(offers_are_checked, sides_set_up, sides_tear_down),
         cmocka_unit_test_setup_teardown(any_call_may_fail, sides_set_up, sides_tear_down),
         cmocka_unit_test_setup_teardown(errors_at_any_point_end_the_connection, sides_set_up, sides_tear_down),
+        cmocka_unit_test_setup_teardown(a_put_may_end_those_before_it, sides_set_up, sides_tear_down),
         cmocka_unit_test_setup_teardown(an_abort_waits_for_its_puts, sides_set_up, sides_tear_down),
         cmocka_unit_test_setup_teardown(nothing_lands_after_the_fence, sides_set_up, sides_tear_down),
         cmocka_unit_test_setup_teardown(a_worker_that_does_not_drain_costs_the_registration, sides_set_up, sides_tear_down),
