@@ -31,6 +31,7 @@ struct kernels_backend {
     void (*rope)(struct kernels *kernels, const struct kernels_rope *args); /* the norm is done where norm_in_rope is false */
     void (*embed)(struct kernels *kernels, const struct kernels_embed *args);
     void (*silu_mul)(struct kernels *kernels, const struct kernels_silu_mul *args);
+    bool (*gemm_silu)(struct kernels *kernels, const struct kernels_gemm_silu *args); /* NULL, or false: nothing was queued, its two parts are called */
     void (*mul)(struct kernels *kernels, const struct kernels_mul *args);
     void (*gelu)(struct kernels *kernels, const struct kernels_gelu *args);
     void (*gather_rows)(struct kernels *kernels, const struct kernels_gather_rows *args);

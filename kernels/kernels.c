@@ -137,19 +137,21 @@ static void matrix_check(const struct kernels *kernels, const struct kernels_mat
     CHECK((uintptr_t)matrix->data % (is_rows ? 16 : 64) == 0);
 }
 
+static void gemm_check(const struct kernels *kernels, const struct kernels_gemm *g)
+{
+    matrix_check(kernels, g->weight);
+    CHECK(g->weight->n_in <= KERNELS_GEMM_IN_MAX);
+    CHECK(g->x_stride >= g->weight->n_in || g->rows <= 1);
+    CHECK(g->out_stride >= g->weight->n_out || g->rows <= 1);
+    CHECK(g->bias == NULL || (unsigned)g->bias_dtype < DTYPE_COUNT);
+    dtype_check(kernels, g->x_dtype);
+    dtype_or_f32_check(kernels, g->out_dtype);
+    CHECK(!g->accumulate || g->out_dtype == DTYPE_F32);
+}
+
 void kernels_gemm(struct kernels *kernels, const struct kernels_gemm *gemms, uint32_t count)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        const struct kernels_gemm *g = &gemms[i];
-        matrix_check(kernels, g->weight);
-        CHECK(g->weight->n_in <= KERNELS_GEMM_IN_MAX);
-        CHECK(g->x_stride >= g->weight->n_in || g->rows <= 1);
-        CHECK(g->out_stride >= g->weight->n_out || g->rows <= 1);
-        CHECK(g->bias == NULL || (unsigned)g->bias_dtype < DTYPE_COUNT);
-        dtype_check(kernels, g->x_dtype);
-        dtype_or_f32_check(kernels, g->out_dtype);
-        CHECK(!g->accumulate || g->out_dtype == DTYPE_F32);
-    }
+    for (uint32_t i = 0; i < count; i++) { gemm_check(kernels, &gemms[i]); }
     if (count != 0) { kernels->ops->gemm(kernels, gemms, count); }
 }
 
@@ -215,6 +217,29 @@ void kernels_silu_mul(struct kernels *kernels, const struct kernels_silu_mul *ar
 {
     dtype_check(kernels, args->dtype);
     if (args->rows != 0) { kernels->ops->silu_mul(kernels, args); }
+}
+
+void kernels_gemm_silu(struct kernels *kernels, const struct kernels_gemm_silu *args)
+{
+    const struct kernels_gemm *gate = &args->gate, *up = &args->up;
+    CHECK(gate->rows == up->rows);
+    CHECK(gate->x == up->x);
+    CHECK(gate->x_stride == up->x_stride);
+    CHECK(gate->weight->n_in == up->weight->n_in);
+    CHECK(gate->weight->n_out == up->weight->n_out);
+    CHECK(!gate->accumulate);
+    CHECK(!up->accumulate);
+    CHECK(args->silu.rows == gate->rows);
+    CHECK(args->silu.dim == gate->weight->n_out);
+    CHECK(args->silu.gate == gate->out);
+    CHECK(args->silu.up == up->out);
+    gemm_check(kernels, gate);
+    gemm_check(kernels, up);
+    dtype_check(kernels, args->silu.dtype);
+    if (gate->rows == 0 || (kernels->ops->gemm_silu != NULL && kernels->ops->gemm_silu(kernels, args))) { return; }
+    const struct kernels_gemm gemms[2] = {*gate, *up};
+    kernels->ops->gemm(kernels, gemms, 2);
+    kernels->ops->silu_mul(kernels, &args->silu);
 }
 
 void kernels_mul(struct kernels *kernels, const struct kernels_mul *args)

@@ -288,6 +288,15 @@ struct kernels_silu_mul {
 };
 void kernels_silu_mul(struct kernels *kernels, const struct kernels_silu_mul *args);
 
+/* kernels_gemm() of gate and up, then kernels_silu_mul() of what they gave. What their outputs hold afterwards is not said,
+ * but for silu.out, which may be one of them: a device may make one operation of it, which rounds less where results need
+ * not be deterministic. */
+struct kernels_gemm_silu {
+    struct kernels_gemm gate, up; /* of the same rows, x and n_out; not accumulated */
+    struct kernels_silu_mul silu; /* its gate and up are their outputs */
+};
+void kernels_gemm_silu(struct kernels *kernels, const struct kernels_gemm_silu *args);
+
 /* out = a * b. out may be a or b. */
 struct kernels_mul {
     uint32_t rows;

@@ -257,6 +257,17 @@ static void run_attention(struct forward *forward, const struct forward_step *st
     add_product(forward, &weights->o, &weights->o_bias, scratch->attended, scratch->attended_stride);
 }
 
+/* up = silu(gate) * up, or up = silu(up). */
+static struct kernels_silu_mul silu_of(const struct forward *forward)
+{
+    const bool is_gated = forward->config->ffn_is_gated;
+    const size_t stride = forward->scratch.ffn_stride;
+    return (struct kernels_silu_mul){.rows = forward->live.rows, .dim = forward->config->ffn_size, .dtype = forward->dtype,
+                                     .gate = is_gated ? forward->scratch.gate : forward->scratch.up, .gate_stride = stride,
+                                     .up = is_gated ? forward->scratch.up : forward->scratch.ones, .up_stride = is_gated ? stride : 0,
+                                     .out = forward->scratch.up, .out_stride = stride};
+}
+
 /* up = act(gate) * up, or up = act(up). */
 static void run_activation(struct forward *forward)
 {
@@ -264,14 +275,7 @@ static void run_activation(struct forward *forward)
     const size_t stride = forward->scratch.ffn_stride;
     const uint32_t dim = config->ffn_size, rows = forward->live.rows;
     if (config->activation == MODEL_SILU) {
-        struct kernels_silu_mul silu = {.rows = rows, .dim = dim, .dtype = forward->dtype, .gate = forward->scratch.gate,
-                                        .gate_stride = stride, .up = forward->scratch.up, .up_stride = stride,
-                                        .out = forward->scratch.up, .out_stride = stride};
-        if (!config->ffn_is_gated) {
-            silu.gate = forward->scratch.up;
-            silu.up = forward->scratch.ones;
-            silu.up_stride = 0;
-        }
+        const struct kernels_silu_mul silu = silu_of(forward);
         kernels_silu_mul(forward->kernels, &silu);
         return;
     }
@@ -292,16 +296,21 @@ static void run_ffn(struct forward *forward, uint32_t layer)
     const struct model_layer *weights = &forward->weights->layers[layer];
     const struct forward_scratch *scratch = &forward->scratch;
     run_norm(forward, &weights->ffn_norm, &weights->ffn_norm_bias);
-    struct kernels_gemm gemms[2];
-    uint32_t count = 0;
-    if (forward->config->ffn_is_gated) {
-        gemms[count++] = product(forward, &weights->gate, &weights->gate_bias, scratch->normed, scratch->hidden_stride,
-                                 scratch->gate, scratch->ffn_stride);
+    const struct kernels_gemm up = product(forward, &weights->up, &weights->up_bias, scratch->normed, scratch->hidden_stride,
+                                           scratch->up, scratch->ffn_stride);
+    if (!forward->config->ffn_is_gated) {
+        kernels_gemm(forward->kernels, &up, 1);
+        run_activation(forward);
+    } else {
+        const struct kernels_gemm gate = product(forward, &weights->gate, &weights->gate_bias, scratch->normed, scratch->hidden_stride,
+                                                 scratch->gate, scratch->ffn_stride);
+        if (forward->config->activation == MODEL_SILU) {
+            kernels_gemm_silu(forward->kernels, &(struct kernels_gemm_silu){.gate = gate, .up = up, .silu = silu_of(forward)});
+        } else {
+            kernels_gemm(forward->kernels, (const struct kernels_gemm[2]){gate, up}, 2);
+            run_activation(forward);
+        }
     }
-    gemms[count++] = product(forward, &weights->up, &weights->up_bias, scratch->normed, scratch->hidden_stride, scratch->up,
-                             scratch->ffn_stride);
-    kernels_gemm(forward->kernels, gemms, count);
-    run_activation(forward);
     add_product(forward, &weights->down, &weights->down_bias, scratch->up, scratch->ffn_stride);
 }
 

@@ -277,6 +277,7 @@ static const struct kernels_backend cuda_ops = {
     .rope = cuda_op_rope,
     .embed = cuda_op_embed,
     .silu_mul = cuda_op_silu_mul,
+    .gemm_silu = cuda_op_gemm_silu,
     .mul = cuda_op_mul,
     .gelu = cuda_op_gelu,
     .gather_rows = cuda_op_gather_rows,

@@ -302,22 +302,56 @@ static bool is_aligned(const void *base, size_t pitch, bool pitch_too)
     return (uintptr_t)base % BASE_ALIGNMENT == 0 && (!pitch_too || pitch % BASE_ALIGNMENT == 0);
 }
 
+static struct cuda_gemv_part gemv_part(const struct kernels_gemm *g)
+{
+    return (struct cuda_gemv_part){.weight = g->weight->data, .stride = g->weight->stride, .n_out = g->weight->n_out, .bias = g->bias,
+                                   .out = g->out, .out_stride = g->out_stride};
+}
+
+static bool gemv_launch(struct cuda_gemm_plans *plans, const struct cuda_gemv_args *args)
+{
+    struct cuda_launch shape;
+    if (!cuda_gemv_takes(args)) { return false; }
+    cuda_gemv_shape(args, &shape);
+    cuda_queue_launch(plans->queue, cuda_gemv_kernel(args), &shape, args, sizeof(*args));
+    return true;
+}
+
+static struct cuda_gemv_args gemv_args(const struct kernels_gemm *g)
+{
+    return (struct cuda_gemv_args){.rows = g->rows, .n_in = g->weight->n_in, .part_count = 1, .accumulate = g->accumulate, .dtype = g->x_dtype,
+                                   .out_dtype = g->out_dtype, .bias_dtype = g->bias_dtype, .x = g->x,
+                                   /* nobody looks at the stride of one row */
+                                   .x_stride = g->rows == 1 ? round_up(g->weight->n_in, BASE_ALIGNMENT / 2) : g->x_stride,
+                                   .parts = {gemv_part(g)}};
+}
+
 /* False: it is none for gemv.cu. Its sums do not depend on the rows, but they are not the library's, which takes over
  * at more rows: so not where results are deterministic. */
 static bool gemv_run(struct cuda_gemm_plans *plans, const struct kernels_gemm *g)
 {
     if (plans->deterministic || g->rows > GEMV_ROWS) { return false; }
-    struct cuda_gemv_args args = {
-        .rows = g->rows, .n_in = g->weight->n_in, .part_count = 1, .accumulate = g->accumulate, .dtype = g->x_dtype,
-        .out_dtype = g->out_dtype, .bias_dtype = g->bias_dtype, .x = g->x,
-        .x_stride = g->rows == 1 ? round_up(g->weight->n_in, BASE_ALIGNMENT / 2) : g->x_stride,
-        .parts = {{.weight = g->weight->data, .stride = g->weight->stride, .n_out = g->weight->n_out, .bias = g->bias, .out = g->out,
-                   .out_stride = g->out_stride}}};
-    if (!cuda_gemv_takes(&args)) { return false; }
-    struct cuda_launch shape;
-    cuda_gemv_shape(&args, &shape);
-    cuda_queue_launch(plans->queue, cuda_gemv_kernel(&args), &shape, &args, sizeof(args));
-    return true;
+    const struct cuda_gemv_args args = gemv_args(g);
+    return gemv_launch(plans, &args);
+}
+
+bool cuda_gemm_plans_run_silu(struct cuda_gemm_plans *plans, const struct kernels_gemm_silu *args)
+{
+    const struct kernels_gemm *gate = &args->gate, *up = &args->up;
+    if (plans->deterministic || gate->rows > GEMV_ROWS || gate->weight->order != KERNELS_ORDER_ROWS || up->weight->order != KERNELS_ORDER_ROWS ||
+        (enum dtype)gate->weight->format != gate->x_dtype || up->weight->format != gate->weight->format || up->x_dtype != gate->x_dtype ||
+        gate->out_dtype != args->silu.dtype || up->out_dtype != args->silu.dtype ||
+        (gate->bias != NULL && up->bias != NULL && gate->bias_dtype != up->bias_dtype)) {
+        return false;
+    }
+    struct cuda_gemv_args gemv = gemv_args(gate);
+    gemv.part_count = 2;
+    gemv.silu_mul = true;
+    gemv.bias_dtype = gate->bias != NULL ? gate->bias_dtype : up->bias_dtype;
+    gemv.parts[0].out = args->silu.out;
+    gemv.parts[0].out_stride = args->silu.out_stride;
+    gemv.parts[1] = gemv_part(up);
+    return gemv_launch(plans, &gemv);
 }
 
 static void gemm_run(struct cuda_gemm_plans *plans, const struct kernels_gemm *g)

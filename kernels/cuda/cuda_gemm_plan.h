@@ -37,6 +37,9 @@ void cuda_gemm_plans_destroy(struct cuda_gemm_plans *plans); /* takes NULL; the 
 /* As kernels_gemm; CHECKs what a device cannot do: weights in panels, or of another dtype than x. */
 void cuda_gemm_plans_run(struct cuda_gemm_plans *plans, const struct kernels_gemm *gemms, uint32_t count);
 
+/* As kernels_gemm_silu, in one launch. False: it is none for that, and nothing was queued. */
+bool cuda_gemm_plans_run_silu(struct cuda_gemm_plans *plans, const struct kernels_gemm_silu *args);
+
 /* The bytes first .. first+bytes-1 of device memory are not what they were: converted biases of there are
  * forgotten. True where one was, so that graphs that name the copy must go too. */
 bool cuda_gemm_plans_forget(struct cuda_gemm_plans *plans, const void *first, size_t bytes);

@@ -48,6 +48,7 @@ void cuda_op_layernorm(struct kernels *kernels, const struct kernels_layernorm *
 void cuda_op_rope(struct kernels *kernels, const struct kernels_rope *args);
 void cuda_op_embed(struct kernels *kernels, const struct kernels_embed *args);
 void cuda_op_silu_mul(struct kernels *kernels, const struct kernels_silu_mul *args);
+bool cuda_op_gemm_silu(struct kernels *kernels, const struct kernels_gemm_silu *args);
 void cuda_op_mul(struct kernels *kernels, const struct kernels_mul *args);
 void cuda_op_gelu(struct kernels *kernels, const struct kernels_gelu *args);
 void cuda_op_gather_rows(struct kernels *kernels, const struct kernels_gather_rows *args);

@@ -100,6 +100,12 @@ void cuda_op_silu_mul(struct kernels *kernels, const struct kernels_silu_mul *a)
     LAUNCH(handle, map, args);
 }
 
+bool cuda_op_gemm_silu(struct kernels *kernels, const struct kernels_gemm_silu *args)
+{
+    struct cuda_handle *handle = begin(kernels, "gemm_silu");
+    return cuda_gemm_plans_run_silu(handle->gemms, args);
+}
+
 void cuda_op_mul(struct kernels *kernels, const struct kernels_mul *a)
 {
     struct cuda_handle *handle = begin(kernels, "mul");

@@ -1,6 +1,7 @@
 /* Every operation of kernels.h on the emulated device computes what the oracle computes: arguments, addresses, strides
  * and dtypes go through the whole host path. Bounds: one or two roundings to the dtype of what is written; sums of a
  * few hundred f32 products of numbers up to 1 err by less than 1e-4. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -94,6 +95,50 @@ static void check_elementwise(struct pair *p)
     }
 }
 static void elementwise_operations_are_the_oracles(void **state) { (void)state; for_all(check_elementwise); }
+
+/* In one launch at few rows where results need not be deterministic, else in parts. Gate and up err by a rounding to the dtype
+ * and the sums', whose terms are below 1/2: `e`; silu's slope is below 1.1. */
+static void check_gemm_silu(struct pair *p)
+{
+    for (uint32_t rows = 1; rows <= 6; rows++) {
+        const uint32_t n_in = pair_random_range(p, 1, 90), n_out = pair_random_range(p, 1, 70);
+        const size_t x_stride = (n_in + 7) / 8 * 8, stride = n_out + pair_random_range(p, 0, 5);
+        const bool has_bias = pair_random_range(p, 0, 1) != 0;
+        struct kernels_matrix ref_weight[2], cuda_weight[2];
+        struct pair_values x = pair_values(p, rows * x_stride, p->act, 0.5f), bias = pair_values(p, n_out, p->act, 1);
+        struct pair_values gate = pair_values(p, rows * stride, p->act, 0), up = pair_values(p, rows * stride, p->act, 0);
+        struct pair_values out = pair_values(p, rows * stride, p->act, 1);
+        for (int i = 0; i < 2; i++) { pair_matrix(p, n_out, n_in, p->act, &ref_weight[i], &cuda_weight[i]); }
+        for (int side = 0; side < 2; side++) {
+            const bool on_device = side == 0;
+            const enum dtype act = on_device ? p->act : DTYPE_F32;
+            struct kernels_gemm g = {.rows = rows, .weight = on_device ? &cuda_weight[0] : &ref_weight[0], .x = on_device ? x.device : x.host,
+                                     .x_dtype = act, .x_stride = x_stride, .bias_dtype = act, .out = on_device ? gate.device : gate.host,
+                                     .out_dtype = act, .out_stride = stride};
+            if (has_bias) { g.bias = on_device ? bias.device : bias.host; }
+            struct kernels_gemm u = g;
+            u.weight = on_device ? &cuda_weight[1] : &ref_weight[1];
+            u.out = on_device ? up.device : up.host;
+            const uint64_t launches = emulated_device_calls(p->driver, EMULATED_LAUNCH);
+            kernels_gemm_silu(on_device ? p->cuda : p->ref,
+                              &(struct kernels_gemm_silu){.gate = g, .up = u,
+                                                          .silu = {.rows = rows, .dim = n_out, .dtype = act, .gate = g.out, .gate_stride = stride,
+                                                                   .up = u.out, .up_stride = stride,
+                                                                   .out = on_device ? out.device : out.host, .out_stride = stride}});
+            if (on_device && rows <= 4 && strstr(kernels_set_name(p->cuda), "-fast-") != NULL) {
+                assert_int_equal(emulated_device_calls(p->driver, EMULATED_LAUNCH) - launches, 1);
+            }
+        }
+        double most_gate = 0, most_up = 0;
+        for (size_t i = 0; i < gate.count; i++) {
+            most_gate = fmax(most_gate, fabs((double)gate.host[i]));
+            most_up = fmax(most_up, fabs((double)up.host[i]));
+        }
+        const double e = pair_epsilon(p->act) + 2 * (n_in + 4) * 0x1p-24 * n_in;
+        pair_compare(p, "gemm_silu", &out, pair_epsilon(p->act), 2.1 * e * (most_gate * most_up + most_gate + most_up) + 1e-5);
+    }
+}
+static void gemm_silu_is_the_oracles(void **state) { (void)state; for_all(check_gemm_silu); }
 
 static void check_embed_and_gather(struct pair *p)
 {
@@ -343,6 +388,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(norms_are_the_oracles),
         cmocka_unit_test(elementwise_operations_are_the_oracles),
+        cmocka_unit_test(gemm_silu_is_the_oracles),
         cmocka_unit_test(embed_and_gather_are_the_oracles),
         cmocka_unit_test(rope_is_the_oracles),
         cmocka_unit_test(a_layer_is_the_oracles),
