@@ -29,7 +29,7 @@ static const struct flag flags[] = {
     {"nccl-pairs-max", FLAG_U32, offsetof(struct sim_config, nccl_pairs_max), "0", "N", "With --prefill: each node's; 0: one for each link.", 0, 4096},
     {"nccl-channels", FLAG_U32, offsetof(struct sim_config, nccl_channels), "4", "N", "With --prefill: of a communicator.", 1, 32},
     {"nccl-slots", FLAG_BYTES, offsetof(struct sim_config, nccl_slots), "16MiB", "SIZE", "With --prefill: staging slots of a pair.", 0, UINT64_C(1) << 40},
-    {"nccl-bytes", FLAG_BYTES, offsetof(struct sim_config, nccl_bytes), "0", "SIZE", "With --prefill: what a communicator takes, as baton_nccl_memory_bytes tells; 0: what is expected of its channels.", 0, UINT64_C(1) << 40},
+    {"nccl-bytes", FLAG_BYTES, offsetof(struct sim_config, nccl_bytes), "0", "SIZE", "With --prefill: what a communicator takes, as mib= in nccl_pair_up tells; 0: what is expected of its channels.", 0, UINT64_C(1) << 40},
     {"transfers-per-min", FLAG_U64, offsetof(struct sim_config, transfers_per_min), "120", "N", "With --prefill: of each prefill node.", 1, 100000},
     {"hot", FLAG_U32, offsetof(struct sim_config, hot), "0", "N", "With --prefill: decode nodes that get 19 of 20 transfers of a prefill node; 0: all get the same.", 0, 8},
     {"shift", FLAG_DURATION, offsetof(struct sim_config, shift_ns), "0s", "TIME", "With --hot: how often those are others; 0: never.", 0, 0},
