@@ -39,8 +39,13 @@ if [[ -n "${BATON_SYSROOT:-}" ]]; then
   links=(-L"$lib" -Wl,--disable-new-dtags "-Wl,-rpath,$lib:$root/lib/x86_64-linux-gnu"
     -Wl,-rpath-link,"$lib:$root/lib/x86_64-linux-gnu")
   PATH="$root/usr/bin:$PATH"
-  export LD_LIBRARY_PATH="$lib:$root/lib/x86_64-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  generator_libraries="$lib:$root/lib/x86_64-linux-gnu"
 fi
+# For the sysroot's own programs alone: this machine's compiler wants its own libz and libgmp.
+generate() {
+  if [[ -z "${generator_libraries:-}" ]]; then "$@"; return; fi
+  LD_LIBRARY_PATH="$generator_libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "$@"
+}
 
 # ---- what is generated: messages and descriptors
 
@@ -48,14 +53,14 @@ for proto in $(find proto -name '*.proto'); do
   stem=${proto%.proto}
   [[ "$out/gen/$stem.pb-c.c" -nt "$proto" ]] && continue
   mkdir -p "$out/gen/$(dirname "$proto")"
-  protoc-c -I. --c_out="$out/gen" "$proto" 2> "$out/protoc.err" ||
+  generate protoc-c -I. --c_out="$out/gen" "$proto" 2> "$out/protoc.err" ||
     die "protoc-c on $proto: $(head -n 1 "$out/protoc.err"); install protobuf-c-compiler, or set BATON_SYSROOT"
 done
 # The rules are the truth about which descriptors there are, and what each is made from.
 while read -r folder name proto; do
   [[ "$out/gen/$folder/$name.c" -nt "$folder/$proto" ]] && continue
   mkdir -p "$out/gen/$folder"
-  protoc -Iproto --include_imports --descriptor_set_out="$out/gen/$folder/$name.set" "$folder/$proto"
+  generate protoc -Iproto --include_imports --descriptor_set_out="$out/gen/$folder/$name.set" "$folder/$proto"
   {
     echo "#include \"$folder/$name.h\""
     echo "const unsigned char $name[] = {"
