@@ -74,7 +74,9 @@ void sim_pairs_result_print(const struct sim_pairs_result *sum, uint64_t seeds, 
         {"mib_most_decode", sum->memory_most_decode >> 20},
     };
     fprintf(out, "event=sim_pairs_done seeds=%" PRIu64, seeds);
-    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) { fprintf(out, " %s=%" PRIu64, lines[i].name, lines[i].count); }
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
+        fprintf(out, " %s=%" PRIu64, lines[i].name, lines[i].count);
+    }
     fprintf(out, "\n");
 }
 
@@ -142,9 +144,15 @@ void pairs_settle(struct world *world, uint32_t node_id)
     if (!nccl_pairs_audit(node->pairs)) { pairs_fail(world, "node %u: the audit fails", node_id); }
     if (pairs > world->options.pairs_max) { pairs_fail(world, "node %u: %" PRIu64 " pairs", node_id, pairs); }
     if (world->is_even) {
-        if (stats->memory_bytes > world->options.memory_max) { pairs_fail(world, "node %u: %" PRIu64 " bytes are counted", node_id, stats->memory_bytes); }
-        if (node->device_bytes > (int64_t)stats->memory_bytes) { pairs_fail(world, "node %u: %" PRId64 " bytes are held", node_id, node->device_bytes); }
-        if (stats->nccl_bytes_expected > world->options.nccl_bytes_first) { pairs_fail(world, "node %u: another's memory was believed", node_id); }
+        if (stats->memory_bytes > world->options.memory_max) {
+            pairs_fail(world, "node %u: %" PRIu64 " bytes are counted", node_id, stats->memory_bytes);
+        }
+        if (node->device_bytes > (int64_t)stats->memory_bytes) {
+            pairs_fail(world, "node %u: %" PRId64 " bytes are held", node_id, node->device_bytes);
+        }
+        if (stats->nccl_bytes_expected > world->options.nccl_bytes_first) {
+            pairs_fail(world, "node %u: another's memory was believed", node_id);
+        }
         uint64_t cost = world->options.slots_bytes + stats->nccl_bytes_expected;
         if (node->side == P && stats->waiting > 0 && pairs < world->options.pairs_max && stats->memory_bytes + cost <= world->options.memory_max) {
             pairs_fail(world, "P%u: %u wait beside an empty place", node_id, stats->waiting);
@@ -272,13 +280,21 @@ static void go(struct world *world, uint32_t node_id)
     for (uint32_t i = 0; i < world->options.pairs_max; i++) {
         const struct end *end = &node->ends[i];
         if (end->stage == END_NONE) { continue; }
-        if (end->stage != END_ENDING || !end->never_ends) { pairs_fail(world, "node %u goes with pair %u open", node_id, i); }
+        if (end->stage != END_ENDING || !end->never_ends) {
+            pairs_fail(world, "node %u goes with pair %u open", node_id, i);
+        }
         never++;
         held += (int64_t)end->holds_bytes;
     }
-    if (stats->opening + stats->up + stats->closing > 0) { pairs_fail(world, "node %u goes with pairs in its table", node_id); }
-    if (stats->stuck != never) { pairs_fail(world, "node %u goes with %u stuck, %u of them really", node_id, stats->stuck, never); }
-    if (never == 0 && stats->memory_bytes > 0) { pairs_fail(world, "node %u goes with %" PRIu64 " bytes counted", node_id, stats->memory_bytes); }
+    if (stats->opening + stats->up + stats->closing > 0) {
+        pairs_fail(world, "node %u goes with pairs in its table", node_id);
+    }
+    if (stats->stuck != never) {
+        pairs_fail(world, "node %u goes with %u stuck, %u of them really", node_id, stats->stuck, never);
+    }
+    if (never == 0 && stats->memory_bytes > 0) {
+        pairs_fail(world, "node %u goes with %" PRIu64 " bytes counted", node_id, stats->memory_bytes);
+    }
     if (stats->waiting > 0) { pairs_fail(world, "node %u goes with links in line", node_id); }
     if (node->device_bytes != held) { pairs_fail(world, "node %u goes with memory taken", node_id); }
     node_stops(world, node_id);
@@ -359,7 +375,9 @@ static void traffic(struct world *world, uint32_t p)
     uint64_t mean_ns = 60 * NS_PER_S / options->transfers_per_min;
     pairs_at(world, world->now_ns + 1 + pairs_below(world, 2 * mean_ns), EV_TRAFFIC)->node = p;
     uint32_t d = options->prefill_count + (uint32_t)pairs_below(world, options->decode_count);
-    if (options->hot_count > 0 && pairs_below(world, 20) > 0) { d = world->nodes[p].hot[pairs_below(world, options->hot_count)]; }
+    if (options->hot_count > 0 && pairs_below(world, 20) > 0) {
+        d = world->nodes[p].hot[pairs_below(world, options->hot_count)];
+    }
     struct node *node = &world->nodes[p];
     if (!is_of_use(node) || !is_of_use(&world->nodes[d])) { return; }
     for (uint32_t i = 0; i < node->links_max; i++) {
@@ -419,13 +437,17 @@ static void compare(struct world *world)
             if (pair != NCCL_PAIRS_NONE) { ends[side] = &node->ends[pair]; }
         }
         if (!ends[P] && !ends[D]) { continue; }
-        if (!ends[P] || !ends[D] || ends[P]->gen != ends[D]->gen) { pairs_fail(world, "the ends of stream %u have different pairs", i); }
+        if (!ends[P] || !ends[D] || ends[P]->gen != ends[D]->gen) {
+            pairs_fail(world, "the ends of stream %u have different pairs", i);
+        }
         if (!end_is_ready(ends[P]) || !end_is_ready(ends[D])) { pairs_fail(world, "a pair of stream %u never came up", i); }
         if (ends[P]->busy > 0 || ends[D]->busy > 0) { pairs_fail(world, "a pair of stream %u is busy with nothing", i); }
     }
     for (uint32_t i = 0; i < world->transfer_count; i++) {
         const struct link_of_two *link = &world->links[world->transfers[i].link];
-        if (!world->transfers[i].over && world->nodes[link->node[P]].life == link->life[P]) { pairs_fail(world, "transfer %u never ended", i); }
+        if (!world->transfers[i].over && world->nodes[link->node[P]].life == link->life[P]) {
+            pairs_fail(world, "transfer %u never ended", i);
+        }
     }
     world->is_over = true;
     for (uint32_t i = 0; i < world->node_count; i++) {
@@ -508,7 +530,9 @@ void sim_pairs_run(const struct sim_pairs_options *given, struct sim_pairs_resul
         if (world.nodes[i].side == D) { continue; }
         choose_hot(&world, i);
         pairs_at(&world, world.now_ns + pairs_below(&world, NS_PER_S), EV_TRAFFIC)->node = i;
-        if (options->shift_ns) { pairs_at(&world, world.now_ns + pairs_below(&world, options->shift_ns), EV_SHIFT)->node = i; }
+        if (options->shift_ns) {
+            pairs_at(&world, world.now_ns + pairs_below(&world, options->shift_ns), EV_SHIFT)->node = i;
+        }
     }
     if (!options->calm) { pairs_at(&world, world.now_ns + pairs_below(&world, 5 * NS_PER_S), EV_FAULT); }
     pairs_at(&world, options->span_ns + QUIET_NS, EV_COMPARE);
@@ -517,14 +541,18 @@ void sim_pairs_run(const struct sim_pairs_options *given, struct sim_pairs_resul
         world.now_ns = event.at_ns;
         world.result.events++;
         const uint64_t parts[] = {event.at_ns, event.kind, event.node, event.pair, event.link, event.life, event.gen, event.value};
-        for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) { world.result.hash = fold(world.result.hash, parts[i]); }
+        for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+            world.result.hash = fold(world.result.hash, parts[i]);
+        }
         happen(&world, &event);
     }
     for (uint32_t i = 0; i < world.node_count; i++) {
         if (world.nodes[i].is_alive) { pairs_fail(&world, "node %u never left", i); }
     }
     world.result.virtual_ns = world.now_ns;
-    if (world.result.by_nccl + world.result.by_other != world.result.transfers) { pairs_fail(&world, "a transfer did not start"); }
+    if (world.result.by_nccl + world.result.by_other != world.result.transfers) {
+        pairs_fail(&world, "a transfer did not start");
+    }
     free(world.heap);
     free(world.nodes);
     free(world.links);

@@ -15,7 +15,9 @@ void end_no_room(struct world *world, uint32_t node_id)
     for (uint32_t i = 0; i < world->options.pairs_max; i++) {
         const struct end *end = &node->ends[i];
         if (end->stage != END_MADE || !end->is_up || end->busy > 0) { continue; }
-        if (world->now_ns - end->up_ns < NCCL_PAIRS_UP_MIN_NS || world->now_ns - end->used_ns < NCCL_PAIRS_IDLE_NS) { continue; }
+        if (world->now_ns - end->up_ns < NCCL_PAIRS_UP_MIN_NS || world->now_ns - end->used_ns < NCCL_PAIRS_IDLE_NS) {
+            continue;
+        }
         idle++;
     }
     const struct nccl_pairs_stats *stats = nccl_pairs_stats(node->pairs);
@@ -33,7 +35,9 @@ static void check_victim(struct world *world, uint32_t node_id, uint32_t pair)
     const struct node *node = &world->nodes[node_id];
     const struct end *victim = &node->ends[pair];
     if (victim->busy > 0) { pairs_fail(world, "node %u: pair %u is closed while it is used", node_id, pair); }
-    if (world->now_ns - victim->up_ns < NCCL_PAIRS_UP_MIN_NS) { pairs_fail(world, "node %u: pair %u is closed young", node_id, pair); }
+    if (world->now_ns - victim->up_ns < NCCL_PAIRS_UP_MIN_NS) {
+        pairs_fail(world, "node %u: pair %u is closed young", node_id, pair);
+    }
     for (uint32_t i = 0; victim->was_used && i < world->options.pairs_max; i++) {
         const struct end *end = &node->ends[i];
         if (end->stage != END_MADE || !end->is_up || end->busy > 0 || !end->was_used) { continue; }
@@ -103,7 +107,9 @@ static void make(struct world *world, uint32_t node, uint32_t pair)
         uint64_t at_ns = world->now_ns + up_ns + pairs_below(world, 50 * MS);
         if (comm->fate == 0) { continue; } /* it hangs: the watch on init ends it */
         at_pair(world, at_ns, comm->fate == 1 && i == D ? EV_PAIR_BREAKS : EV_PAIR_UP, comm->node[i], comm->pair[i]);
-        if (comm->fate == 2) { at_pair(world, at_ns + pairs_below(world, 20 * NS_PER_S), EV_PAIR_BREAKS, comm->node[i], comm->pair[i]); }
+        if (comm->fate == 2) {
+            at_pair(world, at_ns + pairs_below(world, 20 * NS_PER_S), EV_PAIR_BREAKS, comm->node[i], comm->pair[i]);
+        }
     }
 }
 
@@ -129,7 +135,9 @@ static void carry_out(struct world *world, uint32_t node_id, struct nccl_pairs_w
         uint32_t link_id = node->slots[wish.link];
         CHECK(end->stage == END_NONE);
         CHECK(link_id != NOBODY);
-        if (world->now_ns < world->links[link_id].pause_until_ns[node->side]) { pairs_fail(world, "node %u does not pause", node_id); }
+        if (world->now_ns < world->links[link_id].pause_until_ns[node->side]) {
+            pairs_fail(world, "node %u does not pause", node_id);
+        }
         *end = (struct end){.turn = ++world->turns, .link = link_id, .asked_ns = world->now_ns, .used_ns = world->now_ns, .first_transfer = NOBODY};
         if (node->side == P) {
             world->comms = pairs_grow(world->comms, &world->comm_room, world->comm_count, sizeof *world->comms);
@@ -200,7 +208,9 @@ static void open_came(struct world *world, const struct event *event)
     uint32_t node_id = link->node[D];
     struct node *node = &world->nodes[node_id];
     /* P has said CLOSE or BROKEN of the one before, or was told so, and messages come in order. */
-    if (nccl_pairs_of(node->pairs, link->slot[D]) != NCCL_PAIRS_NONE) { pairs_fail(world, "D%u is asked for a second pair on a stream", node_id); }
+    if (nccl_pairs_of(node->pairs, link->slot[D]) != NCCL_PAIRS_NONE) {
+        pairs_fail(world, "D%u is asked for a second pair on a stream", node_id);
+    }
     link->asked_gen = event->gen;
     link->asked_comm = event->comm;
     uint64_t retry_ns = 0;
@@ -260,11 +270,15 @@ void end_message(struct world *world, const struct event *event)
     switch (event->message) {
     case MSG_OPEN: break;
     case MSG_OPENED:
-        if (world->now_ns - end->asked_ns > 4 * link->delay_ns) { pairs_fail(world, "OPEN of P%u was kept waiting", node_id); }
+        if (world->now_ns - end->asked_ns > 4 * link->delay_ns) {
+            pairs_fail(world, "OPEN of P%u was kept waiting", node_id);
+        }
         make(world, node_id, pair);
         break;
     case MSG_DENIED:
-        if (world->now_ns - end->asked_ns > 4 * link->delay_ns) { pairs_fail(world, "OPEN of P%u was kept waiting", node_id); }
+        if (world->now_ns - end->asked_ns > 4 * link->delay_ns) {
+            pairs_fail(world, "OPEN of P%u was kept waiting", node_id);
+        }
         link->pause_until_ns[P] = world->now_ns + (event->value > 100 * MS ? event->value : 100 * MS);
         end->stage = END_NONE;
         nccl_pairs_denied(node->pairs, pair, event->value, world->now_ns, &node->wishes);
@@ -277,10 +291,14 @@ void end_message(struct world *world, const struct event *event)
         if (!end->is_up) { pairs_fail(world, "D%u is sent to before it is up", node_id); }
         use(world, node_id, pair, 1);
         say(world, event->link, D, MSG_READY, event->gen, 0, event->transfer, event->value);
-        if (world->comms[end->comm].fate != 3) { frame_passes(world, node_id, pair, event->transfer, pairs_between(world, 1 * MS, FRAME_MAX_NS)); }
+        if (world->comms[end->comm].fate != 3) {
+            frame_passes(world, node_id, pair, event->transfer, pairs_between(world, 1 * MS, FRAME_MAX_NS));
+        }
         break;
     case MSG_READY:
-        if (world->comms[end->comm].fate != 3) { frame_passes(world, node_id, pair, event->transfer, pairs_between(world, 1 * MS, FRAME_MAX_NS)); }
+        if (world->comms[end->comm].fate != 3) {
+            frame_passes(world, node_id, pair, event->transfer, pairs_between(world, 1 * MS, FRAME_MAX_NS));
+        }
         break;
     case MSG_CLOSE:
         end->told = true;
@@ -302,7 +320,9 @@ static void came_up(struct world *world, uint32_t node_id, uint32_t pair)
     struct end *end = &node->ends[pair];
     const struct comm *comm = &world->comms[end->comm];
     if (end->stage != END_MADE) { return; }
-    if (world->now_ns - comm->begun_ns > COME_UP_MAX_NS + 50 * MS) { pairs_fail(world, "pair %u of node %u came up late", pair, node_id); }
+    if (world->now_ns - comm->begun_ns > COME_UP_MAX_NS + 50 * MS) {
+        pairs_fail(world, "pair %u of node %u came up late", pair, node_id);
+    }
     end->is_up = true;
     end->up_ns = world->now_ns;
     /* Half of the runs that are not even: sizes that differ, and one now and then that is far off. */
@@ -333,7 +353,9 @@ static void frame_passed(struct world *world, const struct event *event)
     }
     transfer->over = true;
     use(world, event->node, event->pair, -1);
-    if (world->now_ns - transfer->began_ns > 3 * STALL_NS) { pairs_fail(world, "a transfer of P%u took too long", event->node); }
+    if (world->now_ns - transfer->began_ns > 3 * STALL_NS) {
+        pairs_fail(world, "a transfer of P%u took too long", event->node);
+    }
 }
 
 void end_event(struct world *world, const struct event *event)

@@ -12,18 +12,19 @@
  *          OPENING -> CLOSING: it broke, or its link went  CLOSING -> STUCK: its abort does not end
  *
  * A pair is a slot 0 .. pairs_max-1 of this table and outlives its link: a link slot is used anew at
- * once, while the pair it had is still being aborted and its memory still taken. The caller keeps its own data
- * of a pair under the same number. A link has at most one pair that is OPENING or UP; those that are
- * CLOSING or STUCK behind it hold up nothing but the room they take.
+ * once, while the pair it had is still being aborted and its memory still taken. The caller keeps its own
+ * data of a pair under the same number. A link has at most one pair that is OPENING or UP; those that
+ * are CLOSING or STUCK behind it hold up nothing but the room they take.
  *
  * Room. A pair is reserved at its slots plus nccl_bytes_expected: the largest of the last eight that
  * were measured, nccl_bytes_first before. When it is up it is charged what was measured. Where there is
  * no room, the least recently used pair is closed for the hottest link that waits: one that carries
  * nothing, has been up for NCCL_PAIRS_UP_MIN_NS, and was either not used for NCCL_PAIRS_IDLE_NS or last
- * used before the waiting link's last transfer but one (the rule of LRU-2; plain LRU would let each
- * of many rare links throw out a busy one). Every change costs a communicator, so there are at most NCCL_PAIRS_CHANGES at
- * once and then one each NCCL_PAIRS_CHANGE_NS: where more links than there is room for are used alike, those that
- * have a pair keep it, rather than all of them a new one for each transfer.
+ * used before the waiting link's last transfer but one (the rule of LRU-2; plain LRU would let each of
+ * many rare links throw out a busy one). Every change costs a communicator at both ends, so there are at
+ * most NCCL_PAIRS_CHANGES at once and then one each NCCL_PAIRS_CHANGE_NS: where more links are used alike
+ * than there is room for, those that have a pair keep it, rather than all of them a new one for each
+ * transfer.
  *
  * Source   LRU-K: O'Neil, O'Neil and Weikum, "The LRU-K page replacement algorithm", SIGMOD 1993 */
 #ifndef BATON_TRANSFER_NCCL_PAIRS_H
@@ -59,9 +60,9 @@ enum nccl_pairs_wish_kind {
     /* Make a pair for `link` under the number `pair`. P: send OPEN, and make it when D says OPENED. D: make
      * it and say OPENED. Then up, broke or (P) denied must come. */
     NCCL_PAIRS_OPEN,
-    /* End `pair`: nccl_pair_end, and tell the peer where it does not know. ended() must come, also when there was
-     * nothing to end (P before OPENED): then at once. `link` is the one it was for; with NCCL_PAIRS_GONE that link
-     * is no more. */
+    /* End `pair`: nccl_pair_end, and tell the peer where it does not know. ended() must come, also when
+     * there was nothing to end (P before OPENED): then at once. `link` is the one it was for; with
+     * NCCL_PAIRS_GONE that link is no more. */
     NCCL_PAIRS_CLOSE,
 };
 
