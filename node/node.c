@@ -528,7 +528,7 @@ static void node_close(struct node *node)
     node_metrics_destroy(node->metrics); /* a scrape reads the endpoint */
     engine_destroy(node->engine);
     if (node->link) { link_grpc_detach(node->link); }
-    kv_endpoint_destroy(node->endpoint);
+    bool lets_go = kv_endpoint_destroy(node->endpoint);
     tier_service_destroy(node->tiers); /* it reads and writes the pool */
     rpc_server_destroy(node->server);
     rpc_health_destroy(node->health);
@@ -538,7 +538,7 @@ static void node_close(struct node *node)
     attach_server_destroy(node->attach);
     inspect_server_destroy(node->inspect);
     if (node->role) { node->ops->destroy(node->role); }
-    node_compute_close(&node->compute);
+    if (lets_go) { node_compute_close(&node->compute); } /* else it would wait for a device that never ends */
     ctl_codec_destroy(node->codec);
     ctl_codec_destroy(node->role_codec);
     struct post post;

@@ -303,6 +303,7 @@ static void nccl_close(struct kv_cable *cable)
         mail_take(cable);
     }
     if (left > 0) { /* their threads may still tell: the mail is theirs from here on */
+        cable->host->memory_kept(cable->host->endpoint);
         LOGF(LOG_ERROR, "nccl_pairs_left", "count=%u text=\"aborts that do not return; the process's end frees them\"", left);
         if (cable->mail_watch.watched) { kv_loop_remove(cable->host->loop, &cable->mail_watch); }
     } else {

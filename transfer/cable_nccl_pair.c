@@ -126,6 +126,8 @@ void cable_pair_broke(struct cable_pair *pair, status_t status, const char *text
     nccl_pairs_broke(cable->table, pair->number, clock_now_ns(), &cable->wishes);
     cable_wishes_run(cable);
     if (cable->links[link].is_sender) { cable_sender_queue_drop(cable, link); }
+    /* A lost device is the node's own matter. Of the rest, whatever it was, another cable or another try may do better. */
+    if (status.scope != SCOPE_NODE) { status = STATUS_CAUSE(ST_UNAVAILABLE, SCOPE_PEER, status.cause); }
     cable->host->lost(cable->host->endpoint, link, status, why);
 }
 

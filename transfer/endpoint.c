@@ -277,9 +277,9 @@ fail:
     return st;
 }
 
-void kv_endpoint_destroy(struct kv_endpoint *e)
+bool kv_endpoint_destroy(struct kv_endpoint *e)
 {
-    if (!e) { return; }
+    if (!e) { return true; }
     if (e->thread_started) {
         atomic_store(&e->stop, true);
         kv_loop_wake(e->loop);
@@ -311,7 +311,9 @@ void kv_endpoint_destroy(struct kv_endpoint *e)
     free(e->wishes.wishes);
     free(e->wire_buffer);
     free(e->wire_scratch);
+    bool lets_go = !e->memory_is_kept;
     free(e);
+    return lets_go;
 }
 
 const char *kv_endpoint_tcp_address(const struct kv_endpoint *e)

@@ -189,6 +189,8 @@ static void host_let_go(void *slot, const struct kv_landing *landing)
     endpoint_emit_grant(e, &final);
 }
 
+static void host_memory_kept(void *slot) { ((struct cable_slot *)slot)->endpoint->memory_is_kept = true; }
+
 static void host_push_done(void *slot, struct kv_cable_push *push)
 {
     struct kv_endpoint *e = ((struct cable_slot *)slot)->endpoint;
@@ -242,6 +244,7 @@ void endpoint_cable_host_init(struct cable_slot *slot)
         .frame_landed = host_frame_landed,
         .hold = host_hold,
         .let_go = host_let_go,
+        .memory_kept = host_memory_kept,
         .push_done = host_push_done,
     };
 }

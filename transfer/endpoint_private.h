@@ -177,6 +177,7 @@ struct kv_endpoint {
     uint64_t bytes_pushed, cables_refused;
     uint64_t messages_unheard; /* for a cable that we do not have on that link */
     bool any_is_deaf;
+    bool memory_is_kept;   /* until the process ends */
     uint8_t *wire_buffer;  /* [KV_LINK_MESSAGE_BYTES_MAX] */
     uint8_t *wire_scratch; /* [LINK_WIRE_SCRATCH_BYTES] */
 };

@@ -193,8 +193,10 @@ NODISCARD status_t kv_endpoint_create(const struct kv_endpoint_config *config, s
                                       struct kv_endpoint **ret_endpoint);
 
 /* Closes every link by force (peers learn at once) and joins the thread. No event comes
- * after it returns; unfinished transfers end without one. Takes NULL. Not from on_event. */
-void kv_endpoint_destroy(struct kv_endpoint *endpoint);
+ * after it returns; unfinished transfers end without one. Takes NULL. Not from on_event.
+ * False: a library that has the pool's device does not let go of it (an NCCL abort that never returns): pool and
+ * kv_memory are not to be destroyed, the process's end frees them. */
+bool kv_endpoint_destroy(struct kv_endpoint *endpoint);
 
 /* The address that the tcp listener got, "0.0.0.0:40123"; "" without one. Borrows forever. */
 const char *kv_endpoint_tcp_address(const struct kv_endpoint *endpoint);
@@ -387,6 +389,8 @@ struct kv_cable_host {
      * link. Every hold is let go of, and before frame_landed is called for it. */
     void (*hold)(void *endpoint, const struct kv_landing *landing);
     void (*let_go)(void *endpoint, const struct kv_landing *landing);
+    /* Both, from close: something still uses the pool's kv_memory, perhaps for ever. */
+    void (*memory_kept)(void *endpoint);
     /* P: the cable has no more use for it. */
     void (*push_done)(void *endpoint, struct kv_cable_push *push);
 };

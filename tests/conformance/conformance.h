@@ -36,6 +36,15 @@ void forged_frames_land_nowhere(void **state);
 void wrong_sums_are_data_loss(void **state);
 void flipped_bits_are_seen(void **state);
 
+/* conformance_nccl.c */
+/* Transfers of one block from `from` to d, until one goes over nccl. xfer: the next id, moved on. */
+void nccl_carries(struct proc *from, uint64_t *xfer);
+void broken_pairs_end_what_they_carried(void **state);
+void an_abort_that_never_returns_holds_up_nobody(void **state);
+void a_pair_that_does_not_come_up_is_given_up(void **state);
+void few_pairs_serve_many_links(void **state);
+void forged_messages_break_at_most_their_own_pair(void **state);
+
 /* conformance_device.c */
 void copies_under_way_hold_their_blocks(void **state);
 void slices_leave_after_their_mark(void **state);

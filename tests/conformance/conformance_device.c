@@ -16,9 +16,14 @@ void copies_under_way_hold_their_blocks(void **state)
     for (int way = 0; way < 3; way++) {
         proc_start(&d, NULL, "role=d layers=4 heads=8 dim=128 blocks=64");
         proc_start(&p, NULL, "role=p layers=4 heads=8 dim=128 blocks=64");
+        bool is_nccl = strcmp(cable_name, "nccl") == 0;
+        uint64_t xfer = 100;
+        if (is_nccl) { nccl_carries(&p, &xfer); }
         transfer_checked(&d, &p, 1, 3);
+        uint64_t frames = stat_of(&d, "nccl_frames");
         tell(&d, "hold 0");
         tell(&p, "send %016x 9 %s full", 2, grant(&d, 2, 64, 60000));
+        if (is_nccl) { stat_wait(&d, "nccl_frames", frames + 1); } /* then one is being copied, and not only waited for */
         stat_wait(&d, "ops_under_way", 1);
         uint64_t start_ns = clock_now_ns();
         if (way == 0) {

@@ -14,7 +14,7 @@ void forged_frames_land_nowhere(void **state)
     const struct kv_layout layout = {.block_tokens = 16, .layer_count = 2, .kv_heads = 1, .head_dim = 64, .dtype = DTYPE_BF16};
     struct forger liar;
     struct link_msg msg;
-    proc_start(&d, NULL, "role=d layers=2 blocks=32");
+    proc_start(&d, NULL, "role=d layers=2 blocks=32 dead_ms=60000");
     forger_open(&liar, grant(&d, 1, 8, 60000), &layout);
     assert_int_equal(liar.ack.code, ST_OK);
 
@@ -120,7 +120,7 @@ void wrong_sums_are_data_loss(void **state)
     const struct kv_layout layout = {.block_tokens = 16, .layer_count = 2, .kv_heads = 1, .head_dim = 64, .dtype = DTYPE_BF16};
     struct forger liar;
     struct link_msg msg;
-    proc_start(&d, NULL, "role=d layers=2 blocks=32");
+    proc_start(&d, NULL, "role=d layers=2 blocks=32 dead_ms=60000");
     forger_open(&liar, grant(&d, 1, 8, 60000), &layout);
     assert_true(forger_cable(&liar, cable_name, liar.ack.token));
     struct link_xfer about = {.xfer_id = liar.ticket.xfer_id, .grant_epoch = liar.ticket.grant_epoch, .block_count = 8};

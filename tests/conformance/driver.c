@@ -14,6 +14,7 @@
 
 const char *cable_name = "tcp";
 const char *cable_beside;
+char carried_by[16];
 bool pools_on_device;
 
 enum { PROCS_MAX = 16, ARGS_MAX = 40 };
@@ -247,6 +248,7 @@ void transfer_checked(struct proc *d, struct proc *p, uint64_t xfer, uint32_t co
     const char *landed = expect(d, "landed %016llx", id);
     if (strncmp(landed, "good", 4) != 0) { fail_msg("transfer %llx landed wrong bytes", id); }
     const char *acked = expect(p, "acked %016llx", id);
+    snprintf(carried_by, sizeof carried_by, "%.*s", (int)strcspn(acked, " "), acked);
     bool is_beside = cable_beside && strncmp(acked, cable_beside, strlen(cable_beside)) == 0;
     if (strcmp(cable_name, "auto") != 0 && !is_beside && strncmp(acked, cable_name, strlen(cable_name)) != 0) {
         fail_msg("went over another cable: %s", acked);

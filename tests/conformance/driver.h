@@ -56,7 +56,8 @@ void audit_quiet(struct proc *proc);
 
 /* D grants, P sends. Returns the ticket's text, static. */
 const char *grant(struct proc *d, uint64_t xfer, uint32_t count, uint32_t lease_ms);
-/* A whole transfer, checked at both ends. */
+/* A whole transfer, checked at both ends. carried_by: the cable of the last one. */
+extern char carried_by[16];
 void transfer_checked(struct proc *d, struct proc *p, uint64_t xfer, uint32_t count);
 
 #endif

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "tests/conformance/driver.h"
+#include "tests/conformance/forger_nccl.h"
 #include "tests/conformance/forger_ucx.h"
 #include "base/clock.h"
 #include "kv/kv_memory_inbox.h"
@@ -42,7 +43,7 @@ static bool read_fully(int fd, void *to, size_t bytes)
     return true;
 }
 
-static void msg_send(const struct forger *forger, const struct link_msg *msg)
+void forger_send(const struct forger *forger, const struct link_msg *msg)
 {
     static uint8_t bytes[KV_LINK_MESSAGE_BYTES_MAX + 4];
     uint32_t size = (uint32_t)link_wire_encode(msg, bytes + 4, KV_LINK_MESSAGE_BYTES_MAX);
@@ -52,15 +53,20 @@ static void msg_send(const struct forger *forger, const struct link_msg *msg)
     (void)sent; /* an ended link shows when we listen */
 }
 
-bool forger_hear(struct forger *forger, struct link_msg *ret_msg)
+bool forger_hear_any(struct forger *forger, struct link_msg *ret_msg)
 {
     static uint8_t bytes[KV_LINK_MESSAGE_BYTES_MAX];
     static _Alignas(64) uint8_t scratch[LINK_WIRE_SCRATCH_BYTES];
+    uint32_t size;
+    if (!read_fully(forger->link_fd, &size, 4) || size > sizeof bytes || !read_fully(forger->link_fd, bytes, size)) { return false; }
+    return !failed(link_wire_decode(bytes, size, scratch, NULL, ret_msg));
+}
+
+bool forger_hear(struct forger *forger, struct link_msg *ret_msg)
+{
     do {
-        uint32_t size;
-        if (!read_fully(forger->link_fd, &size, 4) || size > sizeof bytes || !read_fully(forger->link_fd, bytes, size)) { return false; }
-        if (failed(link_wire_decode(bytes, size, scratch, NULL, ret_msg))) { return false; }
-    } while (ret_msg->kind == LINK_HEARTBEAT);
+        if (!forger_hear_any(forger, ret_msg)) { return false; }
+    } while (ret_msg->kind == LINK_HEARTBEAT || ret_msg->kind == LINK_CABLE);
     return true;
 }
 
@@ -107,7 +113,7 @@ void forger_open(struct forger *forger, const char *ticket_hex, const struct kv_
     host_id_read(hello->host_id);
     hello->cable_count = 1;
     snprintf(hello->cables[0], sizeof hello->cables[0], "%s", cable_name);
-    msg_send(forger, &msg);
+    forger_send(forger, &msg);
     assert_true(forger_hear(forger, &msg));
     assert_int_equal(msg.kind, LINK_HELLO_ACK);
     forger->ack = msg.body.hello_ack;
@@ -175,6 +181,10 @@ bool forger_cable(struct forger *forger, const char *cable, const uint8_t token[
         forger->ucx = forger_ucx_open(offer, &forger->layout, token);
         return forger->ucx != NULL;
     }
+    if (strcmp(cable, "nccl") == 0) { /* it has no token; what it can get wrong are its terms */
+        forger->nccl = forger_nccl_open(forger, memcmp(token, forger->ack.token, KV_CABLE_TOKEN_BYTES) != 0);
+        return forger->nccl != NULL;
+    }
     if (strcmp(cable, "shm") == 0) { return shm_connect(forger, offer, token); }
     char host[KV_ADDRESS_CHARS_MAX + 1];
     snprintf(host, sizeof host, "%.*s", (int)offer->size - 3, (const char *)offer->bytes + 3);
@@ -191,6 +201,7 @@ void forger_close(struct forger *forger)
 {
     close(forger->link_fd);
     forger_ucx_close(forger->ucx);
+    forger_nccl_close(forger->nccl);
     if (forger->cable_fd >= 0) { close(forger->cable_fd); }
     if (forger->pool.memory) {
         while (fake_memory_imports(forger->pool.memory) > 0) { clock_sleep_ns(NS_PER_MS); } /* D lets go by itself */
@@ -204,7 +215,7 @@ void forger_say(struct forger *forger, enum link_msg_kind kind, struct link_xfer
 {
     struct link_msg msg = {.kind = kind};
     msg.body.xfer = xfer;
-    msg_send(forger, &msg);
+    forger_send(forger, &msg);
 }
 
 bool forger_frame(struct forger *forger, const char *cable, const struct kv_frame *frame, uint64_t seed, uint32_t crc_xor)
@@ -240,13 +251,13 @@ bool forger_frame(struct forger *forger, const char *cable, const struct kv_fram
         size_t bytes = SHM_DEVICE_DESCRIPTOR_HEAD_BYTES + 8u * frame->count;
         return send(forger->cable_fd, packet, bytes, MSG_NOSIGNAL) == (ssize_t)bytes && read_fully(forger->cable_fd, done, sizeof done);
     }
-    if (strcmp(cable, "ucx") == 0) {
+    if (strcmp(cable, "ucx") == 0 || strcmp(cable, "nccl") == 0) {
         static uint8_t slices[1u << 20];
         assert_true(frame->count * slice_bytes <= sizeof slices);
         for (uint32_t i = 0; i < frame->count; i++) {
             memcpy(slices + i * slice_bytes, forger->view + kv_layout_slice_offset(&forger->layout, i, layer_here), slice_bytes);
         }
-        return forger_ucx_frame(forger->ucx, frame, slices, crc);
+        return forger->nccl ? forger_nccl_frame(forger->nccl, frame, slices, crc) : forger_ucx_frame(forger->ucx, frame, slices, crc);
     }
     if (strcmp(cable, "shm") == 0) {
         uint8_t packet[SHM_PACKET_BYTES_MAX];

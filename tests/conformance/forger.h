@@ -12,6 +12,7 @@ struct forger {
     struct kv_endpoint_pool pool; /* our slices */
     uint8_t *view;                /* the same, as we see them */
     struct forger_ucx *ucx;
+    struct forger_nccl *nccl;
     struct kv_ticket ticket;
     struct link_hello_ack ack;
 };
@@ -24,7 +25,11 @@ void forger_close(struct forger *forger);
 
 /* A message about the ticket's transfer, with these fields. */
 void forger_say(struct forger *forger, enum link_msg_kind kind, struct link_xfer xfer);
-/* The next message other than a heartbeat; false: the link ended. */
+/* Any message. */
+void forger_send(const struct forger *forger, const struct link_msg *msg);
+/* The next message, whatever it is; false: the link ended. */
+bool forger_hear_any(struct forger *forger, struct link_msg *ret_msg);
+/* The next message other than a heartbeat or a cable's; false: the link ended. */
 bool forger_hear(struct forger *forger, struct link_msg *ret_msg);
 
 /* One frame whose slices hold the pattern of `seed`; crc_xor 0 for true checksums. False: the

@@ -533,14 +533,14 @@ int peer_main(int argc, char **argv)
     fflush(stdout);
     run();
     socket_streams_stop(peer.streams);
-    kv_endpoint_destroy(peer.endpoint);
+    bool lets_go = kv_endpoint_destroy(peer.endpoint);
     socket_streams_destroy(peer.streams);
     for (int i = 0; i < XFERS_MAX; i++) {
         if (peer.xfers[i].used) { free(peer.xfers[i].blocks); }
     }
-    if (is_device) {
+    if (is_device && lets_go) {
         fake_memory_destroy(peer.pool.memory);
-    } else {
+    } else if (!is_device) {
         kv_endpoint_pool_free(&peer.pool);
     }
     free(peer.free_blocks);
