@@ -43,8 +43,11 @@ step() { # NAME SECONDS COMMAND...
   fi
   if ((rc == 124)) && [[ "$name" == sanitizer-* ]]; then skip "$name" "not done in $seconds s; run it alone: PARTS=sanitizer"; return 1; fi
   ((rc != 124)) || echo "stopped after $seconds s" >> "$out/log/$name.log"
-  echo "FAILED  $name ($((SECONDS - start)) s), the end of $out/log/$name.log:"
-  tail -n 15 "$out/log/$name.log" | sed 's/^/    /'
+  echo "FAILED  $name ($((SECONDS - start)) s, exit $rc), the first errors and the end of $out/log/$name.log:"
+  # The end of a test's log is the list of what failed; why is said where it failed.
+  grep -a -m 8 -E '^ERROR: |: error: |level=error|^[A-Za-z]*Error: ' "$out/log/$name.log" | cut -c1-400 | sed 's/^/    /'
+  echo "    ..."
+  tail -n 10 "$out/log/$name.log" | cut -c1-400 | sed 's/^/    /'
   failed=$((failed + 1))
   return 1
 }
