@@ -4,7 +4,8 @@
 # on the one GPU, measures, runs the kernels under compute-sanitizer in what is left of the time, and prints the table
 # of docs/BENCHMARKS.md.
 #   tests/gpu/run.sh [FOLDER]       results, logs and the table: default build/gpu
-# PARTS: words of "build checks split bench peer sanitizer", default all. DEVICE: which GPU, default 0.
+# PARTS: words of "build checks split bench peer sanitizer", default all. DEVICE: which GPU, default 0. BUDGET: seconds
+# that it may take, default 480; what comes last (peer, which compiles for minutes, and sanitizer) gets what is left.
 # BATON_SYSROOT, NVCC, CUDA_HOME: see tests/gpu/build.sh. BATON_PYTHON: for the split and for transformers.
 # Ends with "N passed, N failed, N skipped"; what was skipped says why. Without a GPU it builds, and skips the rest.
 set -uo pipefail
@@ -15,7 +16,7 @@ out=$(readlink -f "$out")
 parts=${PARTS:-build checks split bench peer sanitizer}
 device=${DEVICE:-0}
 python=${BATON_PYTHON:-$(command -v python3 || true)}
-budget=480
+budget=${BUDGET:-480}
 passed=0 failed=0 skipped=0
 : > "$out/results.jsonl"
 
@@ -118,7 +119,7 @@ if wants peer; then
   if [[ -z "$python" ]] || ! "$python" -c 'import torch, transformers' 2> /dev/null; then
     skip peer "no torch and transformers for ${python:-python3}"
   else
-    bench bench-transformers 150 "$python" bench/gpu/transformers_side.py bench/shapes/llama-3.1-8b --batches=1,8,64 --rounds=3
+    bench bench-transformers 300 "$python" bench/gpu/transformers_side.py bench/shapes/llama-3.1-8b --batches=1,8,64 --rounds=3
   fi
 fi
 
