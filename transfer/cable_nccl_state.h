@@ -73,7 +73,7 @@ struct cable_pair {
     bool is_ended;           /* nccl_pair_end was called */
     bool is_stuck;
     uint64_t frames, bytes;
-    char why[160];           /* ENDING */
+    char why[256];           /* ENDING */
 };
 
 struct nccl_link {

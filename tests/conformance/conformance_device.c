@@ -117,7 +117,10 @@ void a_lost_device_ends_the_link(void **state)
         tell(&p, "send %016x 9 %s full", 2, grant(&d, 2, 64, 60000));
         const char *at_d = side == 0 ? "INTERNAL fenced" : "UNAVAILABLE fenced";
         const char *at_p = side == 0 ? "UNAVAILABLE" : "INTERNAL";
-        assert_int_equal(strncmp(expect(&d, "failed %016llx", 2ULL), at_d, strlen(at_d)), 0);
+        const char *how = expect(&d, "failed %016llx", 2ULL);
+        /* Beside another cable the link lives on, and P may say that it gave up before D has had a frame. */
+        bool is_told = cable_beside && strncmp(how, "ABORTED fenced", 14) == 0;
+        if (!is_told) { assert_int_equal(strncmp(how, at_d, strlen(at_d)), 0); }
         assert_int_equal(strncmp(expect(&p, "send_failed %016llx", 2ULL), at_p, strlen(at_p)), 0);
         pair_quit();
     }
