@@ -146,6 +146,8 @@ test_objects() { # "NAME: OTHERS": their sources
 }
 if [[ "${CHECKS:-yes}" == yes ]]; then
   mains+=(tests/gpu/launch_on_device.c tests/gpu/emulated_by_device.c)
+  one_gpu=(tests/nccl/one_gpu.c tests/nccl/one_gpu_loop.c tests/nccl/one_gpu_pair.c) # of tests/nccl/one_gpu.sh
+  mains+=("${one_gpu[@]}")
   while read -r file; do mains+=("$file"); done < <(for check in "${launch_checks[@]}" "${backend_checks[@]}"; do test_objects "$check"; done | sort -u)
 fi
 pids=0
@@ -222,6 +224,8 @@ link_check() { # CHECK SUPPORT
 if [[ "${CHECKS:-yes}" == yes ]]; then
   for check in "${launch_checks[@]}"; do run_limited link_check "$check" launch_on_device; done
   for check in "${backend_checks[@]}"; do run_limited link_check "$check" emulated_by_device; done
+  # shellcheck disable=SC2046
+  run_limited link_program tests/nccl/one_gpu $(for file in "${one_gpu[@]}"; do object_of "$file"; done)
 fi
 wait
 [[ ! -e "$failed_mark" ]] || die "linking failed"
