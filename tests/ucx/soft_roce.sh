@@ -133,7 +133,7 @@ while read -r module; do
   count=$((count + 1))
 done < "$work/modules"
 
-tests="${BATON_SOFT_ROCE_TESTS:-transfers_side_by_side_do_not_mix all_shapes_land_whole forged_frames_land_nowhere wrong_sums_are_data_loss killed_sender_frees_the_blocks killed_receiver_and_its_successor stopped_receiver_finds_the_transfer_over slow_reader_gets_everything abort_storm}"
+tests="${BATON_SOFT_ROCE_TESTS:-transfers_side_by_side_do_not_mix all_shapes_land_whole forged_frames_land_nowhere wrong_sums_are_data_loss lease_ends_a_grant killed_sender_frees_the_blocks killed_receiver_and_its_successor stopped_sender_writes_nothing_when_it_wakes stopped_receiver_finds_the_transfer_over slow_reader_gets_everything abort_storm}"
 cat > "$root/init" << EOF
 #!/bin/sh
 export PATH=/bin
