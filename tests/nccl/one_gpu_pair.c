@@ -20,7 +20,7 @@ enum { SLOTS = 4, SLICE_BYTES = 64 * 1024 };
 #define SLOT_BYTES ((size_t)RANGES * SLICE_BYTES)
 #define POOL_BYTES ((size_t)16 * SLOT_BYTES)
 #define INIT_NS (30 * NS_PER_S)
-#define STALL_NS (2 * NS_PER_S)
+#define STALL_NS (2 * NS_PER_S) /* of who is to notice a death; else INIT_NS */
 
 enum word_kind { W_HERE, W_START, W_ID, W_UP, W_SEND, W_READY, W_LANDED, W_END, W_ENDED };
 struct word {
@@ -36,6 +36,7 @@ struct side {
     int fd;      /* to the other */
     int facts[2]; /* a pipe: what the pair tells */
     uint32_t rank, channels;
+    uint64_t stall_ns;
     struct nccl_pair *pair;
     bool is_up, is_broken, is_ended, other_is_up, other_has_ended, other_is_gone;
     uint64_t init_ns, bytes, abort_ns, broken_ns; /* broken_ns: when */
@@ -67,7 +68,7 @@ static void say_kind(struct side *side, enum word_kind kind)
 
 static void side_open(struct side *side, struct one_gpu *gpu, int fd, uint32_t rank, uint32_t channels)
 {
-    *side = (struct side){.gpu = gpu, .fd = fd, .rank = rank, .channels = channels};
+    *side = (struct side){.gpu = gpu, .fd = fd, .rank = rank, .channels = channels, .stall_ns = INIT_NS};
     STOP_UNLESS(pipe(side->facts) == 0, "no pipe");
 }
 
@@ -75,7 +76,7 @@ static void side_start(struct side *side, const uint8_t *id)
 {
     struct diag diag = {.text = ""};
     struct nccl_pair_config config = {.api = side->gpu->api, .memory = side->gpu->memory, .rank = side->rank, .channels = side->channels,
-                                      .slot_count = SLOTS, .slot_bytes = SLOT_BYTES, .init_ns = INIT_NS, .stall_ns = STALL_NS, .told = told, .user = side};
+                                      .slot_count = SLOTS, .slot_bytes = SLOT_BYTES, .init_ns = INIT_NS, .stall_ns = side->stall_ns, .told = told, .user = side};
     if (id) { memcpy(config.id, id, sizeof config.id); }
     stop(nccl_pair_create(&config, &diag, &side->pair), "a pair", &diag);
 }
@@ -359,6 +360,7 @@ static void death(struct one_gpu *gpu, const char *program, uint32_t rank, int s
     struct side side;
     const bool is_stop = signal_number == SIGSTOP;
     pid_t child = both_here(&side, gpu, program, rank, 2);
+    side.stall_ns = STALL_NS;
     both_start(&side, 0);
     uint64_t start_ns = clock_now_ns();
     kill(child, signal_number);
