@@ -44,7 +44,7 @@ enum post_kind { POST_ATTACH, POST_STEP, POST_XFER, POST_TIER, POST_INSPECT, POS
 struct xfer_post {
     struct kv_event event;
     char text[256];
-    char reason[64];
+    char reason[160]; /* the whole sentence: why a better cable was not taken */
     uint8_t payload[];
 };
 

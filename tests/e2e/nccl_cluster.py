@@ -19,9 +19,9 @@ class NcclCluster(DeviceCluster):
     """Prefill nodes share one device and decode nodes the other. No block is cached, so that each request moves its own.
     faults: node name -> the FAKE_NCCL of its environment."""
 
-    def __init__(self, prefill=1, decode=1, model=None, common=(), faults=None, nccl=("--nccl=on",), **more):
-        super().__init__(prefill, decode, model=model, common=["--prefix-cache=off", *nccl, *common], prefill_flags=["--device=0"],
-                         decode_flags=["--device=1"], router_flags=SPLIT, **more)
+    def __init__(self, prefill=1, decode=1, model=None, common=(), faults=None, devices=(0, 1), **more):
+        super().__init__(prefill, decode, model=model, common=["--prefix-cache=off", "--nccl=on", *common],
+                         prefill_flags=["--device=%d" % devices[0]], decode_flags=["--device=%d" % devices[1]], router_flags=SPLIT, **more)
         for name, text in (faults or {}).items():
             self.nodes[name].environment["FAKE_NCCL"] = text
 

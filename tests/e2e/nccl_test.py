@@ -52,6 +52,24 @@ class Nccl(NcclTest):
             self.assertEqual(self.ask_all(cluster), {"nccl"})
             cluster.wait_quiet()
 
+    def test_two_nodes_on_one_gpu(self):
+        """There blocks go by shm. NCCL takes two ranks on one GPU for a mistake unless they say that they are of two hosts, so
+        without that the next cable is taken, and the reason is in the log."""
+        with NcclCluster(model=self.model, devices=(0, 0)) as cluster:
+            self.assertEqual(self.ask_all(cluster), {"shm"})
+        with NcclCluster(model=self.model, devices=(0, 0), common=["--cables=nccl,tcp"], log_level="debug") as cluster:
+            for _ in range(2):
+                self.assertEqual(self.ask_all(cluster), {"tcp"})
+            self.assertEqual(cluster.pairs("prefill-0", None), 0)
+            self.assertIn('cable=tcp reason="nccl: both pools are on one device, which NCCL takes for one rank"', cluster.nodes["prefill-0"].log())
+            cluster.wait_quiet()
+        cluster = NcclCluster(model=self.model, devices=(0, 0), common=["--cables=nccl,tcp"])
+        for name, process in cluster.nodes.items():
+            process.environment["NCCL_HOSTID"] = name
+        with cluster:
+            self.warm(cluster)
+            cluster.wait_quiet()
+
     def test_formats_over_nccl(self):
         """What a slot holds is the slice as it lies in the pool, whatever its format and size: one process equals the split."""
         model, expected = golden("llama_linear_bias_tied_bf16")
@@ -143,6 +161,11 @@ class Nccl(NcclTest):
                 if not names:
                     plan = re.search(r"event=device_plan (.*)", text).group(1)
                     self.assertIn("nccl=%d" % (256 << 20), plan)
+            got = subprocess.run([binary, "--model=" + self.model, *DEVICE, "--nccl=on", "--kv-memory=1MiB", "--nccl-memory=64MiB",
+                                  "--nccl-channels=32"], capture_output=True, text=True, timeout=PATIENCE)
+            self.assertEqual(got.returncode, 2, got.stderr)
+            for name in ("event=start_failed", "--nccl-memory", "--nccl-channels"):
+                self.assertIn(name, got.stderr + got.stdout)
 
 
 if __name__ == "__main__":
