@@ -79,7 +79,7 @@ fi
 named=()
 [[ -z "$library" ]] || named=("--nccl-library=$library")
 
-# 22809 is 2.28.9; the loop says it.
+# 22809 is 2.28.9; loop and pairs say it.
 machine() {
   printf '{"bench":"machine","gpu":"%s","nccl":"%s","date":"%s","commit":"%s"}\n' "$gpu" \
     "$(grep -oE '"nccl":[0-9]+' "$results" | head -n 1 | grep -oE '[0-9]+' || echo unknown)" "$(date -u +%F)" \

@@ -322,8 +322,11 @@ static uint64_t left_of(struct one_gpu *gpu)
 void one_gpu_pairs(struct one_gpu *gpu, const char *program)
 {
     static const uint32_t channels[] = {1, 2, 4};
+    struct diag diag = {.text = ""};
+    int version = 0;
     environment_set();
     one_gpu_open(gpu, POOL_BYTES);
+    stop(nccl_api_check_version(gpu->api, &version, &diag), "NCCL", &diag);
     for (size_t i = 0; i < sizeof channels / sizeof channels[0]; i++) {
         struct side side;
         uint64_t frames = gpu->bytes / 16 / SLOT_BYTES + 16; /* all of the pool, at least */
@@ -343,9 +346,9 @@ void one_gpu_pairs(struct one_gpu *gpu, const char *program)
         say_kind(&side, W_END);
         nccl_pair_end(side.pair);
         while (!side.is_ended || !side.other_has_ended) { STOP_UNLESS(turn(&side), "the other process is gone"); }
-        printf("{\"bench\":\"nccl_pair\",\"channels\":%u,\"mib\":%.1f,\"mib_told\":%.1f,\"init_ms\":%.1f,\"init_ms_other\":%.1f,\"frames\":%llu,\"frame_bytes\":%zu,"
+        printf("{\"bench\":\"nccl_pair\",\"nccl\":%d,\"channels\":%u,\"mib\":%.1f,\"mib_told\":%.1f,\"init_ms\":%.1f,\"init_ms_other\":%.1f,\"frames\":%llu,\"frame_bytes\":%zu,"
                "\"gb_s\":%.3f,\"abort_ms\":%.2f,\"abort_ms_other\":%.2f,\"verified\":true}\n",
-               channels[i], mib, (double)side.bytes / (1 << 20), (double)side.init_ns / 1e6, (double)side.other_init_ns / 1e6,
+               version, channels[i], mib, (double)side.bytes / (1 << 20), (double)side.init_ns / 1e6, (double)side.other_init_ns / 1e6,
                (unsigned long long)frames, SLOT_BYTES, (double)frames * (double)SLOT_BYTES / seconds / 1e9, (double)side.abort_ns / 1e6,
                (double)side.other_abort_ns / 1e6);
         side_close(&side);
