@@ -345,7 +345,7 @@ void one_gpu_pairs(struct one_gpu *gpu, const char *program)
         double seconds = (double)(clock_now_ns() - start_ns) / (double)NS_PER_S;
         say_kind(&side, W_END);
         nccl_pair_end(side.pair);
-        while (!side.is_ended || !side.other_has_ended) { STOP_UNLESS(turn(&side), "the other process is gone"); }
+        while (!side.is_ended || !side.other_has_ended) { STOP_UNLESS(turn(&side) || side.other_has_ended, "the other process is gone"); }
         printf("{\"bench\":\"nccl_pair\",\"nccl\":%d,\"channels\":%u,\"mib\":%.1f,\"mib_told\":%.1f,\"init_ms\":%.1f,\"init_ms_other\":%.1f,\"frames\":%llu,\"frame_bytes\":%zu,"
                "\"gb_s\":%.3f,\"abort_ms\":%.2f,\"abort_ms_other\":%.2f,\"verified\":true}\n",
                version, channels[i], mib, (double)side.bytes / (1 << 20), (double)side.init_ns / 1e6, (double)side.other_init_ns / 1e6,
