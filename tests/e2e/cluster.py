@@ -130,7 +130,7 @@ class Cluster:
         for process in self.processes():
             process.start()
         try:
-            self.wait_attached(len(self.nodes))
+            self.wait_status("%d nodes attached" % len(self.nodes), self.all_attached)
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
@@ -144,6 +144,13 @@ class Cluster:
         for process in reversed(self.processes()):
             process.stop(timeout=5)
         self.dir.cleanup()
+
+    def all_attached(self, status):
+        """For the start alone, where a node that has ended will not attach however long one waits."""
+        for node in self.nodes.values():
+            if node.popen.poll() is not None:
+                raise AssertionError("%s ended with %d" % (node.name, node.popen.returncode))
+        return sum(node["attached"] for node in status["nodes"]) == len(self.nodes)
 
     def processes(self):
         return [*self.nodes.values(), self.router]
