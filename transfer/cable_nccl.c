@@ -232,7 +232,10 @@ static status_t nccl_open(const struct kv_cable_host *host, struct diag *diag, s
     const struct kv_nccl_config *config = &host->nccl;
     const status_t off = STATUS(ST_UNIMPLEMENTED, SCOPE_NODE);
     if (!config->is_on) { return nccl_unavailable(diag, off, "is switched off; --nccl=on switches it on"); }
-    if (!host->pool.memory) { return nccl_unavailable(diag, off, "moves pools on devices, and this pool is in host memory"); }
+    if (!host->pool.memory) { /* left out by "auto", but it was asked for */
+        LOGF(LOG_WARN, "nccl_left_out", "text=\"the pool is in host memory; NCCL moves pools on devices\"");
+        return nccl_unavailable(diag, off, "moves pools on devices, and this pool is in host memory");
+    }
     const struct nccl_api *api = config->api;
     int version = 0;
     if (!api) { TRY(nccl_api_load(config->library, diag, &api)); }

@@ -238,7 +238,9 @@ status_t kv_endpoint_create(const struct kv_endpoint_config *config, struct diag
     uint64_t frame_blocks = FRAME_BYTES_AIM / e->slice_bytes;
     e->frame_blocks = (uint32_t)(frame_blocks < 1 ? 1 : frame_blocks > KV_FRAME_BLOCKS_MAX ? KV_FRAME_BLOCKS_MAX : frame_blocks);
     e->limits = config->limits;
-    if (e->limits.connect_ns == 0 && config->cables && strcmp(config->cables, "nccl") == 0) { /* nothing else carries meanwhile */
+    /* Where nothing else carries meanwhile, as on a link whose P has nothing else. */
+    bool waits_for_nccl = (config->cables && strcmp(config->cables, "nccl") == 0) || (config->nccl.is_on && e->link_address[0]);
+    if (e->limits.connect_ns == 0 && waits_for_nccl) {
         e->limits.connect_ns = or_default(config->nccl.init_ns, 15 * NS_PER_S) + 5 * NS_PER_S;
     }
     limits_fill(&e->limits);

@@ -125,7 +125,7 @@ struct kv_endpoint_limits {     /* 0 takes the default */
     uint64_t heartbeat_ns;      /* 250 ms */
     uint64_t suspect_ns;        /* silence until no new send uses the link, 1 s */
     uint64_t dead_ns;           /* silence until the link is closed by force, 3 s */
-    uint64_t connect_ns;        /* dial to ready, 5 s; with nccl alone 5 s more than its init_ns */
+    uint64_t connect_ns;        /* dial to ready, 5 s; with nccl alone, and on a D that has it, its init_ns and 5 s */
     uint64_t stall_ns;          /* after commit: without a slice, or without an ack, 10 s */
 };
 
