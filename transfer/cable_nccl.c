@@ -329,6 +329,7 @@ static void nccl_stats(const struct kv_cable *cable, struct kv_endpoint_stats *s
     stats->nccl.pairs_up = pairs->up;
     stats->nccl.pairs_opening = pairs->opening;
     stats->nccl.pairs_stuck = pairs->stuck;
+    stats->nccl.pairs_opened = pairs->came_up;
     stats->nccl.pairs_broken = pairs->broke;
     stats->nccl.memory_bytes = pairs->memory_bytes;
     if (cable->frames_under_way > 0) { stats->nccl.busy_ns += clock_now_ns() - cable->busy_since_ns; }

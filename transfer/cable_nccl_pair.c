@@ -153,7 +153,6 @@ static void carry_open(struct kv_cable *cable, const struct nccl_pairs_wish *wis
         pair->state = PAIR_GRANTED;
         pair->gen = link->gen_last;
     }
-    cable->stats.pairs_opened++;
     cable_say(pair, &msg);
 }
 

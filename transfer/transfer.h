@@ -273,7 +273,7 @@ struct kv_ucx_stats {
 /* --- what the nccl cable did; see cable_nccl.h. */
 struct kv_nccl_stats {
     uint64_t pairs_up, pairs_opening, pairs_stuck; /* now; stuck: an abort that never returned, kept for good */
-    uint64_t pairs_opened, pairs_closed, pairs_broken, pairs_denied; /* closed: idle, for another's sake */
+    uint64_t pairs_opened, pairs_closed, pairs_broken, pairs_denied; /* opened: came up; closed: idle, for another's sake, here or at the peer */
     uint64_t memory_bytes;                         /* now, of the device, as counted: slots and what NCCL took */
     uint64_t init_ns_last, init_ns_max, abort_ns_last, abort_ns_max;
     uint64_t frames, bytes;                        /* P: sent; D: received */

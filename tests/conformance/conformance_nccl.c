@@ -94,9 +94,9 @@ void broken_pairs_end_what_they_carried(void **state)
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
         char args[160];
         uint64_t xfer = 1;
-        snprintf(args, sizeof args, "role=d layers=4 heads=8 dim=128 blocks=64 stall_ms=400 %s", faults[i].d);
+        snprintf(args, sizeof args, "role=d layers=4 heads=8 dim=128 blocks=64 stall_ms=2000 %s", faults[i].d);
         proc_start(&d, NULL, args);
-        snprintf(args, sizeof args, "role=p layers=4 heads=8 dim=128 blocks=64 stall_ms=400 %s", faults[i].p);
+        snprintf(args, sizeof args, "role=p layers=4 heads=8 dim=128 blocks=64 stall_ms=2000 %s", faults[i].p);
         proc_start(&p, NULL, args);
         nccl_carries(&p, &xfer);
         transfer_breaks(xfer++, faults[i].what);
