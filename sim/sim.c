@@ -88,43 +88,9 @@ void sim_result_print(const struct sim_result *sum, uint64_t seeds, FILE *out)
 
 /* ---- the queue of what will happen ---- */
 
-static bool is_before(const struct sim_event *a, const struct sim_event *b)
-{
-    return a->at_ns != b->at_ns ? a->at_ns < b->at_ns : a->order < b->order;
-}
-
 struct sim_event *sim_at(struct sim_world *world, uint64_t at_ns, enum sim_event_kind kind)
 {
-    if (world->heap_count == world->heap_capacity) {
-        world->heap_capacity = world->heap_capacity ? world->heap_capacity * 2 : 256;
-        world->heap = realloc(world->heap, world->heap_capacity * sizeof *world->heap);
-        CHECK(world->heap != NULL);
-    }
-    struct sim_event event = {.at_ns = at_ns, .order = ++world->order, .kind = kind};
-    size_t at = world->heap_count++;
-    while (at > 0 && is_before(&event, &world->heap[(at - 1) / 2])) {
-        world->heap[at] = world->heap[(at - 1) / 2];
-        at = (at - 1) / 2;
-    }
-    world->heap[at] = event;
-    return &world->heap[at];
-}
-
-static struct sim_event next_event(struct sim_world *world)
-{
-    struct sim_event first = world->heap[0];
-    struct sim_event last = world->heap[--world->heap_count];
-    size_t at = 0;
-    for (;;) {
-        size_t child = 2 * at + 1;
-        if (child >= world->heap_count) { break; }
-        if (child + 1 < world->heap_count && is_before(&world->heap[child + 1], &world->heap[child])) { child++; }
-        if (!is_before(&world->heap[child], &last)) { break; }
-        world->heap[at] = world->heap[child];
-        at = child;
-    }
-    world->heap[at] = last;
-    return first;
+    return event_heap_add(&world->heap, &(struct sim_event){.at_ns = at_ns, .kind = kind});
 }
 
 bool sim_chance(struct sim_world *world, uint32_t per_mille) { return rng_below(&world->rng, 1000) < per_mille; }
@@ -229,8 +195,9 @@ static void strike(struct sim_world *world)
 
 static void run_dry(struct sim_world *world)
 {
-    while (world->heap_count > 0) {
-        struct sim_event event = next_event(world);
+    while (world->heap.count > 0) {
+        struct sim_event event;
+        event_heap_take(&world->heap, &event);
         CHECK(event.at_ns >= world->now_ns);
         world->now_ns = event.at_ns;
         if (world->now_ns > world->quiet_at_ns + QUIET_MAX_NS) { sim_fail(world, "still busy long after the last fault: a livelock"); }
@@ -281,7 +248,7 @@ static void fini(struct sim_world *world)
     ctl_codec_destroy(world->codec_out);
     free(world->xfers);
     free(world->conns);
-    free(world->heap);
+    event_heap_fini(&world->heap);
     free(world);
 }
 
@@ -291,6 +258,7 @@ void sim_run(const struct sim_options *options, struct sim_result *ret_result)
     CHECK(world != NULL);
     world->options = *options;
     world->rng = rng_init(options->seed);
+    world->heap.event_bytes = sizeof(struct sim_event);
     status_t st = ctl_codec_create(1u << 20, &world->codec_out);
     CHECK(!failed(st));
     st = ctl_codec_create(1u << 20, &world->codec_in);

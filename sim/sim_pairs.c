@@ -82,42 +82,9 @@ void sim_pairs_result_print(const struct sim_pairs_result *sum, uint64_t seeds, 
 
 /* ---- the queue of what will happen ---- */
 
-static bool is_before(const struct event *a, const struct event *b)
-{
-    return a->at_ns != b->at_ns ? a->at_ns < b->at_ns : a->order < b->order;
-}
-
 struct event *pairs_at(struct world *world, uint64_t at_ns, enum event_kind kind)
 {
-    if (world->heap_count == world->heap_room) {
-        world->heap_room = world->heap_room ? world->heap_room * 2 : 256;
-        world->heap = realloc(world->heap, world->heap_room * sizeof *world->heap);
-        CHECK(world->heap != NULL);
-    }
-    struct event event = {.at_ns = at_ns, .order = ++world->order, .kind = kind};
-    size_t at = world->heap_count++;
-    while (at > 0 && is_before(&event, &world->heap[(at - 1) / 2])) {
-        world->heap[at] = world->heap[(at - 1) / 2];
-        at = (at - 1) / 2;
-    }
-    world->heap[at] = event;
-    return &world->heap[at];
-}
-
-static struct event next_event(struct world *world)
-{
-    struct event first = world->heap[0], last = world->heap[--world->heap_count];
-    size_t at = 0;
-    for (;;) {
-        size_t child = 2 * at + 1;
-        if (child >= world->heap_count) { break; }
-        if (child + 1 < world->heap_count && is_before(&world->heap[child + 1], &world->heap[child])) { child++; }
-        if (!is_before(&world->heap[child], &last)) { break; }
-        world->heap[at] = world->heap[child];
-        at = child;
-    }
-    if (world->heap_count > 0) { world->heap[at] = last; }
-    return first;
+    return event_heap_add(&world->heap, &(struct event){.at_ns = at_ns, .kind = kind});
 }
 
 uint64_t pairs_below(struct world *world, uint64_t bound) { return rng_below(&world->rng, bound); }
@@ -511,7 +478,7 @@ static void options_of_seed(struct world *world)
 
 void sim_pairs_run(const struct sim_pairs_options *given, struct sim_pairs_result *ret_result)
 {
-    struct world world = {.options = *given, .rng = rng_init(given->seed), .now_ns = NS_PER_S};
+    struct world world = {.options = *given, .rng = rng_init(given->seed), .now_ns = NS_PER_S, .heap = {.event_bytes = sizeof(struct event)}};
     running = &world;
     world.is_even = given->prefill_count > 0 || given->seed % 3 > 0;
     if (given->prefill_count == 0) { options_of_seed(&world); }
@@ -536,8 +503,9 @@ void sim_pairs_run(const struct sim_pairs_options *given, struct sim_pairs_resul
     }
     if (!options->calm) { pairs_at(&world, world.now_ns + pairs_below(&world, 5 * NS_PER_S), EV_FAULT); }
     pairs_at(&world, options->span_ns + QUIET_NS, EV_COMPARE);
-    while (world.heap_count > 0) {
-        struct event event = next_event(&world);
+    while (world.heap.count > 0) {
+        struct event event;
+        event_heap_take(&world.heap, &event);
         world.now_ns = event.at_ns;
         world.result.events++;
         const uint64_t parts[] = {event.at_ns, event.kind, event.node, event.pair, event.link, event.life, event.gen, event.value};
@@ -553,7 +521,7 @@ void sim_pairs_run(const struct sim_pairs_options *given, struct sim_pairs_resul
     if (world.result.by_nccl + world.result.by_other != world.result.transfers) {
         pairs_fail(&world, "a transfer did not start");
     }
-    free(world.heap);
+    event_heap_fini(&world.heap);
     free(world.nodes);
     free(world.links);
     free(world.comms);

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
+#include "sim/event_heap.h"
 #include "sim/sim_pairs.h"
 #include "transfer/nccl_pairs.h"
 
@@ -91,10 +92,9 @@ struct node {
 struct world {
     struct sim_pairs_options options; /* filled in */
     struct rng rng;
-    uint64_t now_ns, order, turns;
+    uint64_t now_ns, turns;
     bool is_over, is_even; /* even: NCCL never takes more than it was thought to */
-    struct event *heap;
-    size_t heap_count, heap_room;
+    struct event_heap heap;
     uint32_t node_count;
     struct node *nodes; /* P first */
     struct link_of_two *links;

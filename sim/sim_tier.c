@@ -56,8 +56,8 @@ static void forget(struct sim_tier *tier, uint32_t at)
 /* The core has not heard yet that the entry is gone. */
 static bool is_drop_on_its_way(const struct sim_world *world, const struct sim_node *node, struct kv_hash hash)
 {
-    for (size_t i = 0; i < world->heap_count; i++) {
-        const struct sim_event *later = &world->heap[i];
+    for (size_t i = 0; i < world->heap.count; i++) {
+        const struct sim_event *later = event_heap_get(&world->heap, i);
         struct kv_tier_event event;
         if (later->kind != SIM_TIER_EVENT || later->a != node->index || later->generation != node->epoch) { continue; }
         memcpy(&event, later->bytes, sizeof event);

@@ -14,6 +14,7 @@
 #include "kv/kv_tier.h"
 #include "prefill_node/prefill_core.h"
 #include "router/router_core.h"
+#include "sim/event_heap.h"
 #include "sim/sim.h"
 
 #define NODES_MAX 6u
@@ -170,9 +171,8 @@ struct sim_world {
     struct sim_options options;
     struct sim_result result;
     struct rng rng;
-    uint64_t now_ns, order;
-    struct sim_event *heap;
-    size_t heap_count, heap_capacity;
+    uint64_t now_ns;
+    struct event_heap heap;
     struct ctl_codec *codec_out, *codec_in;
     uint32_t node_count, prefill_count;
     struct sim_node nodes[NODES_MAX];

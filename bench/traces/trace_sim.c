@@ -25,6 +25,7 @@
 #include "model/sampling_params.h"
 #include "prefill_node/prefill_core.h"
 #include "router/router_core.h"
+#include "sim/event_heap.h"
 
 #define NODES_MAX 64u
 #define SLOTS_MAX 1024u
@@ -115,9 +116,8 @@ struct world {
     struct grant *grants;
     uint32_t grant_count, grant_capacity;
     struct ctl_codec *codec_out, *codec_in;
-    struct event *heap;
-    size_t heap_count, heap_capacity;
-    uint64_t now_ns, order, wire_bytes;
+    struct event_heap heap;
+    uint64_t now_ns, wire_bytes;
     struct outcome *outcomes;
     uint32_t *waiting;  /* static batching: arrived, not submitted; a ring as long as the trace */
     uint32_t waiting_first, waiting_count, group_open, done_count, refused;
@@ -128,38 +128,7 @@ struct world {
 
 static struct event *at(struct world *world, uint64_t at_ns, enum event_kind kind, uint32_t node)
 {
-    if (world->heap_count == world->heap_capacity) {
-        world->heap_capacity = world->heap_capacity ? 2 * world->heap_capacity : 1024;
-        world->heap = realloc(world->heap, world->heap_capacity * sizeof *world->heap);
-        CHECK(world->heap != NULL);
-    }
-    struct event event = {.at_ns = at_ns, .order = ++world->order, .kind = kind, .node = node};
-    size_t i = world->heap_count++;
-    for (; i > 0; i = (i - 1) / 2) {
-        const struct event *up = &world->heap[(i - 1) / 2];
-        if (up->at_ns < at_ns || (up->at_ns == at_ns && up->order < event.order)) { break; }
-        world->heap[i] = *up;
-    }
-    world->heap[i] = event;
-    return &world->heap[i];
-}
-
-static struct event next(struct world *world)
-{
-    struct event first = world->heap[0], last = world->heap[--world->heap_count];
-    size_t i = 0;
-    for (;;) {
-        size_t child = 2 * i + 1;
-        if (child >= world->heap_count) { break; }
-        const struct event *left = &world->heap[child], *right = left + 1;
-        if (child + 1 < world->heap_count && (right->at_ns < left->at_ns || (right->at_ns == left->at_ns && right->order < left->order))) { child++; }
-        const struct event *least = &world->heap[child];
-        if (last.at_ns < least->at_ns || (last.at_ns == least->at_ns && last.order < least->order)) { break; }
-        world->heap[i] = *least;
-        i = child;
-    }
-    world->heap[i] = last;
-    return first;
+    return event_heap_add(&world->heap, &(struct event){.at_ns = at_ns, .kind = kind, .node = node});
 }
 
 static void send(struct world *world, enum event_kind kind, uint32_t node, const struct ctl_msg *msg)
@@ -695,7 +664,7 @@ static void prepare(struct world *world)
 
 int main(int argc, char **argv)
 {
-    static struct world world;
+    static struct world world = {.heap = {.event_bytes = sizeof(struct event)}};
     struct diag diag = {{0}};
     bool wants_help = false;
     status_t st = flags_parse(flags, sizeof flags / sizeof flags[0], &world.config, argc, argv, NULL, NULL, &wants_help, &diag);
@@ -712,8 +681,9 @@ int main(int argc, char **argv)
         return 0;
     }
     prepare(&world);
-    while (world.heap_count > 0 && world.done_count < world.workload.count) {
-        struct event event = next(&world);
+    struct event event;
+    while (world.heap.count > 0 && world.done_count < world.workload.count) {
+        event_heap_take(&world.heap, &event);
         world.now_ns = event.at_ns;
         happen(&world, &event);
         open_group(&world);
@@ -725,14 +695,17 @@ int main(int argc, char **argv)
         prefill_core_destroy(world.nodes[i].prefill);
         free(world.nodes[i].samples);
     }
-    while (world.heap_count > 0) { free(world.heap[--world.heap_count].bytes); }
+    while (world.heap.count > 0) {
+        event_heap_take(&world.heap, &event);
+        free(event.bytes);
+    }
     while (world.grant_count > 0) { grant_drop(&world, &world.grants[0]); }
     router_core_destroy(world.router);
     ctl_codec_destroy(world.codec_in);
     ctl_codec_destroy(world.codec_out);
     workload_fini(&world.workload);
     free(world.grants);
-    free(world.heap);
+    event_heap_fini(&world.heap);
     free(world.outcomes);
     free(world.waiting);
     free(world.prompt);
