@@ -35,7 +35,7 @@ struct fake_node {
     pthread_mutex_t lock; /* guards the rest */
     struct ctl_codec *codec;
     bool stop;
-    uint32_t hold_at, taken;
+    uint32_t hold_at;
     struct ctl_prefill last; /* its pointers are stale */
     struct fake_leg legs[LEGS_MAX];
     struct fake_node *const *decodes;
@@ -73,7 +73,6 @@ static void add(struct fake_node *node, struct rpc_call *call, const struct ctl_
                                           .max_tokens = work->params.max_tokens, .logprobs = work->params.logprobs,
                                           .call = call};
         rpc_call_ref(call);
-        node->taken++;
         return;
     }
     fail_msg("a fake node holds at most %u legs", LEGS_MAX);
@@ -113,7 +112,6 @@ static bool land(struct fake_node *decode, struct leg_id id)
 static void on_prefill(struct fake_node *node, struct rpc_call *call, const struct ctl_prefill *prefill)
 {
     const struct ctl_work *work = &prefill->work;
-    node->taken++;
     (void)emit(node, work->leg, call, work->sequence_first, work->sequence_count, work->output_count,
                work->params.max_tokens, work->params.logprobs, false);
     bool landed = false;
@@ -296,14 +294,6 @@ struct ctl_prefill fake_node_last(struct fake_node *node)
     struct ctl_prefill last = node->last;
     pthread_mutex_unlock(&node->lock);
     return last;
-}
-
-uint32_t fake_node_taken(struct fake_node *node)
-{
-    pthread_mutex_lock(&node->lock);
-    uint32_t taken = node->taken;
-    pthread_mutex_unlock(&node->lock);
-    return taken;
 }
 
 void fake_node_stop(struct fake_node *node)

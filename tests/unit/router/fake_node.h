@@ -30,7 +30,6 @@ uint16_t fake_node_port(const struct fake_node *node);
 void fake_node_feeds(struct fake_node *prefill, struct fake_node *const *decodes, uint32_t count);
 void fake_node_hold(struct fake_node *node, uint32_t position);
 uint32_t fake_node_legs(struct fake_node *node); /* held now */
-uint32_t fake_node_taken(struct fake_node *node); /* RESERVE or PREFILL so far */
 struct ctl_prefill fake_node_last(struct fake_node *node); /* the last RESERVE or PREFILL; no arrays */
 void fake_node_stop(struct fake_node *node);     /* drops every stream, as a death does */
 

@@ -199,12 +199,6 @@ bool kv_model_holds(const struct kv_model *model, uint32_t block, const uint32_t
     return true;
 }
 
-uint32_t kv_model_next(uint32_t vocab_size, const struct sampling_params *params, uint32_t sequence,
-                       const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count)
-{
-    return kv_model_next_in_window(0, vocab_size, params, sequence, prompt, prompt_count, output, output_count);
-}
-
 uint32_t kv_model_next_in_window(uint32_t window, uint32_t vocab_size, const struct sampling_params *params, uint32_t sequence,
                                  const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count)
 {
@@ -219,11 +213,6 @@ uint32_t kv_model_next_in_window(uint32_t window, uint32_t vocab_size, const str
     }
     for (uint32_t i = 0; i < output_count; i++) { penalty = mix(penalty, output[i]); }
     return pick(vocab_size, text, params->seed, sequence, penalty, output_count);
-}
-
-float kv_model_prompt_logprob(const uint32_t *prompt, uint32_t index)
-{
-    return kv_model_prompt_logprob_in_window(0, prompt, index);
 }
 
 float kv_model_prompt_logprob_in_window(uint32_t window, const uint32_t *prompt, uint32_t index)

@@ -6,7 +6,8 @@
  * read them. A sampled token is a hash of all marks
  * from the first to the last position of its sequence, read through the block table, and of
  * the sampler's state. So a wrong block, a copy that was not made, a block reused too early
- * or a sampler that was not opened again gives another token than kv_model_next(). */
+ * or a sampler that was not opened again gives another token than
+ * kv_model_next_in_window(). */
 #ifndef BATON_TESTS_UNIT_SCHED_KV_MODEL_H
 #define BATON_TESTS_UNIT_SCHED_KV_MODEL_H
 
@@ -40,16 +41,11 @@ void kv_model_restore(struct kv_model *model, uint32_t block, const uint64_t *ma
 bool kv_model_holds(const struct kv_model *model, uint32_t block, const uint32_t *tokens, uint32_t first,
                     uint32_t count);
 
-/* The token that a sequence must continue with. */
-uint32_t kv_model_next(uint32_t vocab_size, const struct sampling_params *params, uint32_t sequence,
-                       const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count);
-
-/* The same where only a window is seen. */
+/* The token that a sequence must continue with, where only a window is seen; 0: all. */
 uint32_t kv_model_next_in_window(uint32_t window, uint32_t vocab_size, const struct sampling_params *params, uint32_t sequence,
                                  const uint32_t *prompt, uint32_t prompt_count, const uint32_t *output, uint32_t output_count);
 
 /* The log-probability that prompt[index] must be reported with. */
-float kv_model_prompt_logprob(const uint32_t *prompt, uint32_t index);
 float kv_model_prompt_logprob_in_window(uint32_t window, const uint32_t *prompt, uint32_t index);
 
 #endif

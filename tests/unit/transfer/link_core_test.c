@@ -19,7 +19,6 @@ enum { LAYERS = 2, LINKS = 4, GRANTS = 8, BLOCKS = 8, SENDS = 8, QUEUE = 4096, X
 enum { P, D };
 
 struct travelling {
-    bool is_frame;
     struct link_msg msg;
     struct kv_frame frame;
     bool corrupt;
@@ -46,7 +45,6 @@ struct world {
     bool slow_cable; /* connecting takes until the test says so */
     uint32_t cable_messages[2];
     struct world_link links[LINKS]; /* by P's slot */
-    bool d_link_used[LINKS];
     uint32_t fence_slot[GRANTS];
     uint64_t fence_epoch[GRANTS];
     uint32_t fence_count;
