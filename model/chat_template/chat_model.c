@@ -94,8 +94,6 @@ void chat_model_destroy(struct chat_model *model)
     free(model);
 }
 
-bool chat_model_has_template(const struct chat_model *model) { return model->chat != NULL; }
-
 status_t chat_model_render(const struct chat_model *model, const json_t *messages, const struct chat_options *options, char **ret_text, size_t *ret_len,
                            struct diag *diag)
 {

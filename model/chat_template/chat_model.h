@@ -23,8 +23,6 @@ NODISCARD status_t chat_model_load(const char *model_dir, const char *choice, st
 
 void chat_model_destroy(struct chat_model *model);
 
-bool chat_model_has_template(const struct chat_model *model);
-
 /* As chat_template_render(); the options' bos_token and eos_token are the model's where NULL.
  * Errors  FAILED_PRECONDITION (request): the model has no template. */
 NODISCARD status_t chat_model_render(const struct chat_model *model, const json_t *messages, const struct chat_options *options, char **ret_text,

@@ -198,11 +198,6 @@ struct value *dict_get(struct jinja_ctx *ctx, const struct dict *dict, struct va
     return NULL;
 }
 
-struct value *dict_get_text(struct jinja_ctx *ctx, const struct dict *dict, const char *text, size_t len)
-{
-    return dict_get(ctx, dict, value_str(text, len));
-}
-
 void dict_set(struct jinja_ctx *ctx, struct dict *dict, struct value key, struct value value)
 {
     if (!dict || jinja_failed(ctx)) { return; }

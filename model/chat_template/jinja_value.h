@@ -167,7 +167,6 @@ struct dict *dict_new(struct jinja_ctx *ctx);
 /* Fails on a key that Python cannot hash. */
 void dict_set(struct jinja_ctx *ctx, struct dict *dict, struct value key, struct value value);
 struct value *dict_get(struct jinja_ctx *ctx, const struct dict *dict, struct value key);
-struct value *dict_get_text(struct jinja_ctx *ctx, const struct dict *dict, const char *text, size_t len);
 static inline struct value value_dict(struct dict *dict) { return (struct value){.kind = V_DICT, .u.dict = dict}; }
 
 /* ---- text that grows ---- */
