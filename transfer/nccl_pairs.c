@@ -416,6 +416,14 @@ enum nccl_pairs_answer nccl_pairs_want(struct nccl_pairs *pairs, uint32_t link_s
     return stand_in_line(pairs, link_slot, slots_bytes, false, now_ns, ret);
 }
 
+static bool is_closing_one(const struct nccl_pairs *pairs, uint32_t link_slot)
+{
+    for (uint32_t i = 0; i < pairs->config.pairs_max; i++) {
+        if (pairs->pairs[i].state == PAIR_CLOSING && pairs->pairs[i].link == link_slot) { return true; }
+    }
+    return false;
+}
+
 enum nccl_pairs_answer nccl_pairs_ask(struct nccl_pairs *pairs, uint32_t link_slot, uint64_t slots_bytes, uint64_t now_ns,
                                       uint64_t *ret_retry_ns, struct nccl_pairs_wishes *ret)
 {
@@ -431,6 +439,11 @@ enum nccl_pairs_answer nccl_pairs_ask(struct nccl_pairs *pairs, uint32_t link_sl
     if (now_ns < after_ns) {
         *ret_retry_ns = after_ns - now_ns;
         return NCCL_PAIRS_PAUSED;
+    }
+    if (is_closing_one(pairs, link_slot)) {
+        *ret_retry_ns = RETRY_SOON_NS;
+        pairs->stats.no_room++;
+        return NCCL_PAIRS_NO_ROOM;
     }
     enum nccl_pairs_answer answer = stand_in_line(pairs, link_slot, slots_bytes, true, now_ns, ret);
     if (answer == NCCL_PAIRS_TOO_LARGE) { *ret_retry_ns = NCCL_PAIRS_PAUSE_MAX_NS; }
@@ -527,7 +540,10 @@ void nccl_pairs_peer_closed(struct nccl_pairs *pairs, uint32_t slot, uint64_t no
 {
     struct pair *pair = pair_of(pairs, slot);
     if (pair->state != PAIR_OPENING && pair->state != PAIR_UP) { return; }
+    bool was_up = pair->state == PAIR_UP;
+    struct link *link = &pairs->links[pair->link];
     close_pair(pairs, pair, NCCL_PAIRS_PEER, now_ns, ret);
+    if (!was_up) { pause_link(link, now_ns); }
 }
 
 void nccl_pairs_ended(struct nccl_pairs *pairs, uint32_t slot, uint64_t now_ns, struct nccl_pairs_wishes *ret)

@@ -14,7 +14,8 @@
  * A pair is a slot 0 .. pairs_max-1 of this table and outlives its link: a link slot is used anew at
  * once, while the pair it had is still being aborted and its memory still taken. The caller keeps its own
  * data of a pair under the same number. A link has at most one pair that is OPENING or UP; those that
- * are CLOSING or STUCK behind it hold up nothing but the room they take.
+ * are CLOSING or STUCK behind it hold up nothing but the room they take, except that D gives a link no
+ * pair while one of its own is CLOSING: else one P could have all of them.
  *
  * Room. A pair is reserved at its slots plus nccl_bytes_expected: the largest of the last eight that
  * were measured, nccl_bytes_first before. When it is up it is charged what was measured. Where there is
@@ -139,7 +140,8 @@ void nccl_pairs_broke(struct nccl_pairs *pairs, uint32_t pair, uint64_t now_ns, 
  * NCCL_PAIRS_PAUSE_MAX_NS), and not longer the next time. */
 void nccl_pairs_denied(struct nccl_pairs *pairs, uint32_t pair, uint64_t retry_ns, uint64_t now_ns,
                        struct nccl_pairs_wishes *ret);
-/* The peer closed it for room. No failure, no pause. */
+/* The peer closed it. One that was up: for room; no failure, no pause. One that was not: a failure as any
+ * other, for a peer that asks and gives up costs a communicator each time. */
 void nccl_pairs_peer_closed(struct nccl_pairs *pairs, uint32_t pair, uint64_t now_ns, struct nccl_pairs_wishes *ret);
 /* The answer to CLOSE: its memory is free. Also of one that was called stuck. */
 void nccl_pairs_ended(struct nccl_pairs *pairs, uint32_t pair, uint64_t now_ns, struct nccl_pairs_wishes *ret);

@@ -170,6 +170,15 @@ static void check(struct model *model)
     MUST(model, stats->waiting <= waiting);
 }
 
+static bool is_closing_one(const struct model *model, uint32_t link_slot)
+{
+    for (uint32_t i = 0; i < model->config.pairs_max; i++) {
+        const struct model_pair *pair = &model->pairs[i];
+        if (pair->state == M_CLOSING && pair->link == link_slot && pair->link_life == model->links[link_slot].life) { return true; }
+    }
+    return false;
+}
+
 static void fact_want(struct model *model, uint32_t link_slot)
 {
     struct model_link *link = &model->links[link_slot];
@@ -181,6 +190,7 @@ static void fact_want(struct model *model, uint32_t link_slot)
     if (model->is_remote) {
         if (pair != NCCL_PAIRS_NONE) { return; }
         answer = nccl_pairs_ask(model->core, link_slot, model->slots_bytes, now_ns, &retry_ns, &model->wishes);
+        MUST(model, answer != NCCL_PAIRS_IS_OPENING || !is_closing_one(model, link_slot));
         MUST(model, (answer == NCCL_PAIRS_IS_OPENING) == (retry_ns == 0));
     } else {
         answer = nccl_pairs_want(model->core, link_slot, model->slots_bytes, now_ns, &model->wishes);
@@ -270,6 +280,7 @@ static void fact_of_pair(struct model *model, uint32_t slot)
         break;
     case 4:
         if (below(model, 2)) {
+            if (pair->state == M_OPENING) { model->links[pair->link].after_ns = model->now_ns + pause_min_ns(model); }
             nccl_pairs_peer_closed(model->core, slot, model->now_ns, &model->wishes);
             take_wishes(model, NCCL_PAIRS_NONE);
             MUST(model, pair->state == M_CLOSING || pair->state == M_STUCK);

@@ -505,12 +505,73 @@ static void d_holds_up_who_does_not_pause(void **state)
     uint32_t pair = opening(&table, 0);
     broke(&table, pair);
     closing(&table, 0, NCCL_PAIRS_BROKE);
+    ended(&table, pair);
     table.now_ns += 400 * MS;
     assert_int_equal(nccl_pairs_ask(table.pairs, 0, SLOTS, table.now_ns, &retry_ns, &table.wishes), NCCL_PAIRS_PAUSED);
     assert_int_equal(retry_ns, 100 * MS);
     wished_nothing(&table);
     table.now_ns += 500 * MS; /* P heard of it 100 ms before D */
     assert_int_equal(nccl_pairs_ask(table.pairs, 0, SLOTS, table.now_ns, &retry_ns, &table.wishes), NCCL_PAIRS_IS_OPENING);
+    table_fini(&table);
+}
+
+/* A P that asks and gives up before the pair is up pauses as after a failure, longer each time; one that closes a pair
+ * that was up does not. */
+static void giving_up_is_a_failure(void **state)
+{
+    (void)state;
+    struct table table;
+    table_init(&table, four);
+    named(&table, 1);
+    uint64_t retry_ns = 0;
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(nccl_pairs_ask(table.pairs, 0, SLOTS, table.now_ns, &retry_ns, &table.wishes), NCCL_PAIRS_IS_OPENING);
+        uint32_t pair = opening(&table, 0);
+        nccl_pairs_peer_closed(table.pairs, pair, table.now_ns, &table.wishes);
+        closing(&table, 0, NCCL_PAIRS_PEER);
+        ended(&table, pair);
+        assert_int_equal(nccl_pairs_ask(table.pairs, 0, SLOTS, table.now_ns, &retry_ns, &table.wishes), NCCL_PAIRS_PAUSED);
+        assert_int_equal(retry_ns, (NCCL_PAIRS_PAUSE_MIN_NS << i) / 2);
+        table.now_ns += retry_ns;
+    }
+    assert_int_equal(nccl_pairs_ask(table.pairs, 0, SLOTS, table.now_ns, &retry_ns, &table.wishes), NCCL_PAIRS_IS_OPENING);
+    uint32_t pair = opening(&table, 0);
+    up(&table, pair, 0);
+    nccl_pairs_peer_closed(table.pairs, pair, table.now_ns, &table.wishes);
+    closing(&table, 0, NCCL_PAIRS_PEER);
+    ended(&table, pair);
+    assert_int_equal(nccl_pairs_ask(table.pairs, 0, SLOTS, table.now_ns, &retry_ns, &table.wishes), NCCL_PAIRS_IS_OPENING);
+    opening(&table, 0);
+    table_fini(&table);
+}
+
+/* D gives a link no pair while the one before is ending, so that no P has all of them; one that is stuck, or another
+ * link's, is no reason. */
+static void a_link_ends_one_before_the_next(void **state)
+{
+    (void)state;
+    struct table table;
+    table_init(&table, four);
+    named(&table, 2);
+    uint64_t retry_ns = 0;
+    uint32_t pair[2];
+    for (uint32_t i = 0; i < 2; i++) { /* the second is not waited for: it gets stuck */
+        pair[i] = open_and_up(&table, 0);
+        nccl_pairs_peer_closed(table.pairs, pair[i], table.now_ns, &table.wishes);
+        closing(&table, 0, NCCL_PAIRS_PEER);
+        assert_int_equal(nccl_pairs_ask(table.pairs, 0, SLOTS, table.now_ns, &retry_ns, &table.wishes), NCCL_PAIRS_NO_ROOM);
+        assert_int_equal(retry_ns, 500 * MS);
+        wished_nothing(&table);
+        assert_int_equal(nccl_pairs_stats(table.pairs)->waiting, 0);
+        if (i == 0) { ended(&table, pair[i]); } else { nccl_pairs_stuck(table.pairs, pair[i], table.now_ns, &table.wishes); }
+    }
+    assert_int_equal(nccl_pairs_ask(table.pairs, 0, SLOTS, table.now_ns, &retry_ns, &table.wishes), NCCL_PAIRS_IS_OPENING);
+    uint32_t third = opening(&table, 0);
+    up(&table, third, 0);
+    nccl_pairs_peer_closed(table.pairs, third, table.now_ns, &table.wishes);
+    closing(&table, 0, NCCL_PAIRS_PEER);
+    assert_int_equal(nccl_pairs_ask(table.pairs, 1, SLOTS, table.now_ns, &retry_ns, &table.wishes), NCCL_PAIRS_IS_OPENING);
+    opening(&table, 1);
     table_fini(&table);
 }
 
@@ -673,6 +734,8 @@ int main(void)
         cmocka_unit_test(newcomers_are_served_in_turn),
         cmocka_unit_test(d_keeps_the_place_of_who_asked),
         cmocka_unit_test(d_holds_up_who_does_not_pause),
+        cmocka_unit_test(giving_up_is_a_failure),
+        cmocka_unit_test(a_link_ends_one_before_the_next),
         cmocka_unit_test(the_stuck_hold_up_nobody),
         cmocka_unit_test(cost_is_the_largest_of_the_last_eight),
         cmocka_unit_test(who_takes_too_much_goes_again),
