@@ -59,7 +59,7 @@ static size_t text_write(const char *text, uint8_t *at)
 static bool text_read(const uint8_t *at, size_t chars, char *ret_text)
 {
     if (chars > NCCL_WIRE_TEXT_CHARS_MAX) { return false; }
-    for (size_t i = 0; i < chars; i++) { ret_text[i] = at[i] < 0x20 || at[i] >= 0x7f ? '?' : (char)at[i]; }
+    for (size_t i = 0; i < chars; i++) { ret_text[i] = at[i] < 0x20 || at[i] >= 0x7f ? '?' : at[i] == '"' ? '\'' : (char)at[i]; }
     ret_text[chars] = '\0';
     return true;
 }

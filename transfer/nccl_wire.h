@@ -11,7 +11,7 @@
  *   id       128 bytes, NCCL's own              where the ranks meet                P -> D
  *   up                                          this rank is                        both
  *   send     u32 slot, frame, crc[count]        gathered; may it come?              P -> D
- *   ready    u32 slot                           it may: the receive is queued       D -> P
+ *   ready    u32 slot                           it may: D's pair has the receive    D -> P
  *   refused  u32 slot                           no grant takes it; the slot is free D -> P
  *   close                                       the pair idles and its room is needed  both
  *   broken   u32 code, text                                                         both */
@@ -57,7 +57,7 @@ struct nccl_wire_msg {
     struct kv_frame frame;              /* count 1 to KV_FRAME_BLOCKS_MAX */
     uint32_t crc[KV_FRAME_BLOCKS_MAX];
     uint32_t code, retry_ms;
-    char text[NCCL_WIRE_TEXT_CHARS_MAX + 1]; /* cut when longer; read: control characters are '?' */
+    char text[NCCL_WIRE_TEXT_CHARS_MAX + 1]; /* cut when longer; read: fit for a log's quotes, control characters are '?' and " is ' */
 };
 
 void nccl_offer_write(const struct nccl_wire_offer *offer, struct kv_cable_offer *ret_offer);

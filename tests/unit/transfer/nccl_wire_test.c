@@ -79,7 +79,7 @@ static void strangers_are_refused(void **state)
     }
 }
 
-/* A text that is too long is cut by its writer and refused by its reader; one with controls cannot break a log line. */
+/* A text that is too long is cut by its writer and refused by its reader; one with controls or quotes cannot break a log line. */
 static void texts_are_bounded(void **state)
 {
     (void)state;
@@ -89,9 +89,9 @@ static void texts_are_bounded(void **state)
     assert_int_equal(strlen(out.text), NCCL_WIRE_TEXT_CHARS_MAX);
     wire[size] = 'x';
     assert_false(nccl_wire_read(wire, size + 1, &out));
-    strcpy(msg.text, "a\nlevel=error \x1b \x80");
+    strcpy(msg.text, "a\nlevel=error \x1b \x80 \" pid=1 text=\"");
     (void)there_and_back(NCCL_WIRE_DENIED);
-    assert_string_equal(out.text, "a?level=error ? ?");
+    assert_string_equal(out.text, "a?level=error ? ? ' pid=1 text='");
 }
 
 /* An offer keeps what D says of itself; anything else is refused. */
