@@ -57,13 +57,14 @@ struct nccl_config {
 struct nccl_api {
     nccl_result_t (*get_version)(int *ret_version);
     /* Listens on a port of this process, with a thread, until all ranks of the communicator have come; what
-     * becomes of it when they never do is nccl_pair.c's. Needs no device. */
+     * ends it when they never do is nccl_root's. Needs no device. */
     nccl_result_t (*get_unique_id)(struct nccl_id *ret_id);
     /* On the calling thread's device. *ret_comm may be set though it failed; then comm_abort frees it. */
     nccl_result_t (*comm_init_rank_config)(nccl_comm_t *ret_comm, int ranks, struct nccl_id id, int rank,
                                            struct nccl_config *config);
     nccl_result_t (*comm_get_async_error)(nccl_comm_t comm, nccl_result_t *ret_error);
-    /* Stops what is queued, whatever state the communicator is in, and frees it; blocks meanwhile. */
+    /* Stops what is queued, whatever state the communicator is in, and frees it; blocks meanwhile. Of one that is not
+     * made yet NCCL keeps a part: nccl_pair.h. */
     nccl_result_t (*comm_abort)(nccl_comm_t comm);
     nccl_result_t (*comm_count)(nccl_comm_t comm, int *ret_ranks);
     /* What the calling thread queues in between is one operation: needed to send to oneself. */

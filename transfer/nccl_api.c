@@ -33,9 +33,30 @@ static const struct { const char *symbol; size_t offset; } functions[] = {
 _Static_assert(sizeof functions / sizeof functions[0] * sizeof(void *) == sizeof(struct nccl_api),
                "every function of the table is looked up");
 
-/* Read by NCCL at its first call. A value the operator set wins. RAS: on by default, it joins all processes with NCCL
- * that ever met into one ring of sockets, which nodes that come and go would tear over and over. */
-static void environment_set(void) { setenv("NCCL_RAS_ENABLE", "0", 0); }
+/* Read by NCCL at its first call, which also takes what nccl.conf says and the environment does not. A value the operator
+ * set wins. RAS: on by default, it joins all processes with NCCL that ever met into one ring of sockets, which nodes
+ * that come and go would tear over and over. BLOCKING: see nccl_api_check_environment(). */
+static void environment_set(void)
+{
+    setenv("NCCL_RAS_ENABLE", "0", 0);
+    setenv("NCCL_COMM_BLOCKING", "0", 0);
+}
+
+status_t nccl_api_check_environment(struct diag *diag)
+{
+    const char *blocking = getenv("NCCL_COMM_BLOCKING"), *id = getenv("NCCL_COMM_ID");
+    if (blocking && strcmp(blocking, "0") != 0) {
+        diag_set(diag, "nccl cable: NCCL_COMM_BLOCKING is \"%s\" in the environment: NCCL would wait without limit for a peer that does not come. "
+                       "Unset it, or set it to 0; or leave --nccl off", blocking);
+        return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
+    }
+    if (id) {
+        diag_set(diag, "nccl cable: NCCL_COMM_ID is \"%s\" in the environment: it is one meeting point for all, and each pair of nodes needs its own. "
+                       "Unset it; or leave --nccl off", id);
+        return STATUS(ST_FAILED_PRECONDITION, SCOPE_NODE);
+    }
+    return STATUS_OK;
+}
 
 status_t nccl_api_check_version(const struct nccl_api *api, int *ret_version, struct diag *diag)
 {
@@ -55,6 +76,7 @@ status_t nccl_api_check_version(const struct nccl_api *api, int *ret_version, st
 
 static status_t load(const char *library, struct diag *diag)
 {
+    TRY(nccl_api_check_environment(diag));
     environment_set();
     /* Local: no symbol of it may stand in for one of ours. Now: what is missing shows here. */
     void *handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);

@@ -17,15 +17,22 @@
 #include "base/status.h"
 #include "transfer/nccl_abi.h"
 
-/* 2.19: the first with all of: configuration by struct, an abort of a communicator that does not block and is still
- * being made, and errors of the proxy thread in comm_get_async_error. Older ones are found in old images. */
+/* 2.19: the first with all of: configuration by struct, an abort that ends the making of a communicator that does not
+ * block (what it leaves behind: nccl_pair.h), and errors of the proxy thread in comm_get_async_error. Older ones are
+ * found in old images. */
 #define NCCL_VERSION_MIN NCCL_CODE(2, 19, 0)
 
 /* Loads `library` (NULL or "": libnccl.so.2 where the loader looks) and fills the table, once for the process; a
  * second call gives the same table. A program that links another definition has that one: this one is weak.
  * Errors: UNAVAILABLE (node): the library, or one of its functions, is not there; FAILED_PRECONDITION (node): it is
- * too old. The text says what to do. */
+ * too old, or the environment says what nccl_api_check_environment() refuses. The text says what to do. */
 NODISCARD status_t nccl_api_load(const char *library, struct diag *diag, const struct nccl_api **ret_api);
+
+/* Refuses what the operator may have set for another program of his, and what would take the ground from under a pair:
+ * NCCL_COMM_BLOCKING but 0, which wins over a communicator's own configuration: its making would block in the call, out
+ * of reach of any limit; and NCCL_COMM_ID, which gives all ids one address, at which only one can listen.
+ * Errors: FAILED_PRECONDITION (node). The text names it and says what to do. */
+NODISCARD status_t nccl_api_check_environment(struct diag *diag);
 
 /* Whether this library's version will do; api is one that was filled in. ret_version  22809 for 2.28.9; may be NULL. */
 NODISCARD status_t nccl_api_check_version(const struct nccl_api *api, int *ret_version, struct diag *diag);

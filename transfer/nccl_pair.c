@@ -11,11 +11,12 @@
 #include "base/clock.h"
 #include "kv/kv_memory.h"
 #include "transfer/nccl_api.h"
+#include "transfer/nccl_root.h"
 
 #define RANKS 2
 #define POLL_NS_MIN UINT64_C(20000)   /* between two looks at a call that goes on inside NCCL; doubles to the most */
 #define POLL_NS_MAX UINT64_C(5000000)
-#define RETIRE_NS UINT64_C(1000000000) /* see id_retire() */
+#define RETIRE_NS UINT64_C(1000000000) /* an id's listener is of this process: it hears at once or not at all */
 
 struct transfer {
     struct nccl_pair *pair;
@@ -35,7 +36,9 @@ struct nccl_pair {
     struct kv_memory_queue *queue;
     uint8_t *slots; /* written before UP, then read by any */
     struct nccl_id id;
-    bool has_id; /* rank 0: made, and its listener may still wait */
+    bool has_id;    /* rank 0: made, and its listener may still wait */
+    bool is_made;   /* the communicator: its abort frees all of it */
+    uint32_t leaks; /* see nccl_pair_fact */
     uint64_t created_ns, looked_ns;
 
     /* Guards what follows: transfers and the end come from any thread, PASSED from the memory's. Facts are told under it,
@@ -283,6 +286,7 @@ static status_t communicator_make(struct nccl_pair *pair, uint64_t deadline_ns, 
     if (result == NCCL_IN_PROGRESS) { CHECK(pair->comm != NULL); }
     TRY(settled(pair, pair->comm, "ncclCommInitRankConfig", result, deadline_ns, diag));
     pair->has_id = false; /* all have come, so its listener is gone */
+    pair->is_made = true;
     int ranks = 0;
     result = api->comm_count(pair->comm, &ranks);
     if (result != NCCL_SUCCESS) { return nccl_api_status(api, pair->comm, "ncclCommCount", result, diag); }
@@ -310,25 +314,14 @@ static status_t come_up(struct nccl_pair *pair, uint64_t *ret_bytes, struct diag
     return st;
 }
 
-/* An id's maker listens for its ranks with a thread that nothing in NCCL ends but their coming, or one that does not fit.
- * So where rank 1 never came somebody that does not fit goes there: a communicator of one rank. Where it is the first to
- * come it is a whole one, and up; else it gets no answer, nor is there a sign that it was heard, so it gets a second. */
+/* Where rank 1 never came the listener of the id still waits for it. */
 static void id_retire(struct nccl_pair *pair)
 {
-    const struct nccl_api *api = pair->config.api;
-    struct nccl_config config = nccl_config_make(1);
-    nccl_comm_t comm = NULL;
-    uint64_t deadline_ns = clock_now_ns() + RETIRE_NS;
+    int version = 0;
     call_begins(pair);
-    nccl_result_t result = api->comm_init_rank_config(&comm, 1, pair->id, 0, &config);
+    bool is_gone = pair->config.api->get_version(&version) == NCCL_SUCCESS && nccl_root_retire(version, &pair->id, RETIRE_NS);
     call_ends(pair);
-    while (comm != NULL && result == NCCL_IN_PROGRESS && clock_now_ns() < deadline_ns) {
-        clock_sleep_ns(POLL_NS_MAX);
-        result = async_error(pair, comm);
-    }
-    call_begins(pair);
-    if (comm != NULL) { (void)api->comm_abort(comm); }
-    call_ends(pair);
+    if (!is_gone) { pair->leaks++; }
     pair->has_id = false;
 }
 
@@ -346,7 +339,6 @@ static void go_down(struct nccl_pair *pair)
     const struct nccl_pair_config *config = &pair->config;
     struct measuring measuring;
     measuring_begin(pair, &measuring);
-    if (pair->has_id) { id_retire(pair); }
     if (pair->comm != NULL) {
         pthread_mutex_lock(&pair->lock);
         pair->is_aborting = true; /* before: what passes from here on may have been cut short */
@@ -356,7 +348,9 @@ static void go_down(struct nccl_pair *pair)
         (void)config->api->comm_abort(pair->comm);
         call_ends(pair);
         pair->comm = NULL;
+        if (!pair->is_made) { pair->leaks++; }
     }
+    if (pair->has_id) { id_retire(pair); }
     if (pair->queue != NULL) {
         /* The abort tells kernels to stop; that they have is for the queue to say. */
         struct kv_memory_op op = {.kind = KV_MEMORY_PASSED, .queue = pair->queue, .done = all_passed, .user = pair};
@@ -448,7 +442,7 @@ static void *thread_main(void *user)
     go_down(pair);
     pthread_mutex_lock(&pair->lock);
     pair->is_ended = true;
-    fact = (struct nccl_pair_fact){.kind = NCCL_PAIR_ENDED, .duration_ns = clock_now_ns() - pair->ending_ns};
+    fact = (struct nccl_pair_fact){.kind = NCCL_PAIR_ENDED, .duration_ns = clock_now_ns() - pair->ending_ns, .leaks = pair->leaks};
     tell(pair, &fact);
     pthread_mutex_unlock(&pair->lock);
     return NULL;

@@ -18,7 +18,13 @@
  *
  * Nothing is waited for without a limit, but NCCL has no limits of its own: what is late makes BROKEN, and what NCCL
  * does not give back is left to it (nccl_pair_is_stuck). Slots of a stuck pair are never freed: the device may still
- * write them. */
+ * write them.
+ *
+ * Leaks. The abort of a communicator that is made frees all of it. Of one that was given up while it was being made NCCL
+ * (2.19 to 2.30, commReclaim in init.cc) keeps its struct, up to two sockets, two streams, two events and pinned host
+ * memory until the process ends, unless its ranks had met; which is not to be seen from outside, so each is counted
+ * as one. So is an id whose listener, a thread and a socket, could not be ended (nccl_root.h). Whoever makes pairs
+ * with peers that do not come has to make them ever more seldom. */
 #ifndef BATON_TRANSFER_NCCL_PAIR_H
 #define BATON_TRANSFER_NCCL_PAIR_H
 
@@ -47,7 +53,7 @@ enum nccl_pair_fact_kind {
     NCCL_PAIR_UP,     /* transfers may be called */
     NCCL_PAIR_PASSED, /* the device is through with the slot's transfer */
     NCCL_PAIR_BROKEN, /* once: no PASSED comes after it */
-    NCCL_PAIR_ENDED,  /* the last: nothing of the pair is left on the device */
+    NCCL_PAIR_ENDED,  /* the last: nothing of the pair is left but what `leaks` counts */
 };
 
 struct nccl_pair_fact {
@@ -56,6 +62,7 @@ struct nccl_pair_fact {
     uint8_t id[NCCL_ID_BYTES];    /* ID */
     uint64_t bytes;               /* UP: device memory that the communicator took, by measure, without the slots */
     uint64_t duration_ns;         /* UP: since create; ENDED: since end */
+    uint32_t leaks;               /* ENDED: see above */
     status_t status;              /* BROKEN: DEADLINE_EXCEEDED, UNAVAILABLE (both peer) or what the device or NCCL gave */
     char text[256];               /* BROKEN: a sentence */
 };
@@ -89,7 +96,8 @@ uint8_t *nccl_pair_slot(const struct nccl_pair *pair, uint32_t slot);
 void nccl_pair_transfer(struct nccl_pair *pair, uint32_t slot, size_t bytes);
 
 /* Any thread, once (CHECK); posts: aborts the communicator whatever its state, waits for the device to let go of queue
- * and slots, frees them, ENDED. The same for a pair that is idle: an abort frees all and needs no peer. */
+ * and slots, frees them, ends the id's listener where it still waits, ENDED. The same for a pair that is idle: an abort
+ * needs no peer. */
 void nccl_pair_end(struct nccl_pair *pair);
 
 /* Any thread: the pair's thread has been inside one call of NCCL or of the device for NCCL_ABORT_NS, or the end has

@@ -192,13 +192,15 @@ static nccl_result_t make(struct comm *comm)
 {
     if (comm->options.init_fails) { return comm->options.init_fails; }
     if (comm->options.init_hangs) { return NCCL_IN_PROGRESS; }
-    int root_fd = fake_root_connect(&comm->id, comm->ranks, comm->rank), fd = -1;
+    int meet_fd = -1, root_fd = fake_root_connect(&comm->id, comm->ranks, comm->rank, &meet_fd), fd = -1;
     if (root_fd < 0) { return NCCL_SYSTEM_ERROR; }
     pthread_mutex_lock(&comm->lock);
     comm->root_fd = root_fd;
+    comm->meet_fd = meet_fd;
     if (comm->is_aborting) { shutdown(root_fd, SHUT_RDWR); }
+    if (comm->is_aborting && meet_fd >= 0) { shutdown(meet_fd, SHUT_RDWR); }
     pthread_mutex_unlock(&comm->lock);
-    if (!fake_root_wait(root_fd, &fd)) { return NCCL_IN_PROGRESS; }
+    if (!fake_root_wait(root_fd, meet_fd, &comm->id, comm->ranks, &fd)) { return NCCL_IN_PROGRESS; }
     pthread_mutex_lock(&comm->lock);
     comm->fd = fd;
     if (comm->is_aborting && fd >= 0) { shutdown(fd, SHUT_RDWR); }
@@ -255,6 +257,8 @@ static void *maker_main(void *user)
     struct comm *comm = user;
     nccl_result_t made = make(comm);
     pthread_mutex_lock(&comm->lock);
+    comm->is_settled = made != NCCL_IN_PROGRESS;
+    comm->is_made = made == NCCL_SUCCESS;
     if (comm->state == NCCL_IN_PROGRESS) { comm->state = made; }
     for (;;) {
         struct op *first = comm->launch;
@@ -288,6 +292,7 @@ void fake_comm_stop(struct comm *comm)
     pthread_mutex_lock(&comm->lock);
     comm->is_aborting = true;
     if (comm->root_fd >= 0) { shutdown(comm->root_fd, SHUT_RDWR); }
+    if (comm->meet_fd >= 0) { shutdown(comm->meet_fd, SHUT_RDWR); }
     if (comm->fd >= 0) { shutdown(comm->fd, SHUT_RDWR); }
     pthread_cond_broadcast(&comm->changed);
     pthread_mutex_unlock(&comm->lock);
@@ -307,6 +312,7 @@ void fake_comm_free(struct comm *comm)
     }
     if (comm->fd >= 0) { close(comm->fd); }
     if (comm->root_fd >= 0) { close(comm->root_fd); }
+    if (comm->meet_fd >= 0) { close(comm->meet_fd); }
     comm->vtable->give_back(comm->device, comm->bytes_taken);
     pthread_cond_destroy(&comm->changed);
     pthread_mutex_destroy(&comm->write_lock);

@@ -54,13 +54,15 @@ struct comm {
     struct nccl_id id;
     int ranks, rank;
     uint32_t channels;
+    uint64_t caller; /* the thread that made it */
     pthread_t maker, reader;
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
     const char *inside; /* the call that a thread is in; NULL: none */
     nccl_result_t state;
+    bool is_settled, is_made; /* its making has come to an end; to a good one */
     bool is_aborting, has_reader, is_connected, peer_connects, is_gone;
-    int root_fd, fd;
+    int root_fd, meet_fd, fd;
     struct op *launch;
     struct message *messages;
     uint32_t kernels;
@@ -77,10 +79,12 @@ void fake_comm_free(struct comm *comm);
 /* A new id with a root behind it. */
 nccl_result_t fake_root_create(struct nccl_id *ret_id);
 
-/* Goes to the root; -1: nobody is there. The descriptor is the caller's, who may shut it down to end fake_root_wait. */
-int fake_root_connect(const struct nccl_id *id, int ranks, int rank);
+/* Goes to the root; -1: nobody is there. *ret_meet_fd: rank 0 of two: where rank 1 will come; else -1. Descriptors are the
+ * caller's, who may shut them down to end fake_root_wait. */
+int fake_root_connect(const struct nccl_id *id, int ranks, int rank, int *ret_meet_fd);
 
-/* Waits for the root's answer. *ret_fd: the way to the other rank; -1 where there is none. False: none will come. */
-bool fake_root_wait(int root_fd, int *ret_fd);
+/* Waits for the root's answer, then for the other rank. *ret_fd: the way to that; -1 where there is none. False: none will
+ * come. */
+bool fake_root_wait(int root_fd, int meet_fd, const struct nccl_id *id, int ranks, int *ret_fd);
 
 #endif

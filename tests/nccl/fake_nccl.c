@@ -11,6 +11,7 @@ struct fake_world fake_world = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PT
 static pthread_mutex_t comms_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct comm *comms; /* so that a handle that was aborted is known for one */
 
+static _Thread_local uint64_t thread_number; /* 0: it made no communicator yet. A thread's handle may be another's later */
 static _Thread_local uint32_t group_depth;
 static _Thread_local struct op *group_first;
 
@@ -120,6 +121,21 @@ static nccl_result_t get_unique_id(struct nccl_id *ret_id)
     return fails ? fails : fake_root_create(ret_id);
 }
 
+/* Before 2.27 a thread has one place for the work of a group, from a group's end until that work is done. */
+static uint64_t caller_of_init(void)
+{
+    static uint64_t threads;
+    pthread_mutex_lock(&comms_lock);
+    if (thread_number == 0) { thread_number = ++threads; }
+    for (struct comm *comm = comms; comm; comm = comm->next) {
+        pthread_mutex_lock(&comm->lock);
+        RULE(comm->caller != thread_number || comm->is_settled, "ncclCommInitRankConfig by a thread whose other one is in progress");
+        pthread_mutex_unlock(&comm->lock);
+    }
+    pthread_mutex_unlock(&comms_lock);
+    return thread_number;
+}
+
 static nccl_result_t comm_init_rank_config(nccl_comm_t *ret_comm, int ranks, struct nccl_id id, int rank, struct nccl_config *config)
 {
     *ret_comm = NULL;
@@ -135,8 +151,10 @@ static nccl_result_t comm_init_rank_config(nccl_comm_t *ret_comm, int ranks, str
     pthread_mutex_unlock(&fake_world.lock);
     void *device = vtable->bound();
     if (!device) { return NCCL_UNHANDLED_CUDA_ERROR; }
+    uint64_t caller = caller_of_init();
     struct comm *comm = calloc(1, sizeof *comm);
     RULE(comm != NULL, "no memory");
+    comm->caller = caller;
     comm->options = options;
     comm->vtable = vtable;
     comm->device = device;
@@ -144,7 +162,7 @@ static nccl_result_t comm_init_rank_config(nccl_comm_t *ret_comm, int ranks, str
     comm->ranks = ranks;
     comm->rank = rank;
     comm->channels = (uint32_t)config->max_ctas;
-    comm->root_fd = comm->fd = -1;
+    comm->root_fd = comm->meet_fd = comm->fd = -1;
     comm->state = NCCL_IN_PROGRESS;
     fake_count(&fake_world.counts.comms, 1);
     fake_comm_start(comm);
@@ -185,6 +203,7 @@ static nccl_result_t comm_abort(nccl_comm_t handle)
         nanosleep(&wait, NULL);
     }
     fake_comm_stop(comm);
+    if (!comm->is_made) { fake_count_total(&fake_world.counts.given_up); }
     pthread_mutex_lock(&comms_lock);
     struct comm **link = &comms;
     while (*link != comm) { link = &(*link)->next; }

@@ -4,8 +4,9 @@
  * Memory:  heap; freed by comm_abort, as device memory is. fake_nccl_end() tells what was not.
  *
  * What it has of NCCL, between two processes or two communicators of one:
- *   Bootstrap. get_unique_id listens with a thread that ends only when all ranks have come, or one that does not fit;
- *     a rank whose root has gone wrong waits for ever.
+ *   Bootstrap. get_unique_id listens with a thread that ends only when all ranks have come, or one that does not fit,
+ *     or somebody who is no rank; the id is laid out as NCCL's, and who comes says first what NCCL's say. A rank whose
+ *     root has gone wrong waits for ever.
  *   Not blocking. Init, and every group of sends and receives, goes on behind NCCL_IN_PROGRESS. The first transfer
  *     connects, for which both sides must have called, and takes device memory for each channel.
  *   Kernels. A send or receive occupies its stream from its turn there until the peer's matching one runs too: the n-th
@@ -13,9 +14,11 @@
  *   Errors. That the peer has gone is an async error, or none at all; kernels spin on either way.
  *   Abort. From any state; blocks until kernels have ended, so no longer than they have to wait for their stream.
  * Rules of NCCL that a caller breaks end the process with a word on standard error: two threads inside a communicator, a
- * call on one while it is in progress or after its abort, sizes that differ, memory that is not the device's.
+ * call on one while it is in progress or after its abort, a second one by a thread whose first is still being made, sizes
+ * that differ, memory that is not the device's.
  *
- * Not there: communicators that block, collectives, more than two ranks. */
+ * Not there: communicators that block, collectives, more than two ranks; what NCCL keeps of one that is aborted while it
+ * is being made, which is only counted. */
 #ifndef BATON_TESTS_NCCL_FAKE_NCCL_H
 #define BATON_TESTS_NCCL_FAKE_NCCL_H
 
@@ -71,6 +74,7 @@ struct fake_nccl_counts {
     uint32_t kernels;      /* on the streams: waiting for their turn, or spinning */
     uint32_t hanging;      /* calls that wait for fake_nccl_let_go() */
     uint64_t inits, aborts, transfers, looks; /* so far; looks: comm_get_async_error */
+    uint64_t given_up; /* so far: aborted before they were made */
 };
 struct fake_nccl_counts fake_nccl_counts(void);
 

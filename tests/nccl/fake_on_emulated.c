@@ -17,6 +17,7 @@ status_t nccl_api_load(const char *library, struct diag *diag, const struct nccl
 {
     (void)library;
     const struct nccl_api *api = fake_nccl_api(&fake_nccl_on_emulated);
+    TRY(nccl_api_check_environment(diag));
     TRY(nccl_api_check_version(api, NULL, diag));
     *ret_api = api;
     return STATUS_OK;

@@ -1,5 +1,5 @@
-/* fake_root: the bootstrap of fake_nccl. Each rank goes to the root's socket; when all have come the root hands each one
- * end of a new connection, and is gone. Ranks that go away again meanwhile are not noticed, as in NCCL. */
+/* fake_root: the bootstrap of fake_nccl. Each rank goes to the root's socket; when all have come the root tells each, and
+ * is gone; then they go to each other. Ranks that go away again meanwhile are not noticed, as in NCCL. */
 #include <errno.h>
 #include <string.h>
 #include <sys/random.h>
@@ -8,52 +8,47 @@
 #include <unistd.h>
 
 #include "tests/nccl/fake_internal.h"
+#include "transfer/nccl_root.h"
 
 enum { RANKS_MAX = 2 };
-#define HELLO_MAGIC 0x4c43434eu
 
-struct hello { uint32_t magic; int32_t ranks, rank; };
+struct hello { int32_t ranks, rank; };
+struct root { int fd; uint64_t magic; };
 
-/* In the abstract namespace, so that nothing is left of it on a disk. */
-static socklen_t address_of(const struct nccl_id *id, struct sockaddr_un *ret)
+static bool hear(int fd, void *to, size_t bytes) { return recv(fd, to, bytes, MSG_WAITALL) == (ssize_t)bytes; }
+static bool say(int fd, const void *from, size_t bytes) { return send(fd, from, bytes, MSG_NOSIGNAL) == (ssize_t)bytes; }
+
+/* ---- the root -------------------------------------------------------------------------------- */
+
+/* Somebody who knows the magic; who does not is let go. *ret_fits: he says that he is a rank. */
+static int next_caller(const struct root *root, bool *ret_fits)
 {
-    memset(ret, 0, sizeof *ret);
-    ret->sun_family = AF_UNIX;
-    size_t length = strnlen(id->internal, sizeof ret->sun_path - 1);
-    memcpy(ret->sun_path + 1, id->internal, length);
-    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length);
-}
-
-static void answer(int rank_fd, int fd)
-{
-    char byte = fd >= 0;
-    union { char bytes[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control;
-    memset(&control, 0, sizeof control);
-    struct iovec part = {.iov_base = &byte, .iov_len = 1};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-    if (fd >= 0) {
-        message.msg_control = control.bytes;
-        message.msg_controllen = sizeof control.bytes;
-        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof fd);
-        memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    for (;;) {
+        uint64_t magic = 0;
+        int32_t kind = 0;
+        int fd = accept4(root->fd, NULL, NULL, SOCK_CLOEXEC);
+        if (fd < 0) { continue; }
+        if (!hear(fd, &magic, sizeof magic) || magic != root->magic) {
+            close(fd);
+            continue;
+        }
+        *ret_fits = hear(fd, &kind, sizeof kind) && kind == NCCL_ROOT_KIND_RANK;
+        return fd;
     }
-    (void)!sendmsg(rank_fd, &message, MSG_NOSIGNAL); /* a rank that has gone away meanwhile */
 }
 
 static void *root_main(void *user)
 {
-    int listen_fd = (int)(intptr_t)user, ranks[RANKS_MAX] = {-1, -1}, come = 0, expected = RANKS_MAX;
+    struct root *root = user;
+    int ranks[RANKS_MAX] = {-1, -1}, come = 0, expected = RANKS_MAX;
     while (come < expected) {
         struct hello hello;
-        int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
-        if (fd < 0) { continue; }
-        bool is_good = recv(fd, &hello, sizeof hello, MSG_WAITALL) == (ssize_t)sizeof hello && hello.magic == HELLO_MAGIC;
-        is_good &= is_good && hello.ranks >= 1 && hello.ranks <= RANKS_MAX && hello.rank >= 0 && hello.rank < hello.ranks;
-        is_good &= is_good && (come == 0 || hello.ranks == expected) && ranks[hello.rank] < 0;
-        if (!is_good) { /* one that does not fit ends it, and nobody gets an answer */
+        bool fits;
+        int fd = next_caller(root, &fits);
+        fits = fits && hear(fd, &hello, sizeof hello);
+        fits = fits && hello.ranks >= 1 && hello.ranks <= RANKS_MAX && hello.rank >= 0 && hello.rank < hello.ranks;
+        fits = fits && (come == 0 || hello.ranks == expected) && ranks[hello.rank] < 0;
+        if (!fits) { /* one that does not fit ends it, and nobody gets an answer */
             close(fd);
             break;
         }
@@ -61,16 +56,12 @@ static void *root_main(void *user)
         ranks[hello.rank] = fd;
         come++;
     }
-    int ends[2] = {-1, -1};
-    if (come == expected) {
-        if (expected == 2) { RULE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "no sockets: %s", strerror(errno)); }
-        for (int i = 0; i < expected; i++) { answer(ranks[i], ends[i]); }
-    }
     for (int i = 0; i < RANKS_MAX; i++) {
-        if (ends[i] >= 0) { close(ends[i]); }
+        if (come == expected && ranks[i] >= 0) { (void)say(ranks[i], "", 1); } /* or it has gone away meanwhile */
         if (ranks[i] >= 0) { close(ranks[i]); }
     }
-    close(listen_fd);
+    close(root->fd);
+    free(root);
     pthread_mutex_lock(&fake_world.lock);
     fake_world.counts.roots--;
     pthread_cond_broadcast(&fake_world.changed);
@@ -80,51 +71,91 @@ static void *root_main(void *user)
 
 nccl_result_t fake_root_create(struct nccl_id *ret_id)
 {
-    struct sockaddr_un address;
-    uint64_t number = 0;
-    RULE(getrandom(&number, sizeof number, 0) == (ssize_t)sizeof number, "no random number");
-    memset(ret_id, 0, sizeof *ret_id);
-    snprintf(ret_id->internal, sizeof ret_id->internal, "fake-nccl-%d-%016llx", (int)getpid(), (unsigned long long)number);
-    socklen_t bytes = address_of(ret_id, &address);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, bytes) != 0 || listen(fd, 8) != 0) {
+    struct nccl_root_handle handle;
+    memset(&handle, 0, sizeof handle);
+    handle.address.v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof handle.address.v4;
+    RULE(getrandom(&handle.magic, sizeof handle.magic, 0) == (ssize_t)sizeof handle.magic, "no random number");
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || bind(fd, &handle.address.any, bytes) != 0 || listen(fd, 8) != 0 || getsockname(fd, &handle.address.any, &bytes) != 0) {
         if (fd >= 0) { close(fd); }
         return NCCL_SYSTEM_ERROR;
     }
+    memset(ret_id, 0, sizeof *ret_id);
+    memcpy(ret_id->internal, &handle, sizeof handle);
+    struct root *root = malloc(sizeof *root);
+    RULE(root != NULL, "no memory");
+    *root = (struct root){.fd = fd, .magic = handle.magic};
     pthread_mutex_lock(&fake_world.lock);
     fake_world.counts.roots++;
     pthread_mutex_unlock(&fake_world.lock);
     pthread_t thread;
-    RULE(pthread_create(&thread, NULL, root_main, (void *)(intptr_t)fd) == 0, "no thread");
+    RULE(pthread_create(&thread, NULL, root_main, root) == 0, "no thread");
     pthread_detach(thread);
     return NCCL_SUCCESS;
 }
 
-int fake_root_connect(const struct nccl_id *id, int ranks, int rank)
+/* ---- a rank ---------------------------------------------------------------------------------- */
+
+/* Where rank 1 finds rank 0. In the abstract namespace, so that nothing is left of it on a disk. */
+static socklen_t meeting_point(const struct nccl_root_handle *handle, struct sockaddr_un *ret)
+{
+    *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
+    int length = snprintf(ret->sun_path + 1, sizeof ret->sun_path - 1, "fake-nccl-%016llx", (unsigned long long)handle->magic);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length);
+}
+
+static int meeting_open(const struct nccl_root_handle *handle)
 {
     struct sockaddr_un address;
-    const struct hello hello = {.magic = HELLO_MAGIC, .ranks = ranks, .rank = rank};
-    socklen_t bytes = address_of(id, &address);
+    socklen_t bytes = meeting_point(handle, &address);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     RULE(fd >= 0, "no socket: %s", strerror(errno));
-    if (connect(fd, (struct sockaddr *)&address, bytes) == 0 && send(fd, &hello, sizeof hello, MSG_NOSIGNAL) == (ssize_t)sizeof hello) {
+    if (bind(fd, (struct sockaddr *)&address, bytes) == 0 && listen(fd, 1) == 0) { return fd; }
+    close(fd); /* another rank 0 is there */
+    return -1;
+}
+
+int fake_root_connect(const struct nccl_id *id, int ranks, int rank, int *ret_meet_fd)
+{
+    struct nccl_root_handle handle;
+    const struct hello hello = {.ranks = ranks, .rank = rank};
+    const int32_t kind = NCCL_ROOT_KIND_RANK;
+    memcpy(&handle, id->internal, sizeof handle);
+    if (handle.address.any.sa_family != AF_INET) { return -1; }
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    RULE(fd >= 0, "no socket: %s", strerror(errno));
+    *ret_meet_fd = ranks == 2 && rank == 0 ? meeting_open(&handle) : -1;
+    if (connect(fd, &handle.address.any, sizeof handle.address.v4) == 0 && say(fd, &handle.magic, sizeof handle.magic) &&
+        say(fd, &kind, sizeof kind) && say(fd, &hello, sizeof hello)) {
         return fd;
     }
+    if (*ret_meet_fd >= 0) { close(*ret_meet_fd); }
+    *ret_meet_fd = -1;
     close(fd);
     return -1;
 }
 
-bool fake_root_wait(int root_fd, int *ret_fd)
+bool fake_root_wait(int root_fd, int meet_fd, const struct nccl_id *id, int ranks, int *ret_fd)
 {
     char byte = 0;
-    union { char bytes[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control;
-    struct iovec part = {.iov_base = &byte, .iov_len = 1};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
-    ssize_t got;
-    do { got = recvmsg(root_fd, &message, MSG_CMSG_CLOEXEC); } while (got < 0 && errno == EINTR);
-    if (got != 1) { return false; }
     *ret_fd = -1;
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    if (header && header->cmsg_type == SCM_RIGHTS) { memcpy(ret_fd, CMSG_DATA(header), sizeof *ret_fd); }
+    if (!hear(root_fd, &byte, 1)) { return false; }
+    if (ranks == 1) { return true; }
+    if (meet_fd >= 0) {
+        do { *ret_fd = accept4(meet_fd, NULL, NULL, SOCK_CLOEXEC); } while (*ret_fd < 0 && errno == EINTR);
+        return *ret_fd >= 0;
+    }
+    struct nccl_root_handle handle;
+    struct sockaddr_un address;
+    memcpy(&handle, id->internal, sizeof handle);
+    socklen_t bytes = meeting_point(&handle, &address);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    RULE(fd >= 0, "no socket: %s", strerror(errno));
+    if (connect(fd, (struct sockaddr *)&address, bytes) != 0) { /* rank 0 has gone */
+        close(fd);
+        return false;
+    }
+    *ret_fd = fd;
     return true;
 }

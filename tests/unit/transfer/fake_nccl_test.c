@@ -15,8 +15,10 @@
 
 #include "tests/kv_memory/fake_memory.h"
 #include "tests/nccl/fake_nccl.h"
+#include "transfer/nccl_root.h"
 
 enum { SLOTS = 4, SLOT_BYTES = 1 << 16 };
+#define MINUTE_NS UINT64_C(60000000000)
 
 static const struct nccl_api *api;
 
@@ -86,11 +88,30 @@ static void await_passed(struct side *side, uint32_t count)
     pthread_mutex_unlock(&side->lock);
 }
 
+struct init {
+    struct side *side;
+    int ranks, rank;
+    struct nccl_id id;
+    nccl_result_t result;
+};
+
+static void *init_main(void *user)
+{
+    struct init *init = user;
+    struct nccl_config config = nccl_config_make(2);
+    assert_false(failed(kv_memory_thread_bind(init->side->memory, NULL)));
+    init->result = api->comm_init_rank_config(&init->side->comm, init->ranks, init->id, init->rank, &config);
+    return NULL;
+}
+
+/* By a thread of its own: two at once may not be one's. */
 static nccl_result_t init(struct side *side, int ranks, const struct nccl_id *id, int rank)
 {
-    struct nccl_config config = nccl_config_make(2);
-    assert_false(failed(kv_memory_thread_bind(side->memory, NULL)));
-    return api->comm_init_rank_config(&side->comm, ranks, *id, rank, &config);
+    struct init init = {.side = side, .ranks = ranks, .rank = rank, .id = *id};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, init_main, &init), 0);
+    pthread_join(thread, NULL);
+    return init.result;
 }
 
 static nccl_result_t state_of(struct side *side)
@@ -318,11 +339,13 @@ static void init_fails_behind_the_call(void **state)
     assert_true(fake_nccl_end());
 }
 
-/* A root stays while a rank is missing, whoever has given up meanwhile, and goes when one comes that does not fit. */
+/* A root stays while a rank is missing, whoever has given up meanwhile or comes without knowing its id, and goes when one
+ * comes that does not fit, be it a rank or not. */
 static void root_waits_for_all_or_a_stranger(void **state)
 {
     (void)state;
     for (int has_come = 0; has_come < 2; has_come++) {
+        const uint64_t given_up = fake_nccl_counts().given_up;
         struct side p, stranger;
         struct nccl_id id;
         side_open(&p, 1);
@@ -333,11 +356,33 @@ static void root_waits_for_all_or_a_stranger(void **state)
             assert_int_equal(api->comm_abort(p.comm), NCCL_SUCCESS);
             p.comm = NULL;
         }
+        struct nccl_id guessed = id;
+        guessed.internal[0] ^= 1;
+        assert_true(nccl_root_retire(NCCL_ROOT_VERSION_LAST, &guessed, MINUTE_NS)); /* it closes, as to a word from nobody */
+        assert_int_equal(fake_nccl_counts().given_up - given_up, (uint64_t)has_come);
         assert_int_equal(fake_nccl_counts().roots, 1);
         assert_int_equal(init(&stranger, 1, &id, 0), NCCL_IN_PROGRESS);
         while (fake_nccl_counts().roots > 0) { sched_yield(); }
         down(&p);
         down(&stranger);
+        assert_true(fake_nccl_end());
+    }
+}
+
+/* A root goes when somebody comes who knows its id and is no rank, whether ranks have come or not. */
+static void root_is_retired(void **state)
+{
+    (void)state;
+    for (int has_come = 0; has_come < 2; has_come++) {
+        struct side p;
+        struct nccl_id id;
+        side_open(&p, 1);
+        assert_int_equal(api->get_unique_id(&id), NCCL_SUCCESS);
+        if (has_come) { assert_int_equal(init(&p, 2, &id, 0), NCCL_IN_PROGRESS); }
+        assert_true(nccl_root_retire(NCCL_ROOT_VERSION_FIRST, &id, MINUTE_NS));
+        while (fake_nccl_counts().roots > 0) { sched_yield(); }
+        assert_true(nccl_root_retire(NCCL_ROOT_VERSION_FIRST, &id, MINUTE_NS)); /* nobody is there any more */
+        down(&p);
         assert_true(fake_nccl_end());
     }
 }
@@ -486,6 +531,17 @@ static void while_in_progress(void)
     send_slot(&p, 0, 512);
 }
 
+static void two_of_a_thread(void)
+{
+    struct side p;
+    struct init one = {.side = &p, .ranks = 2, .rank = 0}, other = {.side = &p, .ranks = 1, .rank = 0};
+    side_open(&p, 1);
+    api->get_unique_id(&one.id);
+    api->get_unique_id(&other.id);
+    init_main(&one);
+    init_main(&other);
+}
+
 static void after_abort(void)
 {
     struct side p, d;
@@ -535,6 +591,7 @@ static void broken_rules_end_the_process(void **state)
 {
     static const struct { void (*break_it)(void); const char *word; bool is_bare; } rules[] = {
         {while_in_progress, "ncclSend while the communicator is in progress", false},
+        {two_of_a_thread, "ncclCommInitRankConfig by a thread whose other one is in progress", false},
         {after_abort, "ncclCommGetAsyncError on a communicator that is aborted, or never was", false},
         {unequal_sizes, "a send of 513 bytes meets a receive of 512", false},
         {two_threads, "ncclCommGetAsyncError while another thread is inside ncclSend", false},
@@ -592,6 +649,7 @@ int main(void)
         cmocka_unit_test(one_rank_sends_to_itself),
         cmocka_unit_test(init_fails_behind_the_call),
         cmocka_unit_test(root_waits_for_all_or_a_stranger),
+        cmocka_unit_test(root_is_retired),
         cmocka_unit_test(errors_and_hangs_come_at_their_op),
         cmocka_unit_test(init_hangs_or_fails_as_told),
     };

@@ -1,5 +1,7 @@
 /* A library that will not do is refused by name, and the real one, where it is, has all that the table asks for and
  * answers without a device. */
+#include <dirent.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +12,7 @@
 #include <cmocka.h>
 
 #include "transfer/nccl_api.h"
+#include "transfer/nccl_root.h"
 
 #define FAKES "tests/nccl/"
 
@@ -85,6 +88,29 @@ static void failing_version_is_said_in_its_own_words(void **state)
     assert_string_equal(diag.text, "ncclGetVersion: internal error (3): a 'line' of a log");
 }
 
+/* Variables under which no pair can work are refused by name, before a library is looked for. */
+static void environment_is_refused_by_name(void **state)
+{
+    static const struct { const char *name, *value; bool is_refused; } cases[] = {
+        {"NCCL_COMM_BLOCKING", "1", true}, {"NCCL_COMM_BLOCKING", "", true}, {"NCCL_COMM_BLOCKING", "0", false},
+        {"NCCL_COMM_ID", "127.0.0.1:23456", true}, {"NCCL_COMM_ID", "", true}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct diag diag = {.text = ""};
+        const struct nccl_api *api = NULL;
+        char words[100];
+        setenv(cases[i].name, cases[i].value, 1);
+        status_t st = nccl_api_load("/nowhere/libnccl.so.2", &diag, &api);
+        unsetenv(cases[i].name);
+        assert_null(api);
+        assert_int_equal(st.code, cases[i].is_refused ? ST_FAILED_PRECONDITION : ST_UNAVAILABLE);
+        assert_int_equal(st.scope, SCOPE_NODE);
+        snprintf(words, sizeof words, "%s is \"%s\" in the environment", cases[i].name, cases[i].value);
+        assert_int_equal(strstr(diag.text, words) != NULL, cases[i].is_refused);
+        if (cases[i].is_refused) { assert_non_null(strstr(diag.text, "Unset it")); }
+    }
+}
+
 /* What a peer or a network can cause is UNAVAILABLE, the rest INTERNAL, and no more than the pair is lost. */
 static void results_have_codes(void **state)
 {
@@ -151,6 +177,7 @@ static void real_library_answers(void **state)
     assert_false(failed(st));
     assert_in_range(version, NCCL_VERSION_MIN, NCCL_CODE(3, 0, 0) - 1);
     assert_string_equal(getenv("NCCL_RAS_ENABLE"), "0");
+    assert_string_equal(getenv("NCCL_COMM_BLOCKING"), "0");
     assert_string_equal(api->get_error_string(NCCL_SUCCESS), "no error");
 
     /* One machine without another network is enough for the id. */
@@ -179,6 +206,48 @@ static void real_library_answers(void **state)
     if (comm) { assert_int_equal(api->comm_abort(comm), NCCL_SUCCESS); }
 }
 
+static uint32_t entries(const char *folder)
+{
+    uint32_t count = 0;
+    DIR *dir = opendir(folder);
+    assert_non_null(dir);
+    while (readdir(dir)) { count++; }
+    closedir(dir);
+    return count;
+}
+
+/* The listeners of the real library's ids end when they are told to, with thread and sockets; those of a version that
+ * nobody looked at are left alone. Eight at a time, so that an id that kept one descriptor would show. */
+static void real_listeners_are_ended(void **state)
+{
+    enum { IDS = 8 };
+    struct diag diag = {.text = ""};
+    const struct nccl_api *api = NULL;
+    struct nccl_id ids[IDS];
+    int version = 0;
+    (void)state;
+    if (failed(nccl_api_load(real_library(), &diag, &api))) { skip(); }
+    assert_false(failed(nccl_api_check_version(api, &version, &diag)));
+    if (version < NCCL_ROOT_VERSION_FIRST || version > NCCL_ROOT_VERSION_LAST) {
+        print_message("NCCL %d: listeners of this version are left alone\n", version);
+        skip();
+    }
+    setenv("NCCL_SOCKET_IFNAME", "=lo", 1);
+    assert_int_equal(api->get_unique_id(&ids[0]), NCCL_SUCCESS); /* what the library keeps for itself is there now */
+    assert_true(nccl_root_retire(version, &ids[0], UINT64_C(60000000000)));
+    uint32_t threads = entries("/proc/self/task"), descriptors = entries("/proc/self/fd");
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < IDS; i++) { assert_int_equal(api->get_unique_id(&ids[i]), NCCL_SUCCESS); }
+        assert_true(entries("/proc/self/task") >= threads - 1 + IDS); /* the first one's may just be ending */
+        assert_false(nccl_root_retire(NCCL_ROOT_VERSION_LAST + 1, &ids[0], UINT64_C(60000000000)));
+        for (int i = 0; i < IDS; i++) { assert_true(nccl_root_retire(version, &ids[i], UINT64_C(60000000000))); }
+        /* It closes its own after the caller's. */
+        while (entries("/proc/self/task") > threads || entries("/proc/self/fd") > descriptors) { sched_yield(); }
+        for (int i = 0; i < IDS; i++) { assert_true(nccl_root_retire(version, &ids[i], UINT64_C(60000000000))); } /* nobody there */
+    }
+    print_message("NCCL %d: listeners of %d ids ended, %u threads and %u descriptors as before\n", version, 2 * IDS, threads, descriptors);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -187,8 +256,10 @@ int main(void)
         cmocka_unit_test(old_versions_are_refused_by_number),
         cmocka_unit_test(lacking_function_is_named),
         cmocka_unit_test(failing_version_is_said_in_its_own_words),
+        cmocka_unit_test(environment_is_refused_by_name),
         cmocka_unit_test(results_have_codes),
-        cmocka_unit_test(real_library_answers), /* the last: what is loaded stays */
+        cmocka_unit_test(real_listeners_are_ended), /* the last: what is loaded stays */
+        cmocka_unit_test(real_library_answers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
