@@ -226,12 +226,6 @@ static status_t host_alloc(struct kv_memory *head, size_t bytes, void **ret_host
     return d->host_alloc(d, bytes, ret_host, diag);
 }
 
-static void host_free(struct kv_memory *head, void *host)
-{
-    const struct cuda_driver *d = device_memory(head)->driver;
-    d->host_free(d, host);
-}
-
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;
 static uint64_t process_number;
 
@@ -323,7 +317,7 @@ static status_t import_pool(struct kv_memory *head, const uint8_t *bytes, size_t
 static const struct kv_memory_ops device_ops = {
     .submit = submit,
     .host_alloc = host_alloc,
-    .host_free = host_free,
+    .host_free = device_memory_host_free,
     .export_pool = export_pool,
     .import_pool = import_pool,
     .release_peer = release_peer,

@@ -3,8 +3,9 @@
  * Thread:  as kv_memory.h. One thread of its own queues ops and ends them; it never waits for the device but where
  *          the device has failed half way through an op.
  * Memory:  taken in create: DEVICE_MEMORY_SLOTS streams with a little pinned and device memory each, and
- *          KV_MEMORY_EVENTS events. Slots and queues as they are asked for; slots that were given back are kept for the next
- *          who asks for as many bytes, until no other memory is left.
+ *          KV_MEMORY_EVENTS events. Slots and queues as they are asked for; slots and pinned memory that are given back
+ *          while a PASSED is awaited are kept, slots for the next who asks for as many bytes, until somebody asks or gives
+ *          back when none is.
  *
  * Each op under way has a slot with a stream, so ops overlap and one that waits for a late mark holds up no other
  * until all slots wait. Streams are urgent: a checksum of a layer that is on its way comes before the next layer.

@@ -60,6 +60,7 @@ void device_memory_queue_passed(struct device_memory *memory, struct kv_memory_o
 /* The ops of struct kv_memory_ops. */
 status_t device_memory_slots_alloc(struct kv_memory *head, size_t bytes, uint8_t **ret_slots, struct diag *diag);
 void device_memory_slots_free(struct kv_memory *head, uint8_t *slots);
+void device_memory_host_free(struct kv_memory *head, void *host);
 status_t device_memory_queue_create(struct kv_memory *head, struct kv_memory_queue **ret_queue, struct diag *diag);
 void device_memory_queue_destroy(struct kv_memory *head, struct kv_memory_queue *queue);
 void *device_memory_queue_handle(struct kv_memory *head, struct kv_memory_queue *queue);

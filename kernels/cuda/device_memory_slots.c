@@ -12,6 +12,7 @@ struct piece_area {
     uint8_t *first; /* an address of the device */
     size_t bytes;
     bool is_held;
+    bool is_host; /* pinned memory that nobody holds, and that is to be freed */
 };
 
 struct kv_memory_queue {
@@ -46,12 +47,14 @@ status_t device_memory_queue_pieces(struct device_memory *memory, const struct k
 
 /* ---- slots ----------------------------------------------------------------------------------- */
 
-/* What is given back is kept for the next who asks for as much. Freeing it would wait for the whole device, and a transfer
- * that hangs in a library would hang everybody who gives slots back; and all who ask ask for the same sizes. */
+/* What is given back while transfers of a library are under way (each has a PASSED behind it) is kept for the next who asks
+ * for as much: freeing waits for the whole device, and a transfer that hangs would hang everybody who gives slots back. Those
+ * who give back and ask later free what is kept as soon as nothing is under way: who counts slots counts those that are
+ * held. One that is queued between the look and the free is waited for, and it ends, at the latest by its abort. */
 static struct piece_area *area_kept(struct device_memory *memory, size_t bytes)
 {
     struct piece_area *area = memory->areas;
-    while (area != NULL && (area->is_held || area->bytes != bytes)) { area = area->next; }
+    while (area != NULL && (area->is_held || area->is_host || area->bytes != bytes)) { area = area->next; }
     if (area != NULL) { area->is_held = true; }
     return area;
 }
@@ -73,17 +76,17 @@ static struct piece_area *take_kept(struct device_memory *memory)
     return kept;
 }
 
-/* False: there was none. */
-static bool free_all(const struct cuda_driver *d, struct piece_area *areas)
+/* The same, where freeing them cannot take for ever. Under the lock. */
+static struct piece_area *take_kept_if_safe(struct device_memory *memory) { return memory->awaited == 0 ? take_kept(memory) : NULL; }
+
+static void free_all(const struct cuda_driver *d, struct piece_area *areas)
 {
-    const bool was_any = areas != NULL;
     while (areas != NULL) {
         struct piece_area *area = areas;
         areas = area->next;
-        d->mem_free(d, area->first);
+        (area->is_host ? d->host_free : d->mem_free)(d, area->first);
         free(area);
     }
-    return was_any;
 }
 
 status_t device_memory_slots_alloc(struct kv_memory *head, size_t bytes, uint8_t **ret_slots, struct diag *diag)
@@ -91,8 +94,9 @@ status_t device_memory_slots_alloc(struct kv_memory *head, size_t bytes, uint8_t
     struct device_memory *memory = device_memory(head);
     const struct cuda_driver *d = memory->driver;
     pthread_mutex_lock(&memory->lock);
-    struct piece_area *area = area_kept(memory, bytes);
+    struct piece_area *area = area_kept(memory, bytes), *others = take_kept_if_safe(memory);
     pthread_mutex_unlock(&memory->lock);
+    free_all(d, others);
     if (area != NULL) {
         *ret_slots = area->first;
         return STATUS_OK;
@@ -104,12 +108,6 @@ status_t device_memory_slots_alloc(struct kv_memory *head, size_t bytes, uint8_t
     }
     void *first = NULL;
     status_t st = d->mem_alloc(d, bytes, &first, diag);
-    if (st.code == ST_RESOURCE_EXHAUSTED) { /* perhaps for what is kept in other sizes */
-        pthread_mutex_lock(&memory->lock);
-        struct piece_area *kept = take_kept(memory);
-        pthread_mutex_unlock(&memory->lock);
-        if (free_all(d, kept)) { st = d->mem_alloc(d, bytes, &first, diag); }
-    }
     if (failed(st)) {
         free(area);
         return STATUS_CAUSE(st.code == ST_RESOURCE_EXHAUSTED ? ST_RESOURCE_EXHAUSTED : ST_INTERNAL, SCOPE_NODE, st.cause);
@@ -133,14 +131,34 @@ void device_memory_slots_free(struct kv_memory *head, uint8_t *slots)
     CHECK(area != NULL);
     CHECK(area->is_held);
     area->is_held = false;
+    struct piece_area *kept = take_kept_if_safe(memory);
     pthread_mutex_unlock(&memory->lock);
+    free_all(memory->driver, kept);
+}
+
+/* Pinned memory is freed as slots are: it waits for the device too. */
+void device_memory_host_free(struct kv_memory *head, void *host)
+{
+    struct device_memory *memory = device_memory(head);
+    struct piece_area *area = host != NULL ? calloc(1, sizeof(*area)) : NULL;
+    if (area == NULL) {
+        memory->driver->host_free(memory->driver, host);
+        return;
+    }
+    *area = (struct piece_area){.first = host, .is_host = true};
+    pthread_mutex_lock(&memory->lock);
+    area->next = memory->areas;
+    memory->areas = area;
+    struct piece_area *kept = take_kept_if_safe(memory);
+    pthread_mutex_unlock(&memory->lock);
+    free_all(memory->driver, kept);
 }
 
 /* One that is held still is that of a transfer that never ended: a kernel may yet write there, and freeing it would wait for
  * that one. Its device is about to be given up with the process. */
 void device_memory_slots_end(struct device_memory *memory)
 {
-    (void)free_all(memory->driver, take_kept(memory));
+    free_all(memory->driver, take_kept(memory));
     while (memory->areas != NULL) {
         struct piece_area *area = memory->areas;
         memory->areas = area->next;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/driver_environment.h"
 #include "kernels/cuda/driver_library.h"
 #include "kernels/cuda/fatbin.h"
 
@@ -389,6 +390,7 @@ static status_t open_driver(struct real_driver *real, uint32_t device, struct di
 status_t cuda_driver_open(uint32_t device, const struct cuda_driver **ret_driver, struct diag *diag)
 {
     static _Atomic uint64_t openings;
+    cuda_driver_environment_set();
     struct real_driver *real = calloc(1, sizeof *real);
     if (real == NULL) {
         diag_set(diag, "no memory for the CUDA driver's table");
