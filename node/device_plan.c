@@ -20,6 +20,11 @@ uint64_t device_plan_kv_auto(const struct device_plan *plan)
 
 status_t device_plan_check(const struct device_plan *plan, struct diag *diag)
 {
+    if (plan->nccl_bytes < plan->nccl_pair_bytes_min) { /* rounded so that what the text asks for is enough */
+        diag_set(diag, "--nccl-memory: %" PRIu64 " MiB hold no pair of nodes, which takes at least %" PRIu64
+                 " MiB; raise it, lower --nccl-channels, or give --nccl=off", plan->nccl_bytes >> 20, ((plan->nccl_pair_bytes_min - 1) >> 20) + 1);
+        return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
+    }
     uint64_t wanted = sum(without_kv(plan), plan->kv_bytes);
     if (wanted <= plan->free_bytes) { return STATUS_OK; }
     diag_set(diag,

@@ -20,6 +20,7 @@ struct device_plan {
     uint64_t weights_bytes;
     uint64_t engine_bytes; /* of steps */
     uint64_t nccl_bytes;   /* --nccl-memory where --nccl=on, else 0 */
+    uint64_t nccl_pair_bytes_min; /* of nccl_bytes, what the smallest pair takes */
     uint64_t kv_bytes;
 };
 
@@ -27,7 +28,8 @@ struct device_plan {
  * does not know. 0: the rest takes all. */
 uint64_t device_plan_kv_auto(const struct device_plan *plan);
 
-/* Errors  RESOURCE_EXHAUSTED (node): diag has the parts, the sum, what there is, and the flags to turn. */
+/* Errors  RESOURCE_EXHAUSTED (node): diag has the parts, the sum, what there is, and the flags to turn;
+ *         INVALID_ARGUMENT (node): nccl_bytes are less than one pair takes. */
 NODISCARD status_t device_plan_check(const struct device_plan *plan, struct diag *diag);
 
 #endif

@@ -33,7 +33,10 @@ void node_on_step(void *user, const struct step_result *result)
 void node_on_layer(void *user, const struct step_plan *plan, uint32_t layer, uint64_t mark)
 {
     struct node *node = user;
-    if (node->ops->on_layer) { node->ops->on_layer(node->role, plan, layer, mark); }
+    if (!node->ops->on_layer) { return; }
+    pthread_mutex_lock(&node->wire_lock);
+    if (!node->wire_is_closed) { node->ops->on_layer(node->role, plan, layer, mark); }
+    pthread_mutex_unlock(&node->wire_lock);
 }
 
 void node_on_kv_event(void *user, const struct kv_event *event)

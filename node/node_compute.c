@@ -9,6 +9,7 @@
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/device_space.h"
 #include "node/device_plan.h"
+#include "transfer/nccl_pairs.h"
 
 static uint32_t usable_cores(void)
 {
@@ -34,12 +35,10 @@ static status_t pick_compute(const char *word, const struct model *model, struct
     return STATUS_OK;
 }
 
-static bool wants_device(const struct node_config *config) { return config->backend && strcmp(config->backend, "cpu") != 0; }
-
 static status_t open_kernels(const struct node_config *config, uint32_t threads, struct diag *diag, struct node_compute *compute)
 {
     struct kernels_config kernels = {.backend = config->backend, .isa = config->isa, .threads = threads};
-    if (!wants_device(config)) {
+    if (!node_config_wants_device(config)) {
         TRY(pick_compute(config->compute, compute->model, diag, &kernels.compute));
         status_t st = kernels_create(&kernels, &compute->kernels, diag);
         if (failed(st)) { diag_prefix(diag, "--isa=%s", config->isa); }
@@ -64,13 +63,13 @@ status_t node_compute_open(const struct node_config *config, struct diag *diag, 
     }
     uint32_t threads = thread_count(config);
     struct model_options options = {.load = load, .threads = threads, .pack_cache = config->pack_cache,
-                                    .is_for_device = wants_device(config)};
+                                    .is_for_device = node_config_wants_device(config)};
     if (!model_weight_format_parse(config->weights, &options.weights)) {
         diag_set(diag, "--weights=%s: takes auto, bf16, int8 or int4", config->weights);
         return STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     }
     TRY(model_open(config->model, &options, diag, &compute->model));
-    if (!wants_device(config)) { LOGF(LOG_INFO, "weights", "\"%s\"", model_weights_note(compute->model)); }
+    if (!node_config_wants_device(config)) { LOGF(LOG_INFO, "weights", "\"%s\"", model_weights_note(compute->model)); }
     TRY(open_kernels(config, threads, diag, compute));
     enum dtype dtype;
     TRY(model_kv_dtype(compute->model, config->kv_dtype, diag, &dtype));
@@ -94,11 +93,14 @@ status_t node_compute_plan(const struct node_config *config, uint64_t engine_byt
 {
     char flag[96];
     snprintf(flag, sizeof flag, "--kv-memory=%" PRIu64, config->kv_memory);
-    if (!wants_device(config)) { return take_count(flag, config->kv_memory, diag, compute); }
+    if (!node_config_wants_device(config)) { return take_count(flag, config->kv_memory, diag, compute); }
     struct device_plan plan = {.device = config->device,
                                .weights_bytes = model_device_bytes(compute->model),
                                .engine_bytes = engine_bytes,
                                .nccl_bytes = node_config_wants_nccl(config) ? config->nccl_memory : 0};
+    if (node_config_wants_nccl(config)) { /* the cable, which knows its slots, may want more; two slices at least */
+        plan.nccl_pair_bytes_min = config->nccl_channels * NCCL_PAIRS_CHANNEL_BYTES + 2 * kv_layout_slice_bytes(&compute->layout);
+    }
     TRY(device_space_left(compute->kernels, &plan.free_bytes, &plan.total_bytes, diag));
     bool is_auto = config->kv_memory == FLAG_AUTO;
     uint64_t kv_bytes = config->kv_memory;
@@ -118,7 +120,7 @@ status_t node_compute_plan(const struct node_config *config, uint64_t engine_byt
 
 status_t node_compute_load(const struct node_config *config, struct diag *diag, struct node_compute *compute)
 {
-    if (!wants_device(config)) { return STATUS_OK; }
+    if (!node_config_wants_device(config)) { return STATUS_OK; }
     status_t st = model_to_device(compute->model, compute->kernels, thread_count(config), diag);
     if (failed(st)) {
         diag_prefix(diag, "weights of %" PRIu64 " MiB to --device=%u", model_device_bytes(compute->model) >> 20, config->device);

@@ -170,6 +170,7 @@ static bool cables_are_known(const char *cables, unsigned *ret_named)
     return true;
 }
 
+bool node_config_wants_device(const struct node_config *config) { return config->backend && strcmp(config->backend, "cpu") != 0; }
 bool node_config_wants_nccl(const struct node_config *config) { return config->nccl && strcmp(config->nccl, "on") == 0; }
 
 /* A cable that is off unless its flag turns it on is named in both places, or in neither. */
@@ -201,7 +202,7 @@ static status_t check_cables(const struct node_config *config, struct diag *diag
     if (config->nccl && !is_one_of(config->nccl, switches, 2)) { return bad(diag, "--nccl: takes off or on"); }
     TRY(check_switch(config, named, CABLE_UCX, strcmp(config->ucx, "off") != 0, "--ucx=rdma or --ucx=trust-network", diag));
     TRY(check_switch(config, named, CABLE_NCCL, node_config_wants_nccl(config), "--nccl=on", diag));
-    if (node_config_wants_nccl(config) && (!config->backend || strcmp(config->backend, "cpu") == 0)) {
+    if (node_config_wants_nccl(config) && !node_config_wants_device(config)) {
         return bad(diag, "--nccl=on needs --backend=cuda: it moves KV blocks between pools on GPUs");
     }
     return STATUS_OK;

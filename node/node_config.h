@@ -61,6 +61,8 @@ struct node_config {
 extern const struct flag node_flags[];
 extern const uint32_t node_flag_count;
 
+/* Whether --backend is one with a device of its own. */
+bool node_config_wants_device(const struct node_config *config);
 /* Whether the nccl cable is turned on. */
 bool node_config_wants_nccl(const struct node_config *config);
 

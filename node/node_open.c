@@ -173,13 +173,18 @@ static status_t open_wire(struct node *node, struct diag *diag)
     return link_grpc_serve(node->link, node->server, diag);
 }
 
-void node_close(struct node *node)
+bool node_close(struct node *node)
 {
     node_core_stop(node);
     node_metrics_destroy(node->metrics); /* a scrape reads the endpoint */
-    engine_destroy(node->engine);
+    pthread_mutex_lock(&node->wire_lock); /* a step may run still, and goes on */
+    node->wire_is_closed = true;
+    pthread_mutex_unlock(&node->wire_lock);
     if (node->link) { link_grpc_detach(node->link); }
-    bool lets_go = kv_endpoint_destroy(node->endpoint);
+    /* Before the engine: where a kernel of a library does not end, to free memory of the device is to wait for it, and so
+     * may be to wait for a step. What is then left, the process's end takes; a disk's tier survives that. */
+    if (!kv_endpoint_destroy(node->endpoint)) { return false; }
+    engine_destroy(node->engine);
     tier_service_destroy(node->tiers); /* it reads and writes the pool */
     rpc_server_destroy(node->server);
     rpc_health_destroy(node->health);
@@ -189,12 +194,14 @@ void node_close(struct node *node)
     attach_server_destroy(node->attach);
     inspect_server_destroy(node->inspect);
     if (node->role) { node->ops->destroy(node->role); }
-    if (lets_go) { node_compute_close(&node->compute); } /* else it would wait for a device that never ends */
+    node_compute_close(&node->compute);
     ctl_codec_destroy(node->codec);
     ctl_codec_destroy(node->role_codec);
     node_posts_drop(node);
     mailbox_destroy(node->mailbox);
     free(node->router_is_up);
+    pthread_mutex_destroy(&node->wire_lock);
+    return true;
 }
 
 static bool has_unused_tiers(const struct node *node)

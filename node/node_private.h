@@ -64,6 +64,8 @@ struct node {
     struct rpc_tls tls;
     struct link_grpc *link;
     struct kv_endpoint *endpoint;
+    pthread_mutex_t wire_lock; /* guards wire_is_closed: a layer's push on the engine's thread, against the endpoint's end */
+    bool wire_is_closed;
     struct tier_service *tiers; /* NULL: none */
     struct node_metrics *metrics;
     struct mailbox *mailbox;
@@ -99,7 +101,9 @@ void node_posts_drop(struct node *node);
 
 /* Makes all that a node is, and serves. On failure node_close takes what is there. */
 NODISCARD status_t node_open(struct node *node, struct diag *diag);
-void node_close(struct node *node);
+/* Takes one that is half open. False: a library does not let go of the device (kv_endpoint_destroy). Then all that may wait for
+ * the device is left as it is, threads run, and the process must end by _exit(): an exit handler may wait for the device too. */
+NODISCARD bool node_close(struct node *node);
 
 /* What the flags say of UCX. */
 struct kv_ucx_config node_ucx_config(const struct node_config *config);

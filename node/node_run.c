@@ -8,6 +8,7 @@
 #include "base/flags.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "kernels/cuda/driver_environment.h"
 #include "node/node_private.h"
 #include "transfer/cable_ucx.h"
 #include "transfer/nccl_api.h"
@@ -32,11 +33,21 @@ static status_t prepare_libraries(const struct node_config *config, struct diag 
 {
     const struct kv_ucx_config ucx = node_ucx_config(config);
     const struct nccl_api *nccl;
+    if (node_config_wants_device(config)) { cuda_driver_environment_set(); }
     TRY(kv_ucx_prepare(&ucx, diag));
     if (!node_config_wants_nccl(config)) { return STATUS_OK; }
     status_t st = nccl_api_load(config->nccl_library, diag, &nccl);
     if (failed(st)) { diag_prefix(diag, "--nccl=on"); }
     return st;
+}
+
+/* Returns the process's exit status, or ends the process with it where something of it would never end. */
+static int node_end(struct node *node, int status)
+{
+    if (node_close(node)) { return status; }
+    LOGF(LOG_INFO, "stopped", "role=%s text=\"the device is left to the process's end\"", node->ops->name);
+    fflush(NULL); /* log lines are written already; what a library printed may not be */
+    _exit(status);
 }
 
 int node_run(const struct node_config *config, const struct node_role_ops *ops)
@@ -62,14 +73,13 @@ int node_run(const struct node_config *config, const struct node_role_ops *ops)
 
     uint64_t start_ns = clock_now_ns();
     struct node node = {.config = config, .ops = ops, .boot_epoch = clock_wall_ns(), .main_pid = getpid(),
-                        .compute = {.pool = {.memfd = -1}}};
+                        .compute = {.pool = {.memfd = -1}}, .wire_lock = PTHREAD_MUTEX_INITIALIZER};
     st = node_open(&node, &diag);
     if (failed(st)) {
         LOGF(LOG_ERROR, "start_failed", "code=%s line=%u why=\"%s\"", status_code_name(st.code), st.line, diag.text);
-        node_close(&node);
-        return st.code == ST_INVALID_ARGUMENT ? 2 : 1;
+        return node_end(&node, st.code == ST_INVALID_ARGUMENT ? 2 : 1);
     }
-    if (config->check) { node_close(&node); return 0; }
+    if (config->check) { return node_end(&node, 0); }
     char device[32] = ""; /* of the CPU there is nothing to add */
     if (node_compute_is_on_device(&node.compute)) { snprintf(device, sizeof device, " device=%u", config->device); }
     LOGF(LOG_INFO, "ready", "role=%s name=%s listen=%s advertise=%s backend=%s%s isa=%s kernel_set=%s threads=%u ms=%" PRIu64,
@@ -80,9 +90,9 @@ int node_run(const struct node_config *config, const struct node_role_ops *ops)
     if (!atomic_load(&node.core_failed)) { drain(&node, &signals); }
     bool was_failed = atomic_load(&node.core_failed);
     rpc_server_shutdown(node.server, 200 * NS_PER_MS);
-    node_close(&node);
+    int status = node_end(&node, was_failed ? 1 : 0);
     LOGF(LOG_INFO, "stopped", "role=%s", ops->name);
-    return was_failed ? 1 : 0;
+    return status;
 }
 
 int node_main(int argc, char **argv, const struct node_role_ops *ops)

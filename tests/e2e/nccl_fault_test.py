@@ -4,7 +4,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from nccl_cluster import NcclCluster, NcclTest  # noqa: E402
+from nccl_cluster import PATIENCE, NcclCluster, NcclTest  # noqa: E402
 
 
 class NcclFault(NcclTest):
@@ -36,6 +36,18 @@ class NcclFault(NcclTest):
                 cluster.wait_quiet()
                 for process in cluster.nodes.values():
                     self.assertIsNone(process.popen.poll(), what)
+
+    def test_a_signal_ends_a_node_that_its_library_holds(self):
+        """Communicators whose kernels never end, nor their aborts: to free memory of such a device is to wait for ever.
+        SIGTERM ends the node all the same, with the status of any other, and says what it left."""
+        faults = {"prefill-0": "hang_at=2,abort_hangs", "decode-0": "abort_hangs"}
+        with NcclCluster(model=self.model, faults=faults, common=["--nccl-init-timeout=1s"]) as cluster:
+            for name in cluster.nodes:
+                self.ask_until(cluster, "a communicator of %s is stuck" % name, lambda name=name: cluster.pairs(name, "stuck") > 0)
+            cluster.wait_quiet()
+            for name, process in cluster.nodes.items():
+                self.assertEqual(process.stop(timeout=PATIENCE), 0, name)
+                self.assertIn("the device is left to the process's end", process.log())
 
 
 if __name__ == "__main__":

@@ -56,6 +56,23 @@ static void the_refusal_has_the_numbers(void **state)
     assert_non_null(strstr(diag.text, "are free; lower --step-tokens"));
 }
 
+/* Memory of NCCL's for less than one pair is refused whatever is free, with what one takes; for exactly one it is not. */
+static void one_pair_is_the_least(void **state)
+{
+    (void)state;
+    struct device_plan plan = {.free_bytes = 80 * GIB, .total_bytes = 80 * GIB, .nccl_bytes = 41 * MIB, .nccl_pair_bytes_min = 41 * MIB};
+    assert_false(failed(device_plan_check(&plan, &diag)));
+    plan.nccl_bytes--;
+    status_t st = device_plan_check(&plan, &diag);
+    assert_int_equal(st.code, ST_INVALID_ARGUMENT);
+    assert_int_equal(st.scope, SCOPE_NODE);
+    assert_non_null(strstr(diag.text, "--nccl-memory: 40 MiB"));
+    assert_non_null(strstr(diag.text, "at least 41 MiB"));
+    plan.nccl_pair_bytes_min++; /* 41 MiB would not do */
+    assert_true(failed(device_plan_check(&plan, &diag)));
+    assert_non_null(strstr(diag.text, "at least 42 MiB"));
+}
+
 /* Sums that wrap around do not fit. */
 static void sums_do_not_wrap(void **state)
 {
@@ -92,6 +109,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_plan_fits_to_the_byte),
         cmocka_unit_test(the_refusal_has_the_numbers),
+        cmocka_unit_test(one_pair_is_the_least),
         cmocka_unit_test(sums_do_not_wrap),
         cmocka_unit_test(auto_takes_a_share_of_what_is_left),
     };
