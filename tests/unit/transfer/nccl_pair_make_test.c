@@ -78,6 +78,7 @@ static void no_device_memory_for_nccl(void **state)
         assert_false(two.p.is_up || two.d.is_up);
         fake_memory_give_back(two.memory_p, taken);
         close_two(&two);
+        assert_int_equal(two.p.leaks, has_comm ? 0 : 1);
     }
 }
 
@@ -94,6 +95,7 @@ static void first_bytes_are_part_of_coming_up(void **state)
     AWAIT(&two.p, two.p.is_broken);
     assert_false(two.p.is_up || two.d.is_up);
     close_two(&two);
+    assert_int_equal(two.p.leaks + two.d.leaks, 0);
 }
 
 /* A communicator of another size than was asked for is refused. */

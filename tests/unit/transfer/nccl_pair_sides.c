@@ -64,6 +64,7 @@ void start(struct owner *owner, struct kv_memory *memory, uint32_t rank, const u
 void finish(struct owner *owner)
 {
     AWAIT(owner, owner->is_ended);
+    if (owner->is_up) { assert_int_equal(owner->leaks, 0); }
     nccl_pair_destroy(owner->pair);
     pthread_cond_destroy(&owner->changed);
     pthread_mutex_destroy(&owner->lock);

@@ -51,7 +51,8 @@ void options(struct fake_nccl_options of);
 
 /* id  rank 1's; else NULL. */
 void start(struct owner *owner, struct kv_memory *memory, uint32_t rank, const uint8_t *id, uint64_t init_ns, uint64_t stall_ns);
-void finish(struct owner *owner); /* after nccl_pair_end() */
+/* After nccl_pair_end(). Of a pair that was up NCCL keeps nothing. */
+void finish(struct owner *owner);
 void end(struct owner *owner);
 
 /* Two ends in one process, each with a device of its own. */
