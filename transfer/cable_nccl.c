@@ -125,7 +125,8 @@ static void nccl_message(struct kv_cable *cable, uint32_t link, const uint8_t *b
     struct nccl_wire_msg msg;
     bool is_read = nccl_wire_read(bytes, count, &msg);
     struct cable_pair *pair = cable_pair_of(cable, link);
-    if (is_read && msg.kind == NCCL_WIRE_OPEN && !cable->links[link].is_sender && cable->host->receives) {
+    bool may_ask = cable->host->receives && !cable->host->is_sender(cable->host->endpoint, link); /* from offer on, ours or the peer's */
+    if (is_read && msg.kind == NCCL_WIRE_OPEN && may_ask) {
         cable_pair_asked(cable, link, &msg);
     } else if (pair && (!is_read || msg.gen == pair->gen)) {
         static const struct nccl_wire_msg nonsense = {.kind = NCCL_WIRE_OPEN};
@@ -145,7 +146,6 @@ static void nccl_used(struct kv_cable *cable, uint32_t number, int change)
     link->users += (uint32_t)change;
     if (!pair || !pair->up_here) { return; } /* it is told of them when it is up */
     nccl_pairs_busy(cable->table, pair->number, change, clock_now_ns());
-    pair->users += (uint32_t)change;
 }
 
 static void nccl_push(struct kv_cable *cable, uint32_t link, struct kv_cable_push *push)
@@ -211,12 +211,17 @@ static status_t tables_make(struct kv_cable *cable, uint64_t memory_max)
     return cable_mail_create(config.pairs_max, &cable->mail);
 }
 
-static void nccl_free(struct kv_cable *cable)
+static void watches_remove(struct kv_cable *cable)
 {
     struct kv_watch *const watches[] = {&cable->mail_watch, &cable->inbox_watch, &cable->tick_watch};
     for (size_t i = 0; i < sizeof watches / sizeof watches[0]; i++) {
         if (watches[i]->watched) { kv_loop_remove(cable->host->loop, watches[i]); }
     }
+}
+
+static void nccl_free(struct kv_cable *cable)
+{
+    watches_remove(cable);
     if (cable->tick_watch.fd > 0) { close(cable->tick_watch.fd); }
     kv_memory_inbox_fini(&cable->inbox);
     for (uint32_t i = 0; cable->pairs && i < cable->pairs_max; i++) { free(cable->pairs[i].slots); }
@@ -287,32 +292,31 @@ fail:
     return st;
 }
 
-/* Ops are waited for, since they are never lost; aborts only as long as one may take that is not stuck. */
+/* Ops and aborts are waited for as long as they may take where nothing is stuck. */
 static void nccl_close(struct kv_cable *cable)
 {
     uint64_t end_ns = clock_now_ns() + NCCL_ABORT_NS + NS_PER_S;
-    uint32_t left;
+    uint32_t left, ops;
     for (;;) {
-        uint32_t ops = 0;
-        left = 0;
+        left = ops = 0;
         for (uint32_t i = 0; i < cable->pairs_max; i++) {
             left += cable->pairs[i].state != PAIR_FREE;
             ops += cable->pairs[i].ops;
         }
-        if (left == 0 || (ops == 0 && clock_now_ns() >= end_ns)) { break; }
+        if (left == 0 || clock_now_ns() >= end_ns) { break; }
         struct pollfd fds[2] = {{.fd = cable->inbox.fd, .events = POLLIN}, {.fd = cable->mail->fd, .events = POLLIN}};
         poll(fds, 2, 50);
         ops_take(cable);
         mail_take(cable);
     }
-    if (left > 0) { /* their threads may still tell: the mail is theirs from here on */
+    if (left > 0) {
         cable->host->memory_kept(cable->host->endpoint);
-        LOGF(LOG_ERROR, "nccl_pairs_left", "count=%u text=\"aborts that do not return; the process's end frees them\"", left);
-        if (cable->mail_watch.watched) { kv_loop_remove(cable->host->loop, &cable->mail_watch); }
-    } else {
-        kv_loop_remove(cable->host->loop, &cable->mail_watch);
-        cable_mail_destroy(cable->mail);
+        LOGF(LOG_ERROR, "nccl_pairs_left", "count=%u ops=%u text=\"aborts that do not return, or a device that does not; the process's end frees them\"",
+             left, ops);
     }
+    watches_remove(cable);
+    if (ops > 0) { return; } /* theirs are slots and inbox */
+    if (left == 0) { cable_mail_destroy(cable->mail); } /* else it is the pairs' threads', which may still tell */
     nccl_free(cable);
 }
 

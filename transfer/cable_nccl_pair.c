@@ -107,6 +107,14 @@ static void carry_close(struct kv_cable *cable, const struct nccl_pairs_wish *wi
     end_if_quiet(pair);
 }
 
+static void link_lost(struct kv_cable *cable, uint32_t link, status_t status, const char *why)
+{
+    if (cable->links[link].is_sender) { cable_sender_queue_drop(cable, link); }
+    /* A lost device is the node's own matter. Of the rest, whatever it was, another cable or another try may do better. */
+    if (status.scope != SCOPE_NODE) { status = STATUS_CAUSE(ST_UNAVAILABLE, SCOPE_PEER, status.cause); }
+    cable->host->lost(cable->host->endpoint, link, status, why);
+}
+
 void cable_pair_broke(struct cable_pair *pair, status_t status, const char *text, bool tells)
 {
     struct kv_cable *cable = pair->cable;
@@ -125,10 +133,18 @@ void cable_pair_broke(struct cable_pair *pair, status_t status, const char *text
     memcpy(why, pair->why, sizeof why); /* the pair may be over, and another in its place */
     nccl_pairs_broke(cable->table, pair->number, clock_now_ns(), &cable->wishes);
     cable_wishes_run(cable);
-    if (cable->links[link].is_sender) { cable_sender_queue_drop(cable, link); }
-    /* A lost device is the node's own matter. Of the rest, whatever it was, another cable or another try may do better. */
-    if (status.scope != SCOPE_NODE) { status = STATUS_CAUSE(ST_UNAVAILABLE, SCOPE_PEER, status.cause); }
-    cable->host->lost(cable->host->endpoint, link, status, why);
+    link_lost(cable, link, status, why);
+}
+
+void cable_pair_op_failed(struct cable_pair *pair, status_t status, const char *text, bool loses)
+{
+    if (pair->state != PAIR_ENDING) {
+        cable_pair_broke(pair, status, text, true);
+        return;
+    }
+    LOGF(LOG_WARN, "nccl_pair_op_failed", "link=%d role=%s gen=%lu code=%s cause=%d was=ending text=\"%s\"", (int)pair->link, role_of(pair),
+         (unsigned long)pair->gen, status_code_name(status.code), status.cause, text);
+    if (loses && pair->link != NCCL_LINK_GONE) { link_lost(pair->cable, pair->link, status, text); }
 }
 
 /* ---- the beginning */
@@ -197,7 +213,7 @@ void cable_pair_asked(struct kv_cable *cable, uint32_t number, const struct nccl
     uint64_t now_ns = clock_now_ns(), retry_ns = 0;
     if (!link->is_known) {
         link->is_known = true;
-        nccl_pairs_link(cable->table, number, open->identity, now_ns);
+        nccl_pairs_link(cable->table, number, cable->host->peer_identity(cable->host->endpoint, number), now_ns);
     }
     if (msg->gen <= link->gen_last) {
         cable->stats.messages_stale++;
@@ -280,7 +296,7 @@ static void up(struct cable_pair *pair, const struct nccl_pair_fact *fact)
     nccl_pairs_up(cable->table, pair->number, fact->bytes, clock_now_ns(), &cable->wishes);
     cable_wishes_run(cable); /* which may close it: it took too much */
     if (pair->state == PAIR_ENDING) { return; }
-    for (; pair->users < cable->links[pair->link].users; pair->users++) { nccl_pairs_busy(cable->table, pair->number, 1, clock_now_ns()); }
+    for (uint32_t i = 0; i < cable->links[pair->link].users; i++) { nccl_pairs_busy(cable->table, pair->number, 1, clock_now_ns()); }
     ready_if_both(pair);
 }
 
@@ -358,10 +374,11 @@ static void pair_turn(struct cable_pair *pair, uint64_t now_ns)
     uint64_t age_ns = now_ns - pair->since_ns;
     const status_t late = STATUS(ST_DEADLINE_EXCEEDED, SCOPE_PEER);
     if (pair->state == PAIR_ENDING) {
-        if (!pair->is_ended || pair->is_stuck || !nccl_pair_is_stuck(pair->pair, now_ns)) { return; }
+        bool is_overdue = pair->is_ended ? nccl_pair_is_stuck(pair->pair, now_ns) : age_ns > NCCL_ABORT_NS;
+        if (pair->is_stuck || !is_overdue) { return; }
         pair->is_stuck = true;
-        LOGF(LOG_ERROR, "nccl_pair_stuck", "link=%d role=%s gen=%lu text=\"NCCL does not return from its abort; its memory stays taken\"",
-             (int)pair->link, role_of(pair), (unsigned long)pair->gen);
+        LOGF(LOG_ERROR, "nccl_pair_stuck", "link=%d role=%s gen=%lu text=\"%s; its memory stays taken\"", (int)pair->link, role_of(pair),
+             (unsigned long)pair->gen, pair->is_ended ? "NCCL does not return from its abort" : "the device is not done with its slots");
         nccl_pairs_stuck(cable->table, pair->number, now_ns, &cable->wishes);
         return;
     }

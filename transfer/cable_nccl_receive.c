@@ -11,7 +11,7 @@
 static uint32_t slot_number(const struct pair_slot *slot) { return (uint32_t)(slot - slot->pair->slots); }
 
 /* NCCL pairs the n-th receive with the n-th send: P sends in the order of the READYs that it hears, which is the order
- * of the calls here. */
+ * of the calls here. READY does not wait until the pair's thread has queued the receive on the device. */
 static void receive(struct pair_slot *slot)
 {
     struct cable_pair *pair = slot->pair;
@@ -96,10 +96,11 @@ void cable_receiver_scattered(struct pair_slot *slot)
 {
     struct cable_pair *pair = slot->pair;
     const struct kv_cable_host *host = pair->cable->host;
+    bool loses = failed(slot->op.status) && host->landing_is_live(host->endpoint, &slot->landing);
     host->let_go(host->endpoint, &slot->landing);
     slot_leave(slot);
     if (failed(slot->op.status)) {
-        cable_pair_broke(pair, slot->op.status, "the device does not scatter blocks", true);
+        cable_pair_op_failed(pair, slot->op.status, "the device does not scatter blocks", loses);
         return;
     }
     bool crc_ok = true;

@@ -147,9 +147,10 @@ void cable_sender_gathered(struct pair_slot *slot)
     struct kv_cable_push *push = slot->push;
     if (failed(slot->op.status)) {
         status_t status = slot->op.status;
+        bool loses = !push->dropped;
         slot_leave(slot);
         push_give_back(cable, push, true);
-        cable_pair_broke(pair, status, "the device does not gather blocks", true);
+        cable_pair_op_failed(pair, status, "the device does not gather blocks", loses);
         return;
     }
     if (pair->state == PAIR_READY && !push->dropped) {

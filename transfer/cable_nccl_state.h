@@ -69,7 +69,6 @@ struct cable_pair {
     struct nccl_pair *pair; /* NULL: not made */
     struct pair_slot *slots; /* [slot_count] */
     uint32_t ops;            /* on slots, under way */
-    uint32_t users;          /* transfers of its link, as the table was told */
     bool is_ended;           /* nccl_pair_end was called */
     bool is_stuck;
     uint64_t frames, bytes;
@@ -132,6 +131,9 @@ void cable_wishes_run(struct kv_cable *cable);
 /* It is of no more use: the peer is told if it does not know, the table, and last the endpoint, which may fence the
  * link: nothing of the pair may be relied on after the call. */
 void cable_pair_broke(struct cable_pair *pair, status_t status, const char *text, bool tells);
+/* An op on a slot failed: the pair breaks. Of one that is ending what the op was for is lost all the same, and the
+ * endpoint told; it may fence the link. */
+void cable_pair_op_failed(struct cable_pair *pair, status_t status, const char *text, bool loses);
 void cable_pair_message(struct cable_pair *pair, const struct nccl_wire_msg *msg);
 /* D: P wants a pair. */
 void cable_pair_asked(struct kv_cable *cable, uint32_t link, const struct nccl_wire_msg *msg);

@@ -36,6 +36,10 @@ static bool host_is_own(void *slot_, uint32_t link_slot)
     return slot->endpoint->links[link_slot].cable == slot;
 }
 
+static bool host_is_sender(void *slot, uint32_t link_slot) { return ((struct cable_slot *)slot)->endpoint->links[link_slot].is_sender; }
+
+static uint64_t host_peer_identity(void *slot, uint32_t link_slot) { return ((struct cable_slot *)slot)->endpoint->links[link_slot].peer_identity; }
+
 static void warm_connect(struct kv_endpoint *e, uint32_t link_slot);
 
 static void host_connected(void *slot_, uint32_t link_slot)
@@ -235,6 +239,8 @@ void endpoint_cable_host_init(struct cable_slot *slot)
         .connect_ns = e->limits.connect_ns,
         .token_link = host_token_link,
         .is_own = host_is_own,
+        .is_sender = host_is_sender,
+        .peer_identity = host_peer_identity,
         .connected = host_connected,
         .lost = host_lost,
         .say = host_say,

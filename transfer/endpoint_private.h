@@ -112,6 +112,7 @@ struct link_data {
     bool has_token;
     uint8_t token[KV_CABLE_TOKEN_BYTES];
     struct link_hello_ack ack; /* P: D's offers */
+    uint64_t peer_identity;    /* D: of P's hello */
     uint32_t offered;          /* bits of the endpoint's cables that D offered */
     bool is_deaf;              /* its stream refused a message: the link is to be closed */
     char reason[160];          /* why this cable */

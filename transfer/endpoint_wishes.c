@@ -28,6 +28,15 @@ static void hello_fill(struct kv_endpoint *e, const struct kv_ticket *ticket, st
     ret->cable_count = e->cable_count;
 }
 
+/* FNV-1a. Who looks for two that are alike finds two names of its own. */
+static uint64_t identity_of(const char *node_id, uint64_t boot_epoch)
+{
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (; *node_id; node_id++) { hash = (hash ^ (uint8_t)*node_id) * UINT64_C(0x100000001b3); }
+    for (int i = 0; i < 8; i++) { hash = (hash ^ (boot_epoch >> 8 * i & 0xff)) * UINT64_C(0x100000001b3); }
+    return hash;
+}
+
 static void hello_ack_fill(struct kv_endpoint *e, uint32_t link_slot, const struct link_wish *wish,
                            struct link_hello_ack *ret)
 {
@@ -47,6 +56,7 @@ static void hello_ack_fill(struct kv_endpoint *e, uint32_t link_slot, const stru
         snprintf(ret->text, sizeof ret->text, "%s%s%s", wish->text, diff[0] ? ": " : "", diff);
         return;
     }
+    link->peer_identity = identity_of(hello->node_id, hello->boot_epoch);
     for (uint32_t i = 0; i < e->cable_count; i++) {
         struct cable_slot *slot = &e->cables[i];
         bool asked = false;

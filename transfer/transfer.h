@@ -366,6 +366,10 @@ struct kv_cable_host {
     bool (*token_link)(void *endpoint, const uint8_t token[KV_CABLE_TOKEN_BYTES], uint32_t *ret_link);
     /* P: whether it is the link's own cable, not one beside it; from connect on. */
     bool (*is_own)(void *endpoint, uint32_t link);
+    /* Both: whether we are P on it; while the link lives. */
+    bool (*is_sender)(void *endpoint, uint32_t link);
+    /* D: a hash of the peer's node id and boot epoch, as its hello said; from offer on. */
+    uint64_t (*peer_identity)(void *endpoint, uint32_t link);
     /* Both: the connection of `link` works (P: authenticated by D). */
     void (*connected)(void *endpoint, uint32_t link);
     /* Both: it is gone, and nothing comes from it any more. The end of the link, but for a cable that

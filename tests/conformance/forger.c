@@ -106,7 +106,8 @@ void forger_open(struct forger *forger, const char *ticket_hex, const struct kv_
     kv_fingerprint_init(&fingerprint, model_hash, layout, "test-1");
     kv_fingerprint_encode(&fingerprint, hello->fingerprint);
     hello->protocol = LINK_PROTOCOL;
-    snprintf(hello->node_id, sizeof hello->node_id, "forger");
+    /* Each liar is somebody new, whom nobody holds an earlier one's deeds against. */
+    snprintf(hello->node_id, sizeof hello->node_id, "forger-%lu", (unsigned long)peer_xfer_of(forger->ticket.xfer_id));
     hello->boot_epoch = 1;
     memcpy(hello->expect_node_id, forger->ticket.node_id, sizeof hello->expect_node_id);
     hello->expect_boot_epoch = forger->ticket.boot_epoch;

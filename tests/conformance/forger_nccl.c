@@ -82,8 +82,7 @@ struct nccl_wire_open forger_nccl_terms(const struct forger *forger)
     if (frame_blocks < 1) { frame_blocks = 1; }
     size_t slot_bytes = (frame_blocks * slice_bytes + 255) / 256 * 256;
     size_t slots = SLOTS_BYTES / slot_bytes;
-    /* Each liar is somebody new, whom nobody holds an earlier one's deeds against. */
-    return (struct nccl_wire_open){.identity = 0x666 + peer_xfer_of(forger->ticket.xfer_id), .nccl_version = 22809, .slot_count = (uint32_t)(slots > NCCL_SLOTS_MAX ? NCCL_SLOTS_MAX : slots),
+    return (struct nccl_wire_open){.identity = 0x666, .nccl_version = 22809, .slot_count = (uint32_t)(slots > NCCL_SLOTS_MAX ? NCCL_SLOTS_MAX : slots),
                                    .slot_bytes = slot_bytes, .dtype = (uint32_t)forger->layout.dtype, .order = (uint32_t)forger->layout.order};
 }
 

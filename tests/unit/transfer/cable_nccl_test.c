@@ -14,8 +14,7 @@
 #include "base/clock.h"
 #include "tests/kv_memory/fake_memory.h"
 #include "tests/nccl/fake_nccl.h"
-#include "transfer/loop.h"
-#include "transfer/nccl_wire.h"
+#include "transfer/cable_nccl_state.h"
 
 enum { BLOCKS = 64, LAYERS = 2, LINKS = 4, QUEUE = 256, PUSHES = 64, LINK = 1 };
 
@@ -55,6 +54,12 @@ static uint32_t kept_count;
 /* ---- the endpoint */
 
 static bool host_is_own(void *side, uint32_t link) { return link == LINK && ((struct side *)side)->is_own; }
+static bool host_is_sender(void *side, uint32_t link) { return link == LINK && side == &p; }
+static uint64_t host_peer_identity(void *side, uint32_t link)
+{
+    assert_ptr_equal(side, &d);
+    return 40 + link;
+}
 static void host_connected(void *side, uint32_t link)
 {
     assert_int_equal(link, LINK);
@@ -134,7 +139,7 @@ static status_t side_open(struct side *side, const struct kv_nccl_config *config
         .endpoint = side, .loop = side->loop, .layout = &layout,
         .pool = {.base = fake_memory_base(side->memory), .bytes = bytes, .memfd = -1, .memory = side->memory},
         .block_count = BLOCKS, .frame_blocks = 4, .links_max = LINKS, .connect_ns = NS_PER_S, .receives = is_d, .nccl = *config,
-        .is_own = host_is_own, .connected = host_connected, .lost = host_lost, .say = host_say, .frame_accept = host_frame_accept,
+        .is_own = host_is_own, .is_sender = host_is_sender, .peer_identity = host_peer_identity, .connected = host_connected, .lost = host_lost, .say = host_say, .frame_accept = host_frame_accept,
         .landing_is_live = host_landing_is_live, .frame_landed = host_frame_landed, .hold = host_hold, .let_go = host_let_go,
         .push_done = host_push_done, .memory_kept = host_memory_kept,
     };
@@ -499,6 +504,148 @@ static void a_closed_pair_loses_nothing(void **state)
     assert_int_equal(d.accepted, 12);
 }
 
+/* A pair that is closed while P gathers for it: what was gathered goes over the next one; over none, if the link is fenced
+ * or the send aborted meanwhile. Each is given back once, and not before it is read. */
+static void gather_crosses_the_end(void **state)
+{
+    (void)state;
+    enum { CLOSED, FENCED, ABORTED };
+    for (int what = CLOSED; what <= ABORTED; what++) {
+        assert_int_equal(start(NULL), 0);
+        join();
+        until(&p.connected, 1);
+        fake_memory_set_held(p.memory, true);
+        for (uint32_t i = 0; i < 4; i++) { push(i, 0, i * 4, 5); }
+        say_to(&p, &(struct nccl_wire_msg){.kind = NCCL_WIRE_CLOSE, .gen = 1});
+        if (what == FENCED) {
+            kv_cable_nccl.fence(p.cable, LINK);
+            kv_cable_nccl.fence(d.cable, LINK);
+        }
+        if (what == ABORTED) { kv_cable_nccl.abort(p.cable, LINK, 5); }
+        settle();
+        assert_int_equal(p.done, 0);
+        fake_memory_set_held(p.memory, false);
+        until(&p.done, 4);
+        if (what == CLOSED) { until(&d.landed, 16); }
+        for (uint32_t i = 0; what == CLOSED && i < 4; i++) { assert_true(is_there(0, i * 4)); }
+        assert_int_equal(p.dropped, what == CLOSED ? 0 : 4);
+        assert_int_equal(d.landed, what == CLOSED ? 16 : 0);
+        assert_int_equal(p.lost + d.lost, 0);
+        assert_int_equal(stop(NULL), 0);
+    }
+}
+
+/* A device that fails under a pair that ends: what it was at is lost to somebody, who is told. */
+static void a_device_fails_at_the_end(void **state)
+{
+    (void)state;
+    for (int is_d = 0; is_d < 2; is_d++) {
+        assert_int_equal(start(NULL), 0);
+        struct side *side = is_d ? &d : &p;
+        join();
+        until(&p.connected, 1);
+        until(&d.connected, 1);
+        fake_memory_set_held(side->memory, true);
+        push(0, 0, 0, 5);
+        if (is_d) { until(&d.held, 1); }
+        say_to(side, &(struct nccl_wire_msg){.kind = NCCL_WIRE_CLOSE, .gen = 1});
+        fake_memory_lose(side->memory);
+        fake_memory_set_held(side->memory, false);
+        until(is_d ? &d.let_go : &p.done, 1);
+        assert_int_equal(side->lost, 1);
+        assert_non_null(strstr(side->lost_text, is_d ? "does not scatter" : "does not gather"));
+        assert_int_equal(p.dropped, !is_d);
+        assert_int_equal(d.landed, 0);
+        assert_int_equal(stop(NULL), 0);
+    }
+}
+
+/* A device that is not done with its slots makes its pair a stuck one, which is over when the device is done after all. */
+static void a_device_that_hangs_is_told_of(void **state)
+{
+    (void)state;
+    join();
+    until(&d.connected, 1);
+    until(&p.connected, 1);
+    fake_memory_set_held(d.memory, true);
+    push(0, 0, 0, 5);
+    until(&d.held, 1);
+    kv_cable_nccl.fence(d.cable, LINK);
+    cable_pairs_turn(d.cable, clock_now_ns() + NCCL_ABORT_NS / 2);
+    assert_int_equal(stats_of(&d).pairs_stuck, 0);
+    cable_pairs_turn(d.cable, clock_now_ns() + NCCL_ABORT_NS + NS_PER_S);
+    assert_int_equal(stats_of(&d).pairs_stuck, 1);
+    assert_true(stats_of(&d).memory_bytes > 0);
+    fake_memory_set_held(d.memory, false);
+    until(&d.let_go, 1);
+    while (stats_of(&d).memory_bytes > 0) { turn(); }
+    assert_int_equal(stats_of(&d).pairs_stuck, 0);
+}
+
+/* Nor does the cable's end wait for such a device for ever: it leaves it what it may still write, and says so. */
+static void a_device_that_hangs_does_not_hold_up_the_end(void **state)
+{
+    (void)state;
+    static struct kv_cable *left; /* for good */
+    join();
+    until(&d.connected, 1);
+    until(&p.connected, 1);
+    fake_memory_set_held(d.memory, true);
+    push(0, 0, 0, 5);
+    until(&d.held, 1);
+    kv_cable_nccl.fence(d.cable, LINK);
+    kv_cable_nccl.close(d.cable);
+    assert_true(d.is_kept);
+    assert_int_equal(d.let_go, 0);
+    left = d.cable;
+    d.cable = NULL;
+    fake_memory_set_held(d.memory, false);
+    kv_memory_inbox_wait(&left->inbox);
+    /* What the process's end does elsewhere. */
+    struct nccl_pair_fact fact = {.kind = NCCL_PAIR_ID};
+    nccl_pair_end(left->pairs[0].pair);
+    while (fact.kind != NCCL_PAIR_ENDED) { (void)cable_mail_take(left->mail, 0, &fact); }
+    nccl_pair_destroy(left->pairs[0].pair);
+}
+
+/* A P that asks anew and anew, and gives each up, gets one pair and then a pause, by whatever name it calls itself and on
+ * its next link too. */
+static void who_gives_up_each_time_is_paused(void **state)
+{
+    (void)state;
+    kept_from = &p;
+    kept_kind = NCCL_WIRE_OPEN;
+    join();
+    until(&kept_count, 1);
+    uint32_t said[16] = {0};
+    for (uint64_t gen = 10; gen < 30; gen++) {
+        struct nccl_wire_msg msg = kept;
+        msg.gen = gen;
+        msg.open.identity = gen;
+        say_to(&d, &msg);
+        if (gen == 20) { kv_cable_nccl.fence(d.cable, LINK); }
+        for (; d.said_count > 0; d.said_count--, d.said_first = (d.said_first + 1) % QUEUE) {
+            assert_true(nccl_wire_read(d.said[d.said_first].bytes, d.said[d.said_first].count, &msg));
+            said[msg.kind]++;
+        }
+    }
+    assert_int_equal(said[NCCL_WIRE_OPENED], 1);
+    assert_int_equal(said[NCCL_WIRE_DENIED], 19);
+    assert_int_equal(stats_of(&d).pairs_denied, 19);
+}
+
+/* Who sends on a link is asked for nothing on it, though it may receive on others. */
+static void a_sender_is_not_asked(void **state)
+{
+    (void)state;
+    p.host.receives = true;
+    say_to(&p, &(struct nccl_wire_msg){.kind = NCCL_WIRE_OPEN, .gen = 1});
+    assert_int_equal(stats_of(&p).messages_stale, 1);
+    assert_int_equal(p.said_count, 0);
+    join();
+    until(&p.connected, 1);
+}
+
 /* What no peer says breaks the pair on both sides, whatever it is, and nothing but the pair. */
 static void nonsense_breaks_the_pair(void **state)
 {
@@ -548,18 +695,27 @@ static void nonsense_breaks_the_pair(void **state)
 static void silence_has_limits(void **state)
 {
     (void)state;
-    static const struct { enum nccl_wire_kind kind; bool of_p; } silent[] = {
-        {NCCL_WIRE_OPENED, false}, {NCCL_WIRE_UP, false}, {NCCL_WIRE_READY, false}, {NCCL_WIRE_ID, true}, {NCCL_WIRE_UP, true}};
+    static const struct { enum nccl_wire_kind kind; bool of_p, pushes; const char *says, *or_says; } silent[] = {
+        {NCCL_WIRE_OPENED, false, true, "the peer's part of the pair did not come in time", NULL},
+        {NCCL_WIRE_UP, false, false, "the peer's part of the pair did not come in time", NULL},
+        {NCCL_WIRE_UP, false, true, "no pair came up again in time", NULL},
+        /* For P the same as a READY that is kept, but then D waits too, and says so first. */
+        {NCCL_WIRE_REFUSED, false, true, "the receiver does not say that it is ready", NULL},
+        {NCCL_WIRE_ID, true, false, "the receiver says: the peer's part of the pair did not come in time", "past its limit: the peer never came"},
+        {NCCL_WIRE_UP, true, false, "the receiver says: the peer's part of the pair did not come in time", NULL}};
     for (size_t i = 0; i < sizeof silent / sizeof silent[0]; i++) {
         assert_int_equal(start_impatient(NULL), 0);
         kept_from = silent[i].of_p ? &p : &d;
         kept_kind = silent[i].kind;
+        d.refuses = silent[i].kind == NCCL_WIRE_REFUSED;
         join();
-        push(0, 0, 0, 5);
+        if (silent[i].pushes) { push(0, 0, 0, 5); }
         until(&p.lost, 1);
+        assert_int_equal(kept_count, 1);
+        if (!strstr(p.lost_text, silent[i].says) && !(silent[i].or_says && strstr(p.lost_text, silent[i].or_says))) { fail_msg("case %zu: \"%s\"", i, p.lost_text); }
         assert_int_equal(p.lost_status.code, ST_UNAVAILABLE);
-        assert_int_equal(p.done, 1);
-        assert_int_equal(p.dropped, 1);
+        assert_int_equal(p.done, silent[i].pushes);
+        assert_int_equal(p.dropped, silent[i].pushes);
         assert_int_equal(d.landed, 0);
         kept_from = NULL;
         assert_int_equal(stop(NULL), 0);
@@ -589,6 +745,29 @@ static void nobody_waits_for_ever(void **state)
     assert_int_equal(p.lost, 1);
 }
 
+/* Whether the table would close LINK's pair for another link that wants one when it has long been idle. It is left as if
+ * that other had never been, but for the pair if it was closed. */
+static bool is_closable_later(void)
+{
+    struct nccl_pairs_wish room[64];
+    struct nccl_pairs_wishes wishes = {.wishes = room, .count_max = 64};
+    uint64_t later_ns = clock_now_ns() + 2 * NCCL_PAIRS_IDLE_NS;
+    nccl_pairs_link(p.cable->table, LINK + 1, 99, later_ns);
+    enum nccl_pairs_answer answer = nccl_pairs_want(p.cable->table, LINK + 1, 1, later_ns, &wishes);
+    assert_int_equal(answer, NCCL_PAIRS_NO_ROOM);
+    nccl_pairs_link_gone(p.cable->table, LINK + 1, later_ns, &wishes);
+    for (uint32_t i = 0; i < wishes.count; i++) { p.cable->wishes.wishes[p.cable->wishes.count++] = room[i]; }
+    return wishes.count > 0;
+}
+
+static int start_with_one_pair(void **state)
+{
+    (void)state;
+    struct kv_nccl_config config = standard();
+    config.pairs_max = 1;
+    return start_with(&config);
+}
+
 /* Beside another cable a pair is made when a transfer begins, and not before; while one is on it, it is not closed. */
 static void warm_it_is_made_when_it_is_asked_for(void **state)
 {
@@ -601,8 +780,13 @@ static void warm_it_is_made_when_it_is_asked_for(void **state)
     kv_cable_nccl.used(p.cable, LINK, 1); /* a transfer that the other cable carries has no part in it; one of ours has */
     until(&p.connected, 1);
     assert_true(kv_cable_nccl.ready(p.cable, LINK));
+    assert_false(is_closable_later());
     kv_cable_nccl.used(p.cable, LINK, 1);
     kv_cable_nccl.used(p.cable, LINK, -1);
+    assert_false(is_closable_later());
+    kv_cable_nccl.used(p.cable, LINK, -1);
+    kv_cable_nccl.used(p.cable, LINK, 1);
+    assert_false(is_closable_later());
     say_to(&p, &(struct nccl_wire_msg){.kind = NCCL_WIRE_BROKEN, .gen = 1, .code = ST_INTERNAL, .text = "why"});
     assert_int_equal(p.lost, 1);
     assert_non_null(strstr(p.lost_text, "the receiver says: why"));
@@ -610,6 +794,24 @@ static void warm_it_is_made_when_it_is_asked_for(void **state)
     kv_cable_nccl.used(p.cable, LINK, -1);
     settle();
     assert_int_equal(d.heard_kind[NCCL_WIRE_OPEN], 1);
+}
+
+/* One that no transfer is on any more is closed, where another link waits. */
+static void the_idle_makes_room(void **state)
+{
+    (void)state;
+    p.is_own = false;
+    join();
+    kv_cable_nccl.used(p.cable, LINK, 1);
+    assert_false(kv_cable_nccl.ready(p.cable, LINK));
+    until(&p.connected, 1);
+    assert_false(is_closable_later());
+    kv_cable_nccl.used(p.cable, LINK, -1);
+    assert_true(is_closable_later());
+    uint32_t closes = d.heard_kind[NCCL_WIRE_CLOSE];
+    (void)kv_cable_nccl.ready(p.cable, LINK); /* carries it out */
+    until(&d.heard_kind[NCCL_WIRE_CLOSE], closes + 1);
+    assert_int_equal(p.lost + d.lost, 0);
 }
 
 int main(void)
@@ -624,7 +826,14 @@ int main(void)
         cmocka_unit_test(nonsense_breaks_the_pair),
         cmocka_unit_test(silence_has_limits),
         cmocka_unit_test_setup_teardown(nobody_waits_for_ever, start_with_little_patience, stop),
-        cmocka_unit_test_setup_teardown(warm_it_is_made_when_it_is_asked_for, start, stop),
+        cmocka_unit_test_setup_teardown(warm_it_is_made_when_it_is_asked_for, start_with_one_pair, stop),
+        cmocka_unit_test_setup_teardown(the_idle_makes_room, start_with_one_pair, stop),
+        cmocka_unit_test(gather_crosses_the_end),
+        cmocka_unit_test(a_device_fails_at_the_end),
+        cmocka_unit_test_setup_teardown(a_device_that_hangs_is_told_of, start, stop),
+        cmocka_unit_test_setup_teardown(a_device_that_hangs_does_not_hold_up_the_end, start, stop),
+        cmocka_unit_test_setup_teardown(who_gives_up_each_time_is_paused, start, stop),
+        cmocka_unit_test_setup_teardown(a_sender_is_not_asked, start, stop),
         cmocka_unit_test_setup_teardown(frames_land_whole, start, stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
