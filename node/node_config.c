@@ -55,6 +55,9 @@ const struct flag node_flags[] = {
      UINT64_C(64) << 20, UINT64_C(1) << 40},
     {"nccl-init-timeout", FLAG_DURATION, AT(nccl_init_timeout_ns), "15s", "TIME", "A communicator that is not up by then is given up, and tried again later.",
      UINT64_C(100000000), UINT64_C(600000000000)},
+    {"kv-convert", FLAG_STRING, AT(kv_convert), "off", "off|on",
+     "The two pools may differ in --kv-dtype where both say on: nccl converts, needs --nccl=on, and is then the only cable between them. Tokens are those "
+     "of a decode node whose prompt KV went through the smaller format, not those of either format alone.", 0, 0},
     {"tcp-listen", FLAG_STRING, AT(tcp_listen), "0.0.0.0:0", "H:P", "decode: where the tcp cable listens.", 0, 0},
     {"uds-dir", FLAG_STRING, AT(uds_dir), NULL, "DIR",
      "decode: folder of the shm cable's socket; default: XDG_RUNTIME_DIR, else one of this user alone in /tmp.", 0, 0},
@@ -173,6 +176,8 @@ static bool cables_are_known(const char *cables, unsigned *ret_named)
 bool node_config_wants_device(const struct node_config *config) { return config->backend && strcmp(config->backend, "cpu") != 0; }
 bool node_config_wants_nccl(const struct node_config *config) { return config->nccl && strcmp(config->nccl, "on") == 0; }
 
+bool node_config_converts(const struct node_config *config) { return config->kv_convert && strcmp(config->kv_convert, "on") == 0; }
+
 /* A cable that is off unless its flag turns it on is named in both places, or in neither. */
 static status_t check_switch(const struct node_config *config, unsigned named, unsigned cable, bool is_on, const char *how, struct diag *diag)
 {
@@ -200,6 +205,10 @@ static status_t check_cables(const struct node_config *config, struct diag *diag
     }
     if (!is_one_of(config->ucx, modes, 3)) { return bad(diag, "--ucx: takes off, rdma or trust-network"); }
     if (config->nccl && !is_one_of(config->nccl, switches, 2)) { return bad(diag, "--nccl: takes off or on"); }
+    if (config->kv_convert && !is_one_of(config->kv_convert, switches, 2)) { return bad(diag, "--kv-convert: takes off or on"); }
+    if (node_config_converts(config) && !node_config_wants_nccl(config)) {
+        return bad(diag, "--kv-convert=on needs --nccl=on: no other cable converts KV blocks on their way");
+    }
     TRY(check_switch(config, named, CABLE_UCX, strcmp(config->ucx, "off") != 0, "--ucx=rdma or --ucx=trust-network", diag));
     TRY(check_switch(config, named, CABLE_NCCL, node_config_wants_nccl(config), "--nccl=on", diag));
     if (node_config_wants_nccl(config) && !node_config_wants_device(config)) {

@@ -34,6 +34,7 @@ struct node_config {
     uint32_t nccl_pairs_max; /* 0: one for each link */
     uint64_t nccl_memory;    /* of the device, for all communicators together */
     uint64_t nccl_init_timeout_ns;
+    const char *kv_convert; /* "off", "on"; NULL: off */
     const char *tcp_listen;
     const char *uds_dir;
     const char *metrics_listen;
@@ -65,6 +66,8 @@ extern const uint32_t node_flag_count;
 bool node_config_wants_device(const struct node_config *config);
 /* Whether the nccl cable is turned on. */
 bool node_config_wants_nccl(const struct node_config *config);
+/* Whether peers may keep KV in another number format. */
+bool node_config_converts(const struct node_config *config);
 
 /* What no single flag can check: cross-checks between flags.
  * Errors  INVALID_ARGUMENT (node), diag names both flags. */

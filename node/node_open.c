@@ -121,6 +121,7 @@ static status_t open_wire(struct node *node, struct diag *diag)
     const struct node_config *config = node->config;
     struct kv_fingerprint fingerprint;
     kv_fingerprint_init(&fingerprint, model_fingerprint(node->compute.model), &node->compute.layout, kernels_set_name(node->compute.kernels));
+    fingerprint.converts = node_config_converts(config);
     TRY(ctl_codec_create(MESSAGE_BYTES_MAX, &node->codec));
     TRY(ctl_codec_create(KV_PAYLOAD_BYTES_MAX, &node->role_codec));
     TRY(rpc_runtime_create(2, &node->runtime));

@@ -47,6 +47,7 @@ struct entry {
     char name[128];
     char problem[512];
     uint64_t node_id, boot_epoch;
+    struct kv_fingerprint fingerprint; /* UP */
 };
 
 struct attach_client {
@@ -54,8 +55,7 @@ struct attach_client {
     struct ctl_codec *codec;
     bool is_closing;
     uint32_t up_count;
-    struct kv_fingerprint reference; /* while up_count > 0 */
-    char reference_name[128];
+    uint8_t model_hash[32]; /* of all that are up, while up_count > 0 */
     struct entry entries[];
 };
 
@@ -314,6 +314,21 @@ static status_t check_twin(const struct entry *entry, const struct ctl_node_hell
     return STATUS_OK;
 }
 
+/* With each that is up: of those that convert two may differ and yet not fit a third. */
+static status_t check_layout(const struct attach_client *client, const struct kv_fingerprint *fingerprint, struct diag *diag)
+{
+    char text[384];
+    for (uint32_t i = 0; i < client->config.nodes_max; i++) {
+        const struct entry *other = &client->entries[i];
+        bool is_up = other->state == ENTRY_UP || (other->state == ENTRY_CLOSING && other->was_up);
+        if (!is_up || kv_fingerprint_fit(&other->fingerprint, fingerprint) != KV_FIT_NONE) { continue; }
+        kv_fingerprint_diff(&other->fingerprint, fingerprint, text, sizeof text);
+        diag_set(diag, "layout differs from node %s (\"ours\"): %s; start both with the same model and flags", other->name, text);
+        return STATUS(ST_FAILED_PRECONDITION, SCOPE_PEER);
+    }
+    return STATUS_OK;
+}
+
 static status_t check_hello(const struct entry *entry, const struct ctl_node_hello *hello,
                             struct kv_fingerprint *ret_fingerprint, struct diag *diag)
 {
@@ -341,13 +356,7 @@ static status_t check_hello(const struct entry *entry, const struct ctl_node_hel
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_PEER);
     }
     TRY(check_twin(entry, hello, diag));
-    char text[384];
-    if (client->up_count > 0 && kv_fingerprint_diff(&client->reference, ret_fingerprint, text, sizeof text) > 0) {
-        diag_set(diag, "layout differs from node %s (\"ours\"): %s; start both with the same model and flags",
-                 client->reference_name, text);
-        return STATUS(ST_FAILED_PRECONDITION, SCOPE_PEER);
-    }
-    return STATUS_OK;
+    return check_layout(client, ret_fingerprint, diag);
 }
 
 static enum attach_event greet(struct entry *entry, const struct ctl_msg *msg)
@@ -366,10 +375,8 @@ static enum attach_event greet(struct entry *entry, const struct ctl_msg *msg)
         hang_up(entry, diag.text);
         return ATTACH_NOTHING;
     }
-    if (client->up_count++ == 0) {
-        client->reference = fingerprint;
-        snprintf(client->reference_name, sizeof client->reference_name, "%s", entry->name);
-    }
+    if (client->up_count++ == 0) { memcpy(client->model_hash, fingerprint.model_hash, sizeof client->model_hash); }
+    entry->fingerprint = fingerprint;
     entry->state = ENTRY_UP;
     entry->backoff_ns = 0;
     entry->was_refused = false;
@@ -477,5 +484,5 @@ bool attach_client_node(const struct attach_client *client, uint32_t node, struc
 
 const uint8_t *attach_client_model_hash(const struct attach_client *client)
 {
-    return client->up_count > 0 ? client->reference.model_hash : NULL;
+    return client->up_count > 0 ? client->model_hash : NULL;
 }

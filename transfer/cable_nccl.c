@@ -15,9 +15,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-#define SLOTS_BYTES_AIM (16u * 1024u * 1024u) /* of a pair, where slices are not larger than that */
-#define SLOT_ALIGN 256u
-
 /* ---- the loop's turns */
 
 static void ops_take(struct kv_cable *cable)
@@ -104,7 +101,9 @@ static status_t nccl_connect(struct kv_cable *cable, uint32_t number, const char
     struct nccl_wire_offer offer;
     if (!nccl_offer_read(bytes, size, &offer)) { return STATUS(ST_INVALID_ARGUMENT, SCOPE_PEER); }
     struct nccl_link *link = &cable->links[number];
-    *link = (struct nccl_link){.is_known = true, .is_sender = true, .is_own = cable->host->is_own(cable->host->endpoint, number)};
+    const struct kv_cable_host *host = cable->host;
+    *link = (struct nccl_link){.is_known = true, .is_sender = true, .is_own = host->is_own(host->endpoint, number),
+                               .shape = cable_shape(host, host->layout, host->peer_layout(host->endpoint, number))};
     nccl_pairs_link(cable->table, number, offer.identity, clock_now_ns());
     if (link->is_own) { /* nothing else carries until it is there */
         link->is_wanting = true;
@@ -205,7 +204,7 @@ static status_t tables_make(struct kv_cable *cable, uint64_t memory_max)
     }
     cable->table = nccl_pairs_init(cable->table_memory, &config);
     for (uint32_t i = 0; i < config.pairs_max; i++) { /* touched when a pair is opened */
-        cable->pairs[i].slots = calloc(cable->slot_count, sizeof *cable->pairs[i].slots);
+        cable->pairs[i].slots = calloc(NCCL_SLOTS_MAX, sizeof *cable->pairs[i].slots);
         if (!cable->pairs[i].slots) { return STATUS_CAUSE(ST_RESOURCE_EXHAUSTED, SCOPE_NODE, ENOMEM); }
     }
     return cable_mail_create(config.pairs_max, &cable->mail);
@@ -256,11 +255,9 @@ static status_t nccl_open(const struct kv_cable_host *host, struct diag *diag, s
     cable->init_ns = config->init_ns ? config->init_ns : NCCL_INIT_NS;
     cable->stall_ns = config->stall_ns ? config->stall_ns : NCCL_STALL_NS;
     cable->slice_bytes = kv_layout_slice_bytes(host->layout);
-    cable->slot_bytes = (host->frame_blocks * cable->slice_bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
-    uint64_t slots = SLOTS_BYTES_AIM / cable->slot_bytes; /* two at least: one is sent while the other is gathered */
-    cable->slot_count = (uint32_t)(slots < 2 ? 2 : slots > NCCL_SLOTS_MAX ? NCCL_SLOTS_MAX : slots);
+    const struct nccl_shape shape = cable_shape(host, host->layout, host->layout);
     uint64_t memory_max = config->memory_bytes_max ? config->memory_bytes_max : NCCL_MEMORY_BYTES;
-    uint64_t one = cable->slot_count * cable->slot_bytes + cable->channels * NCCL_PAIRS_CHANNEL_BYTES;
+    uint64_t one = shape.slot_count * shape.slot_bytes + cable->channels * NCCL_PAIRS_CHANNEL_BYTES;
     status_t st = STATUS(ST_INVALID_ARGUMENT, SCOPE_NODE);
     if (one > memory_max) {
         diag_set(diag, "the nccl cable may take %lu MiB of the device, and one pair with %u channels takes about %lu: raise --nccl-memory or lower "
@@ -282,7 +279,7 @@ static status_t nccl_open(const struct kv_cable_host *host, struct diag *diag, s
         goto fail;
     }
     LOGF(LOG_INFO, "nccl_ready", "version=%u.%u.%u channels=%u slots=%u slot_bytes=%zu pairs_max=%u memory_mib_max=%lu", cable->nccl_version / 10000,
-         cable->nccl_version / 100 % 100, cable->nccl_version % 100, cable->channels, cable->slot_count, cable->slot_bytes, cable->pairs_max,
+         cable->nccl_version / 100 % 100, cable->nccl_version % 100, cable->channels, shape.slot_count, shape.slot_bytes, cable->pairs_max,
          (unsigned long)(memory_max >> 20));
     *ret_cable = cable;
     return STATUS_OK;
@@ -344,6 +341,7 @@ const struct kv_cable_ops kv_cable_nccl = {
     .same_host_only = false,
     .needs_source_memfd = false,
     .places_at_destination = true,
+    .converts = true,
     .warms_up = true,
     .open = nccl_open,
     .offer = nccl_offer,

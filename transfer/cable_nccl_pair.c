@@ -14,6 +14,45 @@
 
 static const char *role_of(const struct cable_pair *pair) { return pair->is_sender ? "p" : "d"; }
 
+/* ---- slots */
+
+#define SLOTS_BYTES_AIM (16u * 1024u * 1024u) /* of a pair, where slices are not larger than that */
+#define SLOT_ALIGN 256u
+
+struct nccl_shape cable_shape(const struct kv_cable_host *host, const struct kv_layout *prefill, const struct kv_layout *decode)
+{
+    bool is_decodes = kv_layout_slice_bytes(decode) < kv_layout_slice_bytes(prefill);
+    struct nccl_shape shape = {.form = {.pool = *host->layout, .slot = is_decodes ? *decode : *prefill}};
+    const struct kv_layout *pool = &shape.form.pool, *slot = &shape.form.slot;
+    shape.converts = slot->dtype != pool->dtype || slot->order != pool->order;
+    uint32_t frame_blocks = kv_layout_slice_bytes(prefill) == kv_layout_slice_bytes(pool) ? host->frame_blocks : kv_frame_blocks(prefill);
+    shape.piece_bytes = kv_layout_slice_bytes(slot);
+    shape.slot_bytes = (frame_blocks * shape.piece_bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
+    uint64_t slots = SLOTS_BYTES_AIM / shape.slot_bytes; /* two at least: one is sent while the other is gathered */
+    shape.slot_count = (uint32_t)(slots < 2 ? 2 : slots > NCCL_SLOTS_MAX ? NCCL_SLOTS_MAX : slots);
+    return shape;
+}
+
+void cable_slot_submit(struct pair_slot *slot, enum kv_memory_op_kind kind, const struct kv_frame *frame, const uint32_t *blocks, uint64_t mark)
+{
+    struct cable_pair *pair = slot->pair;
+    struct kv_cable *cable = pair->cable;
+    const struct kv_cable_host *host = cable->host;
+    slot->op = (struct kv_memory_op){
+        .kind = kind,
+        .count = frame->count,
+        .range_bytes = cable->slice_bytes,
+        .mark = mark,
+        .slot = nccl_pair_slot(pair->pair, (uint32_t)(slot - pair->slots)),
+        .form = pair->shape.converts ? &pair->shape.form : NULL,
+        .done = kv_memory_inbox_put,
+        .user = &cable->inbox,
+    };
+    for (uint32_t i = 0; i < frame->count; i++) { slot->op.offsets[i] = kv_layout_slice_offset(host->layout, blocks[i], frame->layer); }
+    pair->ops++;
+    kv_memory_submit(host->pool.memory, &slot->op);
+}
+
 /* ---- words */
 
 static void say_on(struct kv_cable *cable, uint32_t link, const struct nccl_wire_msg *msg)
@@ -156,15 +195,15 @@ static void carry_open(struct kv_cable *cable, const struct nccl_pairs_wish *wis
     CHECK(pair->state == PAIR_FREE);
     struct pair_slot *slots = pair->slots;
     *pair = (struct cable_pair){.cable = cable, .number = wish->pair, .link = wish->link, .is_sender = link->is_sender, .slots = slots,
-                                .since_ns = clock_now_ns()};
-    for (uint32_t i = 0; i < cable->slot_count; i++) { slots[i] = (struct pair_slot){.pair = pair}; }
+                                .shape = link->shape, .since_ns = clock_now_ns()};
+    for (uint32_t i = 0; i < NCCL_SLOTS_MAX; i++) { slots[i] = (struct pair_slot){.pair = pair}; }
     struct nccl_wire_msg msg = {.kind = NCCL_WIRE_OPENED};
     if (pair->is_sender) {
         pair->state = PAIR_ASKED;
         pair->gen = ++cable->gen_next;
         msg.kind = NCCL_WIRE_OPEN;
-        msg.open = (struct nccl_wire_open){.identity = cable->identity, .nccl_version = cable->nccl_version, .slot_count = cable->slot_count,
-            .slot_bytes = cable->slot_bytes, .dtype = (uint32_t)cable->host->layout->dtype, .order = (uint32_t)cable->host->layout->order};
+        msg.open = (struct nccl_wire_open){.identity = cable->identity, .nccl_version = cable->nccl_version, .slot_count = pair->shape.slot_count,
+            .slot_bytes = pair->shape.slot_bytes, .dtype = (uint32_t)pair->shape.form.slot.dtype, .order = (uint32_t)pair->shape.form.slot.order};
     } else {
         pair->state = PAIR_GRANTED;
         pair->gen = link->gen_last;
@@ -193,7 +232,8 @@ struct cable_pair *cable_pair_of(struct kv_cable *cable, uint32_t link)
 
 enum nccl_pairs_answer cable_link_want(struct kv_cable *cable, uint32_t link)
 {
-    enum nccl_pairs_answer answer = nccl_pairs_want(cable->table, link, cable->slot_count * cable->slot_bytes, clock_now_ns(), &cable->wishes);
+    const struct nccl_shape *shape = &cable->links[link].shape;
+    enum nccl_pairs_answer answer = nccl_pairs_want(cable->table, link, shape->slot_count * shape->slot_bytes, clock_now_ns(), &cable->wishes);
     cable_wishes_run(cable);
     return answer;
 }
@@ -212,8 +252,10 @@ void cable_pair_asked(struct kv_cable *cable, uint32_t number, const struct nccl
     const struct nccl_wire_open *open = &msg->open;
     uint64_t now_ns = clock_now_ns(), retry_ns = 0;
     if (!link->is_known) {
+        const struct kv_cable_host *host = cable->host;
         link->is_known = true;
-        nccl_pairs_link(cable->table, number, cable->host->peer_identity(cable->host->endpoint, number), now_ns);
+        link->shape = cable_shape(host, host->peer_layout(host->endpoint, number), host->layout);
+        nccl_pairs_link(cable->table, number, host->peer_identity(host->endpoint, number), now_ns);
     }
     if (msg->gen <= link->gen_last) {
         cable->stats.messages_stale++;
@@ -225,16 +267,17 @@ void cable_pair_asked(struct kv_cable *cable, uint32_t number, const struct nccl
         cable_wishes_run(cable);
     }
     link->gen_last = msg->gen;
-    if (open->nccl_version != cable->nccl_version || open->slot_count != cable->slot_count || open->slot_bytes != cable->slot_bytes ||
-        open->dtype != (uint32_t)cable->host->layout->dtype || open->order != (uint32_t)cable->host->layout->order) {
+    const struct nccl_shape *shape = &link->shape;
+    if (open->nccl_version != cable->nccl_version || open->slot_count != shape->slot_count || open->slot_bytes != shape->slot_bytes ||
+        open->dtype != (uint32_t)shape->form.slot.dtype || open->order != (uint32_t)shape->form.slot.order) {
         char text[NCCL_WIRE_TEXT_CHARS_MAX];
         snprintf(text, sizeof text, "it has NCCL %u and %u slots of %lu bytes, the receiver %u and %u of %lu: run the same Baton and NCCL",
-                 open->nccl_version, open->slot_count, (unsigned long)open->slot_bytes, cable->nccl_version, cable->slot_count,
-                 (unsigned long)cable->slot_bytes);
+                 open->nccl_version, open->slot_count, (unsigned long)open->slot_bytes, cable->nccl_version, shape->slot_count,
+                 (unsigned long)shape->slot_bytes);
         deny(cable, number, msg->gen, ST_FAILED_PRECONDITION, NCCL_PAIRS_PAUSE_MAX_NS, text);
         return;
     }
-    enum nccl_pairs_answer answer = nccl_pairs_ask(cable->table, number, cable->slot_count * cable->slot_bytes, now_ns, &retry_ns, &cable->wishes);
+    enum nccl_pairs_answer answer = nccl_pairs_ask(cable->table, number, shape->slot_count * shape->slot_bytes, now_ns, &retry_ns, &cable->wishes);
     if (answer != NCCL_PAIRS_IS_OPENING) { deny(cable, number, msg->gen, ST_RESOURCE_EXHAUSTED, retry_ns, nccl_pairs_answer_name(answer)); }
     cable_wishes_run(cable);
 }
@@ -259,7 +302,7 @@ static void make(struct cable_pair *pair, uint32_t rank, const uint8_t *id)
 {
     struct kv_cable *cable = pair->cable;
     struct nccl_pair_config config = {.api = cable->api, .memory = cable->host->pool.memory, .rank = rank, .channels = cable->channels,
-        .slot_count = cable->slot_count, .slot_bytes = cable->slot_bytes, .init_ns = cable->init_ns, .stall_ns = cable->stall_ns,
+        .slot_count = pair->shape.slot_count, .slot_bytes = pair->shape.slot_bytes, .init_ns = cable->init_ns, .stall_ns = cable->stall_ns,
         .told = cable_mail_put, .user = &cable->mail->boxes[pair->number]};
     if (id) { memcpy(config.id, id, sizeof config.id); }
     struct diag diag = {.text = ""};
@@ -288,9 +331,9 @@ static void up(struct cable_pair *pair, const struct nccl_pair_fact *fact)
     struct kv_cable *cable = pair->cable;
     cable->stats.init_ns_last = fact->duration_ns;
     if (fact->duration_ns > cable->stats.init_ns_max) { cable->stats.init_ns_max = fact->duration_ns; }
-    LOGF(LOG_INFO, "nccl_pair_up", "link=%u role=%s gen=%lu init_ms=%.1f mib=%.1f channels=%u slots=%u slot_bytes=%zu", pair->link, role_of(pair),
-         (unsigned long)pair->gen, (double)fact->duration_ns / 1e6, (double)fact->bytes / 1048576.0, cable->channels, cable->slot_count,
-         cable->slot_bytes);
+    LOGF(LOG_INFO, "nccl_pair_up", "link=%u role=%s gen=%lu init_ms=%.1f mib=%.1f channels=%u slots=%u slot_bytes=%zu dtype=%s converts=%d", pair->link, role_of(pair),
+         (unsigned long)pair->gen, (double)fact->duration_ns / 1e6, (double)fact->bytes / 1048576.0, cable->channels, pair->shape.slot_count,
+         pair->shape.slot_bytes, dtype_name(pair->shape.form.slot.dtype), pair->shape.converts);
     pair->up_here = true;
     cable_say_kind(pair, NCCL_WIRE_UP);
     nccl_pairs_up(cable->table, pair->number, fact->bytes, clock_now_ns(), &cable->wishes);
@@ -350,7 +393,7 @@ void cable_pair_message(struct cable_pair *pair, const struct nccl_wire_msg *msg
         if (pair->is_sender || pair->state != PAIR_READY || !cable_receiver_asked(pair, msg)) { break; }
         return;
     case NCCL_WIRE_READY: case NCCL_WIRE_REFUSED:
-        if (!pair->is_sender || msg->slot >= cable->slot_count || pair->slots[msg->slot].state != SLOT_ASKED) { break; }
+        if (!pair->is_sender || msg->slot >= pair->shape.slot_count || pair->slots[msg->slot].state != SLOT_ASKED) { break; }
         cable_sender_answered(&pair->slots[msg->slot], msg->kind == NCCL_WIRE_READY);
         return;
     case NCCL_WIRE_CLOSE:
@@ -390,7 +433,7 @@ static void pair_turn(struct cable_pair *pair, uint64_t now_ns)
     } else if (pair->pair && nccl_pair_is_stuck(pair->pair, now_ns)) {
         cable_pair_broke(pair, late, "a call of NCCL does not return", true);
     } else if (pair->state == PAIR_READY && pair->is_sender) {
-        for (uint32_t i = 0; i < cable->slot_count; i++) {
+        for (uint32_t i = 0; i < pair->shape.slot_count; i++) {
             if (pair->slots[i].state != SLOT_ASKED || now_ns - pair->slots[i].since_ns <= 3 * cable->stall_ns) { continue; }
             cable_pair_broke(pair, late, "the receiver does not say that it is ready", true);
             return;

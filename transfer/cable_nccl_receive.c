@@ -22,7 +22,7 @@ static void receive(struct pair_slot *slot)
         return;
     }
     slot->state = SLOT_RECEIVING;
-    slot->bytes = slot->now.frame.count * cable->slice_bytes;
+    slot->bytes = slot->now.frame.count * pair->shape.piece_bytes;
     nccl_pairs_busy(cable->table, pair->number, 1, clock_now_ns());
     nccl_pair_transfer(pair->pair, slot_number(slot), slot->bytes);
     cable_say_slot(pair, NCCL_WIRE_READY, slot);
@@ -45,8 +45,8 @@ static void slot_leave(struct pair_slot *slot)
 
 bool cable_receiver_asked(struct cable_pair *pair, const struct nccl_wire_msg *msg)
 {
-    struct kv_cable *cable = pair->cable;
-    if (msg->slot >= cable->slot_count || msg->frame.count * cable->slice_bytes > cable->slot_bytes) { return false; }
+    const struct nccl_shape *shape = &pair->shape;
+    if (msg->slot >= shape->slot_count || msg->frame.count * shape->piece_bytes > shape->slot_bytes) { return false; }
     struct pair_slot *slot = &pair->slots[msg->slot];
     struct slot_frame *to = slot->state == SLOT_FREE ? &slot->now : &slot->next;
     if (slot->state != SLOT_FREE && slot->has_next) { return false; }
@@ -77,19 +77,7 @@ void cable_receiver_passed(struct pair_slot *slot)
     }
     host->hold(host->endpoint, &slot->landing);
     slot->state = SLOT_SCATTERING;
-    slot->op = (struct kv_memory_op){
-        .kind = KV_MEMORY_SCATTER,
-        .count = slot->now.frame.count,
-        .range_bytes = cable->slice_bytes,
-        .slot = nccl_pair_slot(pair->pair, slot_number(slot)),
-        .done = kv_memory_inbox_put,
-        .user = &cable->inbox,
-    };
-    for (uint32_t i = 0; i < slot->now.frame.count; i++) {
-        slot->op.offsets[i] = kv_layout_slice_offset(host->layout, slot->landing.blocks[i], slot->now.frame.layer);
-    }
-    pair->ops++;
-    kv_memory_submit(host->pool.memory, &slot->op);
+    cable_slot_submit(slot, KV_MEMORY_SCATTER, &slot->now.frame, slot->landing.blocks, 0);
 }
 
 void cable_receiver_scattered(struct pair_slot *slot)
@@ -112,7 +100,7 @@ void cable_receiver_scattered(struct pair_slot *slot)
 
 void cable_receiver_end(struct cable_pair *pair)
 {
-    for (uint32_t i = 0; i < pair->cable->slot_count; i++) {
+    for (uint32_t i = 0; i < pair->shape.slot_count; i++) {
         struct pair_slot *slot = &pair->slots[i];
         slot->has_next = false;
         if (slot->state == SLOT_RECEIVING) { slot_leave(slot); }

@@ -94,7 +94,7 @@ void cable_sender_abort(struct kv_cable *cable, uint32_t number, uint32_t send_s
     for (uint32_t i = 0; i < cable->pairs_max; i++) { /* one that ends may still gather for it */
         struct cable_pair *pair = &cable->pairs[i];
         if (pair->state == PAIR_FREE || pair->link != number) { continue; }
-        for (uint32_t k = 0; k < cable->slot_count; k++) {
+        for (uint32_t k = 0; k < pair->shape.slot_count; k++) {
             struct pair_slot *slot = &pair->slots[k];
             if (slot->state == SLOT_FREE || !slot->push || slot->push->send_slot != send_slot) { continue; }
             slot->push->dropped = true;
@@ -110,31 +110,15 @@ void cable_sender_abort(struct kv_cable *cable, uint32_t number, uint32_t send_s
 
 static void gather(struct pair_slot *slot, struct kv_cable_push *push)
 {
-    struct cable_pair *pair = slot->pair;
-    struct kv_cable *cable = pair->cable;
-    const struct kv_cable_host *host = cable->host;
     slot_take(slot, push);
-    slot->bytes = push->frame.count * cable->slice_bytes;
-    slot->op = (struct kv_memory_op){
-        .kind = KV_MEMORY_GATHER,
-        .count = push->frame.count,
-        .range_bytes = cable->slice_bytes,
-        .mark = push->mark,
-        .slot = nccl_pair_slot(pair->pair, slot_number(slot)),
-        .done = kv_memory_inbox_put,
-        .user = &cable->inbox,
-    };
-    for (uint32_t i = 0; i < push->frame.count; i++) {
-        slot->op.offsets[i] = kv_layout_slice_offset(host->layout, push->blocks[i], push->frame.layer);
-    }
-    pair->ops++;
-    kv_memory_submit(host->pool.memory, &slot->op);
+    slot->bytes = push->frame.count * slot->pair->shape.piece_bytes;
+    cable_slot_submit(slot, KV_MEMORY_GATHER, &push->frame, push->blocks, push->mark);
 }
 
 void cable_sender_pump(struct cable_pair *pair)
 {
     struct nccl_link *link = &pair->cable->links[pair->link];
-    for (uint32_t i = 0; i < pair->cable->slot_count && link->queue_first; i++) {
+    for (uint32_t i = 0; i < pair->shape.slot_count && link->queue_first; i++) {
         if (pair->slots[i].state == SLOT_FREE) { gather(&pair->slots[i], queue_take(link)); }
     }
     if (!link->queue_first) { link->starved_ns = 0; }
@@ -209,7 +193,7 @@ void cable_sender_passed(struct pair_slot *slot)
 void cable_sender_end(struct cable_pair *pair, bool requeues)
 {
     struct kv_cable *cable = pair->cable;
-    for (uint32_t i = 0; i < cable->slot_count; i++) {
+    for (uint32_t i = 0; i < pair->shape.slot_count; i++) {
         struct pair_slot *slot = &pair->slots[i];
         struct kv_cable_push *push = slot->push;
         enum slot_state was = slot->state;

@@ -43,6 +43,14 @@ struct slot_frame {
     uint32_t crc[KV_FRAME_BLOCKS_MAX];
 };
 
+/* What the slots of a link's pairs are; both ends make the same of the two pools' layouts. */
+struct nccl_shape {
+    struct kv_memory_form form; /* pool: ours; slot: that of the two whose slices are smaller, of equals P's */
+    bool converts;              /* they differ */
+    size_t piece_bytes, slot_bytes;
+    uint32_t slot_count;
+};
+
 struct pair_slot {
     struct kv_memory_op op;
     struct cable_pair *pair;
@@ -67,7 +75,8 @@ struct cable_pair {
     uint64_t since_ns; /* of the opening, then of the end */
     bool up_here, up_there;
     struct nccl_pair *pair; /* NULL: not made */
-    struct pair_slot *slots; /* [slot_count] */
+    struct nccl_shape shape; /* of its link */
+    struct pair_slot *slots; /* [NCCL_SLOTS_MAX], shape.slot_count of them used */
     uint32_t ops;            /* on slots, under way */
     bool is_ended;           /* nccl_pair_end was called */
     bool is_stuck;
@@ -79,6 +88,7 @@ struct nccl_link {
     bool is_known, is_sender, is_own;
     bool is_wanting;   /* P, is_own: no pair has come up yet */
     uint64_t gen_last; /* D: of P's opens */
+    struct nccl_shape shape;
     uint32_t users;    /* transfers on it */
     /* P */
     struct kv_cable_push *queue_first, *queue_last;
@@ -101,8 +111,8 @@ struct nccl_mail {
 struct kv_cable {
     const struct kv_cable_host *host;
     const struct nccl_api *api;
-    uint32_t nccl_version, channels, slot_count, pairs_max;
-    size_t slice_bytes, slot_bytes;
+    uint32_t nccl_version, channels, pairs_max;
+    size_t slice_bytes; /* of the pool */
     uint64_t init_ns, stall_ns;
     uint64_t identity; /* random: of this start */
     uint64_t gen_next;
@@ -122,6 +132,8 @@ struct kv_cable {
 };
 
 /* ---- cable_nccl_pair.c */
+/* prefill, decode  the layouts of the pools, host's one of them */
+struct nccl_shape cable_shape(const struct kv_cable_host *host, const struct kv_layout *prefill, const struct kv_layout *decode);
 /* Tells the table that a transfer begins on P's link. */
 enum nccl_pairs_answer cable_link_want(struct kv_cable *cable, uint32_t link);
 /* The link's pair that is being made or ready; NULL: none. */
@@ -139,6 +151,8 @@ void cable_pair_message(struct cable_pair *pair, const struct nccl_wire_msg *msg
 void cable_pair_asked(struct kv_cable *cable, uint32_t link, const struct nccl_wire_msg *msg);
 void cable_pair_fact(struct cable_pair *pair, const struct nccl_pair_fact *fact);
 void cable_pairs_turn(struct kv_cable *cable, uint64_t now_ns);
+/* Begins it: a slice of each of `blocks` and what lies in the slot. */
+void cable_slot_submit(struct pair_slot *slot, enum kv_memory_op_kind kind, const struct kv_frame *frame, const uint32_t *blocks, uint64_t mark);
 /* One op less on its slots. */
 void cable_pair_op_done(struct cable_pair *pair);
 void cable_say(struct cable_pair *pair, struct nccl_wire_msg *msg);

@@ -11,8 +11,6 @@
 #include "base/clock.h"
 #include "transfer/endpoint_private.h"
 
-#define FRAME_BYTES_AIM (1024u * 1024u)
-
 /* ---- create and destroy */
 
 static uint64_t or_default(uint64_t value, uint64_t standard) { return value ? value : standard; }
@@ -228,6 +226,7 @@ status_t kv_endpoint_create(const struct kv_endpoint_config *config, struct diag
     e->fingerprint = config->fingerprint;
     e->layout = config->fingerprint.layout;
     kv_fingerprint_hash(&e->fingerprint, e->fingerprint_hash);
+    kv_fingerprint_convert_hash(&e->fingerprint, e->convert_hash);
     snprintf(e->node_id, sizeof e->node_id, "%s", config->node_id);
     e->boot_epoch = config->boot_epoch;
     snprintf(e->link_address, sizeof e->link_address, "%s", config->link_address);
@@ -235,11 +234,11 @@ status_t kv_endpoint_create(const struct kv_endpoint_config *config, struct diag
     e->pool = config->pool;
     e->block_count = (uint32_t)(config->pool.bytes / kv_layout_block_bytes(&e->layout));
     e->slice_bytes = kv_layout_slice_bytes(&e->layout);
-    uint64_t frame_blocks = FRAME_BYTES_AIM / e->slice_bytes;
-    e->frame_blocks = (uint32_t)(frame_blocks < 1 ? 1 : frame_blocks > KV_FRAME_BLOCKS_MAX ? KV_FRAME_BLOCKS_MAX : frame_blocks);
+    e->frame_blocks = kv_frame_blocks(&e->layout);
     e->limits = config->limits;
-    /* Where nothing else carries meanwhile, as on a link whose P has nothing else. */
-    bool waits_for_nccl = (config->cables && strcmp(config->cables, "nccl") == 0) || (config->nccl.is_on && e->link_address[0]);
+    /* Where nothing else carries meanwhile, as on a link whose P has nothing else, or nothing else that converts. */
+    bool waits_for_nccl = (config->cables && strcmp(config->cables, "nccl") == 0) ||
+                          (config->nccl.is_on && (e->link_address[0] || e->fingerprint.converts));
     if (e->limits.connect_ns == 0 && waits_for_nccl) {
         e->limits.connect_ns = or_default(config->nccl.init_ns, 15 * NS_PER_S) + 5 * NS_PER_S;
     }
@@ -394,6 +393,8 @@ status_t kv_endpoint_grant(struct kv_endpoint *e, kv_xfer_id_t xfer_id, const ui
     memcpy(ticket.link_address, e->link_address, sizeof ticket.link_address);
     memcpy(ticket.node_id, e->node_id, sizeof ticket.node_id);
     memcpy(ticket.fingerprint_hash, e->fingerprint_hash, sizeof ticket.fingerprint_hash);
+    ticket.converts = e->fingerprint.converts;
+    memcpy(ticket.convert_hash, e->convert_hash, sizeof ticket.convert_hash);
 
     status_t st = STATUS_OK;
     pthread_mutex_lock(&e->mutex);
@@ -466,7 +467,8 @@ status_t kv_endpoint_send_begin(struct kv_endpoint *e, const void *ticket_bytes,
         diag_set(diag, "KV endpoint: this process only receives");
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_REQUEST);
     }
-    if (memcmp(ticket.fingerprint_hash, e->fingerprint_hash, sizeof ticket.fingerprint_hash) != 0) {
+    bool converts = e->fingerprint.converts && ticket.converts && memcmp(ticket.convert_hash, e->convert_hash, sizeof ticket.convert_hash) == 0;
+    if (!converts && memcmp(ticket.fingerprint_hash, e->fingerprint_hash, sizeof ticket.fingerprint_hash) != 0) {
         diag_set(diag, "transfer ticket: %s keeps its KV blocks in another layout than %s; model, dtype, block size and "
                  "kernel set of both pools must be the same", ticket.node_id, e->node_id);
         return STATUS(ST_FAILED_PRECONDITION, SCOPE_REQUEST);

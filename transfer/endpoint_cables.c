@@ -40,6 +40,21 @@ static bool host_is_sender(void *slot, uint32_t link_slot) { return ((struct cab
 
 static uint64_t host_peer_identity(void *slot, uint32_t link_slot) { return ((struct cable_slot *)slot)->endpoint->links[link_slot].peer_identity; }
 
+static const struct kv_layout *host_peer_layout(void *slot, uint32_t link)
+{
+    return &((struct cable_slot *)slot)->endpoint->links[link].peer_layout;
+}
+
+bool endpoint_peer_layout(struct kv_endpoint *e, struct link_data *link, const uint8_t wire[KV_FINGERPRINT_WIRE_BYTES])
+{
+    struct kv_fingerprint theirs;
+    if (failed(kv_fingerprint_decode(wire, KV_FINGERPRINT_WIRE_BYTES, NULL, &theirs))) { return false; }
+    enum kv_fit fit = kv_fingerprint_fit(&e->fingerprint, &theirs);
+    link->converts = fit == KV_FIT_CONVERTS;
+    if (link->converts) { link->peer_layout = theirs.layout; }
+    return fit != KV_FIT_NONE;
+}
+
 static void warm_connect(struct kv_endpoint *e, uint32_t link_slot);
 
 static void host_connected(void *slot_, uint32_t link_slot)
@@ -238,6 +253,7 @@ void endpoint_cable_host_init(struct cable_slot *slot)
         .links_max = e->limits.links_max,
         .connect_ns = e->limits.connect_ns,
         .token_link = host_token_link,
+        .peer_layout = host_peer_layout,
         .is_own = host_is_own,
         .is_sender = host_is_sender,
         .peer_identity = host_peer_identity,
@@ -352,6 +368,11 @@ void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot)
     while (link->next_choice < e->cable_count) {
         struct cable_slot *slot = &e->cables[link->next_choice++];
         const struct kv_cable_offer *offer = endpoint_offer_of(link, slot);
+        if (link->converts && !slot->ops->converts) {
+            snprintf(link->reason, sizeof link->reason, "%s does not convert %s to %s", slot->ops->name, dtype_name(e->layout.dtype),
+                     dtype_name(link->peer_layout.dtype));
+            continue;
+        }
         if (!offer) {
             snprintf(link->reason, sizeof link->reason, "%s is not offered by the receiver", slot->ops->name);
             continue;

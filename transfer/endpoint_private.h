@@ -114,6 +114,8 @@ struct link_data {
     struct link_hello_ack ack; /* P: D's offers */
     uint64_t peer_identity;    /* D: of P's hello */
     uint32_t offered;          /* bits of the endpoint's cables that D offered */
+    struct kv_layout peer_layout; /* ours, unless both convert; from the peer's hello on */
+    bool converts;             /* it is another */
     bool is_deaf;              /* its stream refused a message: the link is to be closed */
     char reason[160];          /* why this cable */
     char warm_reason[160];
@@ -124,7 +126,7 @@ struct kv_endpoint {
     /* constant after create */
     struct kv_layout layout;
     struct kv_fingerprint fingerprint;
-    uint8_t fingerprint_hash[KV_FINGERPRINT_HASH_BYTES];
+    uint8_t fingerprint_hash[KV_FINGERPRINT_HASH_BYTES], convert_hash[KV_FINGERPRINT_HASH_BYTES];
     char node_id[KV_NODE_ID_CHARS_MAX + 1];
     uint64_t boot_epoch;
     char link_address[KV_ADDRESS_CHARS_MAX + 1];
@@ -191,7 +193,7 @@ void *endpoint_thread_main(void *endpoint);
 void endpoint_settle(struct kv_endpoint *e);
 /* Sends the ABORT or ABORT_ACK that waited until the cable had nothing of this send under way. */
 void endpoint_word_send(struct kv_endpoint *e, struct send_data *send);
-void endpoint_link_open(struct link_data *link, bool is_sender, void *stream);
+void endpoint_link_open(struct link_data *link, const struct kv_layout *ours, bool is_sender, void *stream);
 void endpoint_close_all(struct kv_endpoint *endpoint); /* at its end */
 
 /* endpoint_cables.c, on the thread but for the first */
@@ -199,6 +201,8 @@ void endpoint_cable_host_init(struct cable_slot *slot);
 void endpoint_cable_try_next(struct kv_endpoint *e, uint32_t link_slot);
 /* P: what D said of this cable; NULL: it offers none. */
 const struct kv_cable_offer *endpoint_offer_of(const struct link_data *link, const struct cable_slot *slot);
+/* The peer's fingerprint as it said it. False: not one to exchange blocks with. */
+bool endpoint_peer_layout(struct kv_endpoint *e, struct link_data *link, const uint8_t wire[KV_FINGERPRINT_WIRE_BYTES]);
 /* What the peer's cable said, to ours of that name. */
 void endpoint_cable_hear(struct kv_endpoint *e, uint32_t link_slot, const struct link_cable_msg *msg);
 /* Closes the links whose stream refused what a cable said. */

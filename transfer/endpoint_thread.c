@@ -146,7 +146,7 @@ static void on_command(struct kv_endpoint *e, const struct command *command)
         break;
     }
     case CMD_STREAM_ACCEPT:
-        endpoint_link_open(&e->links[command->slot], false, command->pointer);
+        endpoint_link_open(&e->links[command->slot], &e->layout, false, command->pointer);
         link_core_accepted(e->core, command->slot, now_ns);
         break;
     case CMD_STREAM_MESSAGE:

@@ -57,9 +57,14 @@ static void hello_ack_fill(struct kv_endpoint *e, uint32_t link_slot, const stru
         return;
     }
     link->peer_identity = identity_of(hello->node_id, hello->boot_epoch);
+    if (endpoint_peer_layout(e, link, hello->fingerprint) && link->converts) {
+        ret->converts = true;
+        kv_fingerprint_encode(&e->fingerprint, ret->fingerprint);
+    }
     for (uint32_t i = 0; i < e->cable_count; i++) {
         struct cable_slot *slot = &e->cables[i];
         bool asked = false;
+        if (link->converts && !slot->ops->converts) { continue; }
         for (uint32_t k = 0; k < hello->cable_count; k++) { asked |= strcmp(hello->cables[k], slot->ops->name) == 0; }
         bool reachable = !slot->ops->same_host_only || (e->host_id[0] && strcmp(e->host_id, hello->host_id) == 0);
         if (!asked || !reachable) { continue; }
@@ -124,7 +129,7 @@ static void carry_send(struct kv_endpoint *e, const struct link_wish *wish)
             const struct send_data *send = &e->sends[wish->slot];
             xfer->layer_slices = send->layer_slices; /* nobody pushes after the commit */
             xfer->layer_count = e->layout.layer_count;
-            xfer->bytes_total = (uint64_t)send->ticket.block_count * e->layout.layer_count * e->slice_bytes;
+            xfer->bytes_total = (uint64_t)send->ticket.block_count * e->layout.layer_count * kv_layout_slice_bytes(&link->peer_layout);
             xfer->payload = send->payload;
             xfer->payload_bytes = send->payload_bytes;
         }
@@ -172,7 +177,7 @@ static void carry_close_link(struct kv_endpoint *e, uint32_t link_slot)
     pthread_mutex_unlock(&e->mutex);
 }
 
-void endpoint_link_open(struct link_data *link, bool is_sender, void *stream)
+void endpoint_link_open(struct link_data *link, const struct kv_layout *ours, bool is_sender, void *stream)
 {
     link->open = true;
     link->is_sender = is_sender;
@@ -181,13 +186,15 @@ void endpoint_link_open(struct link_data *link, bool is_sender, void *stream)
     link->cable_up = link->has_token = link->warm_connects = false;
     link->next_choice = link->offered = 0;
     link->is_deaf = false;
+    link->peer_layout = *ours;
+    link->converts = false;
     link->reason[0] = link->warm_reason[0] = link->note[0] = '\0';
 }
 
 static void carry_dial(struct kv_endpoint *e, const struct link_wish *wish)
 {
     struct link_data *link = &e->links[wish->link];
-    endpoint_link_open(link, true, NULL);
+    endpoint_link_open(link, &e->layout, true, NULL);
     snprintf(link->address, sizeof link->address, "%s", wish->address);
     pthread_mutex_lock(&e->mutex);
     uint64_t id = (uint64_t)link->generation << 32 | wish->link;
@@ -229,6 +236,10 @@ static void carry(struct kv_endpoint *e, const struct link_wish *wish)
     case LINK_WISH_SEND: carry_send(e, wish); break;
     case LINK_WISH_CONNECT_CABLE:
         link->ack = e->message_now->body.hello_ack;
+        if (link->ack.converts && !endpoint_peer_layout(e, link, link->ack.fingerprint)) {
+            link_core_link_lost(e->core, wish->link, STATUS(ST_FAILED_PRECONDITION, SCOPE_PEER), "the KV layouts differ", clock_now_ns(), &e->wishes);
+            break;
+        }
         for (uint32_t i = 0; i < e->cable_count; i++) {
             if (endpoint_offer_of(link, &e->cables[i])) { link->offered |= 1u << i; }
         }

@@ -9,6 +9,7 @@
 
 #define WIRE_VERSION 1u
 #define ORDER_SHIFT 8u
+#define CONVERTS_SHIFT 16u
 
 /* Above these no model known to us lies within a factor of 8; a decoder that accepts more
  * only hands overflow to its caller. */
@@ -38,8 +39,10 @@ void kv_fingerprint_encode(const struct kv_fingerprint *fingerprint, uint8_t ret
     memset(ret_wire, 0, KV_FINGERPRINT_WIRE_BYTES);
     ret_wire[0] = WIRE_VERSION;
     memcpy(ret_wire + AT_MODEL, fingerprint->model_hash, 32);
-    /* The order of values lies above the dtype, where nodes that know but one wrote zeros and refuse all else. */
-    le32_store(ret_wire + AT_DTYPE, (uint32_t)fingerprint->layout.dtype | (uint32_t)fingerprint->layout.order << ORDER_SHIFT);
+    /* The order of values lies above the dtype, and what they may be converted above that, where nodes that know of
+     * neither wrote zeros and refuse all else. */
+    le32_store(ret_wire + AT_DTYPE, (uint32_t)fingerprint->layout.dtype | (uint32_t)fingerprint->layout.order << ORDER_SHIFT |
+                                    (uint32_t)fingerprint->converts << CONVERTS_SHIFT);
     le32_store(ret_wire + AT_BLOCK_TOKENS, fingerprint->layout.block_tokens);
     le32_store(ret_wire + AT_LAYERS, fingerprint->layout.layer_count);
     le32_store(ret_wire + AT_HEADS, fingerprint->layout.kv_heads);
@@ -61,13 +64,15 @@ status_t kv_fingerprint_decode(const void *wire, size_t wire_bytes, struct diag 
     const uint8_t *at = wire;
     if (wire_bytes != KV_FINGERPRINT_WIRE_BYTES) { return refuse(diag, "its size in bytes", (uint32_t)wire_bytes); }
     if (at[0] != WIRE_VERSION) { return refuse(diag, "its version", at[0]); }
-    uint32_t dtype = le32_load(at + AT_DTYPE) & ((1u << ORDER_SHIFT) - 1), order = le32_load(at + AT_DTYPE) >> ORDER_SHIFT;
+    uint32_t values = le32_load(at + AT_DTYPE), converts = values >> CONVERTS_SHIFT;
+    uint32_t dtype = values & ((1u << ORDER_SHIFT) - 1), order = values >> ORDER_SHIFT & ((1u << (CONVERTS_SHIFT - ORDER_SHIFT)) - 1);
     uint32_t block_tokens = le32_load(at + AT_BLOCK_TOKENS);
     uint32_t layers = le32_load(at + AT_LAYERS);
     uint32_t heads = le32_load(at + AT_HEADS);
     uint32_t head_dim = le32_load(at + AT_HEAD_DIM);
     if (dtype >= DTYPE_KV_COUNT) { return refuse(diag, "dtype", dtype); }
     if (order >= KV_ORDER_COUNT) { return refuse(diag, "the order of values", order); }
+    if (converts > 1) { return refuse(diag, "what it converts", converts); }
     if (block_tokens == 0 || block_tokens > BLOCK_TOKENS_MAX) { return refuse(diag, "block_tokens", block_tokens); }
     if (layers == 0 || layers > LAYERS_MAX) { return refuse(diag, "layer_count", layers); }
     if (heads == 0 || heads > HEADS_MAX) { return refuse(diag, "kv_heads", heads); }
@@ -88,14 +93,44 @@ status_t kv_fingerprint_decode(const void *wire, size_t wire_bytes, struct diag 
                                                  .order = (enum kv_order)order};
     ret_fingerprint->layout_version = le32_load(at + AT_LAYOUT_VERSION);
     memcpy(ret_fingerprint->kernel_set, kernels, chars);
+    ret_fingerprint->converts = converts == 1;
     return STATUS_OK;
 }
 
 void kv_fingerprint_hash(const struct kv_fingerprint *fingerprint, uint8_t ret_hash[KV_FINGERPRINT_HASH_BYTES])
 {
     uint8_t wire[KV_FINGERPRINT_WIRE_BYTES];
-    kv_fingerprint_encode(fingerprint, wire);
+    struct kv_fingerprint copy = *fingerprint;
+    copy.converts = false;
+    kv_fingerprint_encode(&copy, wire);
     SHA256(wire, sizeof wire, ret_hash);
+}
+
+/* The bit stays set, so that no hash of the other kind is this one. */
+void kv_fingerprint_convert_hash(const struct kv_fingerprint *fingerprint, uint8_t ret_hash[KV_FINGERPRINT_HASH_BYTES])
+{
+    uint8_t wire[KV_FINGERPRINT_WIRE_BYTES];
+    struct kv_fingerprint copy = *fingerprint;
+    copy.layout.dtype = (enum dtype)0;
+    copy.layout.order = (enum kv_order)0;
+    copy.converts = true;
+    kv_fingerprint_encode(&copy, wire);
+    SHA256(wire, sizeof wire, ret_hash);
+}
+
+static bool is_same_hash(void (*hash)(const struct kv_fingerprint *fingerprint, uint8_t *ret_hash), const struct kv_fingerprint *a,
+                         const struct kv_fingerprint *b)
+{
+    uint8_t of_a[KV_FINGERPRINT_HASH_BYTES], of_b[KV_FINGERPRINT_HASH_BYTES];
+    hash(a, of_a);
+    hash(b, of_b);
+    return memcmp(of_a, of_b, sizeof of_a) == 0;
+}
+
+enum kv_fit kv_fingerprint_fit(const struct kv_fingerprint *a, const struct kv_fingerprint *b)
+{
+    if (is_same_hash(kv_fingerprint_hash, a, b)) { return KV_FIT_SAME; }
+    return a->converts && b->converts && is_same_hash(kv_fingerprint_convert_hash, a, b) ? KV_FIT_CONVERTS : KV_FIT_NONE;
 }
 
 struct text { char *at; size_t size, used; uint32_t fields; };

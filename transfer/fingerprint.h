@@ -6,7 +6,10 @@
  * Two nodes whose fingerprints differ never exchange a block: a cache written with another
  * layout, number format or kernel set reads as plausible numbers and wrong text. The hash
  * is compared first, before anything else of a peer is believed; the whole value is sent
- * once per link, so that a refusal can say which field differs. */
+ * once per link, so that a refusal can say which field differs.
+ *
+ * The exception is asked for by both: of two that say `converts` the dtype and the order of values may
+ * differ, and the cable converts on the way. The bit itself is no part of "the same bytes". */
 #ifndef BATON_TRANSFER_FINGERPRINT_H
 #define BATON_TRANSFER_FINGERPRINT_H
 
@@ -26,6 +29,7 @@ struct kv_fingerprint {
     struct kv_layout layout;
     uint32_t layout_version;                      /* KV_LAYOUT_VERSION of the writer */
     char kernel_set[KV_KERNEL_SET_CHARS_MAX + 1]; /* "cpu-f32-1": printable ASCII, NUL-ended */
+    bool converts; /* blocks may come from, or go to, another dtype and order; zero: never */
 };
 
 /* The bytes that go over the wire; fixed size, little-endian, version byte first. */
@@ -43,9 +47,20 @@ void kv_fingerprint_encode(const struct kv_fingerprint *fingerprint,
 NODISCARD status_t kv_fingerprint_decode(const void *wire, size_t wire_bytes, struct diag *diag,
                                          struct kv_fingerprint *ret_fingerprint);
 
-/* SHA-256 of the wire bytes. */
+/* SHA-256 of the wire bytes, `converts` left out. */
 void kv_fingerprint_hash(const struct kv_fingerprint *fingerprint,
                          uint8_t ret_hash[KV_FINGERPRINT_HASH_BYTES]);
+
+/* SHA-256 of what has to agree where both convert: all but dtype and order. */
+void kv_fingerprint_convert_hash(const struct kv_fingerprint *fingerprint,
+                                 uint8_t ret_hash[KV_FINGERPRINT_HASH_BYTES]);
+
+enum kv_fit {
+    KV_FIT_NONE,     /* they exchange no block */
+    KV_FIT_SAME,     /* as they are */
+    KV_FIT_CONVERTS, /* both convert, and only dtype or order differ */
+};
+enum kv_fit kv_fingerprint_fit(const struct kv_fingerprint *a, const struct kv_fingerprint *b);
 
 /* Writes "block_tokens: ours 16, theirs 32; dtype: ours f32, theirs bf16" (empty if equal),
  * cut at text_bytes and NUL-ended. Returns how many fields differ. */

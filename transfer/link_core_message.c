@@ -6,6 +6,18 @@
 
 #include <string.h>
 
+/* Of ours the caller knows that it can be read; in tests it need not be one. */
+static bool layouts_fit(const struct link_core *core, const uint8_t theirs_wire[KV_FINGERPRINT_WIRE_BYTES])
+{
+    struct kv_fingerprint ours, theirs;
+    if (memcmp(theirs_wire, core->config.fingerprint, KV_FINGERPRINT_WIRE_BYTES) == 0) { return true; }
+    if (failed(kv_fingerprint_decode(core->config.fingerprint, KV_FINGERPRINT_WIRE_BYTES, NULL, &ours)) ||
+        failed(kv_fingerprint_decode(theirs_wire, KV_FINGERPRINT_WIRE_BYTES, NULL, &theirs))) {
+        return false;
+    }
+    return kv_fingerprint_fit(&ours, &theirs) != KV_FIT_NONE;
+}
+
 static void on_hello(struct link_core *core, uint32_t link_slot, const struct link_hello *hello, uint64_t now_ns,
                      struct link_wishes *ret)
 {
@@ -15,7 +27,7 @@ static void on_hello(struct link_core *core, uint32_t link_slot, const struct li
     if (hello->protocol != LINK_PROTOCOL) {
         status = STATUS(ST_FAILED_PRECONDITION, SCOPE_PEER);
         text = "the link protocol versions differ: run the same Baton version on both pools";
-    } else if (memcmp(hello->fingerprint, core->config.fingerprint, sizeof hello->fingerprint) != 0) {
+    } else if (!layouts_fit(core, hello->fingerprint)) {
         status = STATUS(ST_FAILED_PRECONDITION, SCOPE_PEER);
         text = "the KV layouts differ"; /* the caller, who can read them, adds how */
     } else if (strcmp(hello->expect_node_id, core->config.node_id) != 0 ||

@@ -43,6 +43,8 @@ struct link_hello_ack {
         struct kv_cable_offer offer;
     } offers[LINK_CABLES_MAX];
     uint8_t token[KV_CABLE_TOKEN_BYTES];
+    bool converts; /* the layouts differ, both convert, and fingerprint is D's */
+    uint8_t fingerprint[KV_FINGERPRINT_WIRE_BYTES];
 };
 
 /* Every message about one transfer; each kind uses the fields that the proto gives it. */

@@ -59,6 +59,7 @@ static size_t encode_hello_ack(const struct link_hello_ack *ack, uint8_t *ret_by
     body.n_offers = ack->offer_count;
     body.offers = offer_pointers;
     body.token = view(ack->token, sizeof ack->token);
+    if (ack->converts) { body.fingerprint = view(ack->fingerprint, sizeof ack->fingerprint); }
     wire.body_case = BATON__TRANSFER__V1__LINK_MESSAGE__BODY_HELLO_ACK;
     wire.hello_ack = &body;
     return pack(&wire, ret_bytes, capacity);
@@ -201,6 +202,9 @@ static status_t decode_hello_ack(const Baton__Transfer__V1__HelloAck *wire, stru
     if (ret->code != 0) { return STATUS_OK; } /* a refusal has no token and no offers */
     if (wire->token.len != sizeof ret->token) { return refuse(diag, "hello_ack: token is not 32 bytes"); }
     memcpy(ret->token, wire->token.data, sizeof ret->token);
+    ret->converts = wire->fingerprint.len != 0;
+    if (ret->converts && wire->fingerprint.len != sizeof ret->fingerprint) { return refuse(diag, "hello_ack: fingerprint has the wrong size"); }
+    if (ret->converts) { memcpy(ret->fingerprint, wire->fingerprint.data, sizeof ret->fingerprint); }
     for (size_t i = 0; i < wire->n_offers && ret->offer_count < LINK_CABLES_MAX; i++) {
         const Baton__Transfer__V1__CableOffer *offer = wire->offers[i];
         if (offer->offer.len > KV_OFFER_BYTES_MAX) { continue; }

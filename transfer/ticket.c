@@ -3,9 +3,9 @@
 #include "proto/baton/transfer/v1/kv_link.pb-c.h"
 #include "transfer/wire_arena.h"
 
-/* Strings, three byte fields with tag and length, and the numbers at their longest. */
+/* Strings, four byte fields with tag and length, and the numbers at their longest. */
 _Static_assert(KV_ADDRESS_CHARS_MAX + 3 + KV_NODE_ID_CHARS_MAX + 2 + 18 + KV_SECRET_BYTES + 2 +
-                       KV_FINGERPRINT_HASH_BYTES + 2 + 9 + 11 + 6 + 6 <= KV_TICKET_BYTES_MAX,
+                       2 * (KV_FINGERPRINT_HASH_BYTES + 2) + 9 + 11 + 6 + 6 <= KV_TICKET_BYTES_MAX,
                "the largest ticket fits");
 
 void kv_ticket_encode(const struct kv_ticket *ticket, uint8_t *ret_bytes, size_t *ret_size)
@@ -23,6 +23,7 @@ void kv_ticket_encode(const struct kv_ticket *ticket, uint8_t *ret_bytes, size_t
     wire.block_count = copy.block_count;
     wire.lease_ms = copy.lease_ms;
     wire.fingerprint_hash = (ProtobufCBinaryData){.len = KV_FINGERPRINT_HASH_BYTES, .data = copy.fingerprint_hash};
+    if (copy.converts) { wire.convert_hash = (ProtobufCBinaryData){.len = KV_FINGERPRINT_HASH_BYTES, .data = copy.convert_hash}; }
     *ret_size = baton__transfer__v1__ticket__pack(&wire, ret_bytes);
 }
 
@@ -62,6 +63,9 @@ status_t kv_ticket_decode(const void *bytes, size_t size, struct diag *diag, str
     if (wire->fingerprint_hash.len != KV_FINGERPRINT_HASH_BYTES) {
         return refuse(diag, "fingerprint_hash is not 32 bytes");
     }
+    if (wire->convert_hash.len != 0 && wire->convert_hash.len != KV_FINGERPRINT_HASH_BYTES) {
+        return refuse(diag, "convert_hash is neither empty nor 32 bytes");
+    }
     if (wire->block_count == 0 || wire->block_count > KV_TICKET_BLOCKS_MAX) {
         return refuse(diag, "block_count is 0 or too large");
     }
@@ -73,6 +77,8 @@ status_t kv_ticket_decode(const void *bytes, size_t size, struct diag *diag, str
     memcpy(ticket.xfer_id.bytes, wire->xfer_id.data, sizeof ticket.xfer_id.bytes);
     memcpy(ticket.secret, wire->secret.data, KV_SECRET_BYTES);
     memcpy(ticket.fingerprint_hash, wire->fingerprint_hash.data, KV_FINGERPRINT_HASH_BYTES);
+    ticket.converts = wire->convert_hash.len != 0;
+    if (ticket.converts) { memcpy(ticket.convert_hash, wire->convert_hash.data, KV_FINGERPRINT_HASH_BYTES); }
     *ret_ticket = ticket;
     return STATUS_OK;
 }

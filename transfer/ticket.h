@@ -42,6 +42,8 @@ struct kv_ticket {
     uint32_t block_count; /* blocks of the grant, at least 1 */
     uint32_t lease_ms;    /* the grant lapses after this long without progress */
     uint8_t fingerprint_hash[KV_FINGERPRINT_HASH_BYTES];
+    bool converts; /* convert_hash is there: blocks of another dtype or order may come */
+    uint8_t convert_hash[KV_FINGERPRINT_HASH_BYTES];
 };
 
 /* ret_bytes  [KV_TICKET_BYTES_MAX]; ret_size is how many were written. Cannot fail: the

@@ -125,7 +125,7 @@ struct kv_endpoint_limits {     /* 0 takes the default */
     uint64_t heartbeat_ns;      /* 250 ms */
     uint64_t suspect_ns;        /* silence until no new send uses the link, 1 s */
     uint64_t dead_ns;           /* silence until the link is closed by force, 3 s */
-    uint64_t connect_ns;        /* dial to ready, 5 s; with nccl alone, and on a D that has it, its init_ns and 5 s */
+    uint64_t connect_ns;        /* dial to ready, 5 s; with nccl alone, on a D that has it and on a P that has it and converts, its init_ns and 5 s */
     uint64_t stall_ns;          /* after commit: without a slice, or without an ack, 10 s */
 };
 
@@ -169,7 +169,8 @@ struct kv_endpoint_config {
     const char *node_id;      /* <= KV_NODE_ID_CHARS_MAX */
     uint64_t boot_epoch;      /* grows with each start of one node_id; clock_wall_ns() does */
     const char *link_address; /* D: host:port that tickets name. P: "" */
-    struct kv_fingerprint fingerprint; /* its layout is the pool's */
+    struct kv_fingerprint fingerprint; /* its layout is the pool's. With `converts` the peer's dtype and order may be others
+                                        * if it says so too, and then the link's cable is one that converts: nccl */
     struct kv_endpoint_pool pool;      /* borrows base and memfd until destroy; bytes is a
                                         * whole number of blocks or more */
     const char *cables;     /* "auto" (= "shm,nccl,ucx,tcp", less what is off or not here), or names in order of choice */
@@ -323,6 +324,13 @@ struct kv_frame {
     uint32_t layer, first, count;
 };
 
+/* Slices that a push of an endpoint with such a pool has at most. */
+static inline uint32_t kv_frame_blocks(const struct kv_layout *layout)
+{
+    const uint64_t bytes_aim = 1024u * 1024u, blocks = bytes_aim / kv_layout_slice_bytes(layout);
+    return (uint32_t)(blocks < 1 ? 1 : blocks > KV_FRAME_BLOCKS_MAX ? KV_FRAME_BLOCKS_MAX : blocks);
+}
+
 /* P: a frame to send; lives in the endpoint until push_done or until the cable drops it. */
 struct kv_cable_push {
     struct kv_cable_push *next;        /* the cable's queue */
@@ -364,6 +372,8 @@ struct kv_cable_host {
 
     /* D: which link has this token; false: nobody's. Compares in constant time. */
     bool (*token_link)(void *endpoint, const uint8_t token[KV_CABLE_TOKEN_BYTES], uint32_t *ret_link);
+    /* Both: of the peer's pool; ours, unless both convert. Only a cable that converts asks. Borrows until the link is closed. */
+    const struct kv_layout *(*peer_layout)(void *endpoint, uint32_t link);
     /* P: whether it is the link's own cable, not one beside it; from connect on. */
     bool (*is_own)(void *endpoint, uint32_t link);
     /* Both: whether we are P on it; while the link lives. */
@@ -408,6 +418,8 @@ struct kv_cable_ops {
     /* True: D's own thread places every byte, so a grant that is off the table is a fence by
      * itself. False (one-sided RDMA): `revoke` starts a fence and `fenced` must come. */
     bool places_at_destination;
+    /* Peers may have pools of two dtypes and orders. False: it is passed over where they differ. */
+    bool converts;
     /* True: see above. D may hear `message` for a link from its offer on, P from connect on. */
     bool warms_up;
     /* Ready to send, and to receive when the host names somewhere to listen. Borrows host

@@ -43,6 +43,8 @@ void broken_pairs_end_what_they_carried(void **state);
 void an_abort_that_never_returns_holds_up_nobody(void **state);
 void a_pair_that_does_not_come_up_is_given_up(void **state);
 void few_pairs_serve_many_links(void **state);
+void pools_of_two_formats_are_converted(void **state);
+void a_format_is_converted_only_where_both_say_so(void **state);
 void forged_messages_break_at_most_their_own_pair(void **state);
 
 /* conformance_device.c */

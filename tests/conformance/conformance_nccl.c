@@ -229,6 +229,75 @@ void few_pairs_serve_many_links(void **state)
     proc_quit(&d);
 }
 
+static size_t slice_bytes_of(const char *format)
+{
+    struct kv_layout layout = {.block_tokens = 16, .layer_count = 3, .kv_heads = 2, .head_dim = 64, .dtype = DTYPE_BF16};
+    if (strncmp(format, "fp8", 3) == 0) { layout.dtype = DTYPE_FP8_E4M3; }
+    if (strncmp(format, "f32", 3) == 0) { layout.dtype = DTYPE_F32; }
+    return kv_layout_slice_bytes(&layout);
+}
+
+/* Of two pools that keep their values in two ways, and both say so, D's bytes are what kv_convert makes of P's, what
+ * travels is the smaller form, with its own sums, and nccl carries from the first transfer on, whatever else there is. */
+void pools_of_two_formats_are_converted(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 50, LAYERS = 3 };
+    if (!is_nccl()) { skip(); }
+    static const struct { const char *from, *to; } ways[] = {{"bf16", "fp8"}, {"fp8", "bf16"}, {"bf16", "bf16-rows"}, {"f32-rows", "fp8"}};
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        char args[160];
+        size_t from = slice_bytes_of(ways[i].from), to = slice_bytes_of(ways[i].to);
+        snprintf(args, sizeof args, "role=d layers=3 heads=2 blocks=64 from=%s to=%s", ways[i].from, ways[i].to);
+        proc_start(&d, NULL, args);
+        args[5] = 'p';
+        proc_start(&p, NULL, args);
+        for (uint64_t xfer = 1; xfer <= 3; xfer++) {
+            transfer_checked(&d, &p, xfer, BLOCKS);
+            assert_string_equal(carried_by, "nccl");
+        }
+        uint64_t want = 3 * BLOCKS * LAYERS * (uint64_t)(from < to ? from : to);
+        assert_int_equal(stat_of(&p, "nccl_bytes"), want);
+        assert_int_equal(stat_of(&d, "nccl_bytes"), want);
+        assert_int_equal(stat_of(&d, "bytes_landed"), 3 * BLOCKS * LAYERS * to);
+        assert_int_equal(stat_of(&d, "crc_errors"), 0);
+        half_way(4, BLOCKS, 60000); /* and one that is given up leaves nothing */
+        tell(&p, "abort %016x", 4);
+        (void)expect(&d, "failed %016llx", 4ULL);
+        (void)expect(&p, "send_failed %016llx", 4ULL);
+        pair_quit();
+    }
+}
+
+/* What only one of the two would convert is refused before a byte moves, as pools that nobody converts; and one that
+ * would meets its like without a difference, over any cable. */
+void a_format_is_converted_only_where_both_say_so(void **state)
+{
+    (void)state;
+    if (!is_nccl()) { skip(); }
+    static const char *const says[3][2] = {{"no", "no"}, {"yes", "no"}, {"no", "yes"}};
+    for (int i = 0; i < 3; i++) {
+        char args[160];
+        snprintf(args, sizeof args, "role=d layers=2 blocks=16 from=bf16 to=fp8 says=%s", says[i][0]);
+        proc_start(&d, NULL, args);
+        snprintf(args, sizeof args, "role=p layers=2 blocks=16 from=bf16 to=fp8 says=%s", says[i][1]);
+        proc_start(&p, NULL, args);
+        tell(&p, "send %016x 5 %s full", 1, grant(&d, 1, 8, 60000));
+        const char *how = expect(&p, "refused %016llx", 1ULL);
+        assert_int_equal(strncmp(how, "FAILED_PRECONDITION", 19), 0);
+        assert_non_null(strstr(how, "another layout"));
+        tell(&d, "revoke %016x", 1);
+        (void)expect(&d, "fenced %016llx", 1ULL);
+        pair_quit();
+        snprintf(args, sizeof args, "role=d layers=2 blocks=16 from=bf16 to=bf16 says=%s", says[i][0]);
+        proc_start(&d, NULL, args);
+        snprintf(args, sizeof args, "role=p layers=2 blocks=16 from=bf16 to=bf16 says=%s", says[i][1]);
+        proc_start(&p, NULL, args);
+        transfer_checked(&d, &p, 1, 8);
+        pair_quit();
+    }
+}
+
 /* Nonsense on the link's messages of this cable, of any kind, size and generation, at any moment, breaks at most the
  * liar's own pair: no byte lands, nothing stays, and an honest sender beside him is served. */
 void forged_messages_break_at_most_their_own_pair(void **state)

@@ -262,6 +262,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(an_abort_that_never_returns_holds_up_nobody, procs_end),
         cmocka_unit_test_teardown(a_pair_that_does_not_come_up_is_given_up, procs_end),
         cmocka_unit_test_teardown(few_pairs_serve_many_links, procs_end),
+        cmocka_unit_test_teardown(pools_of_two_formats_are_converted, procs_end),
+        cmocka_unit_test_teardown(a_format_is_converted_only_where_both_say_so, procs_end),
         cmocka_unit_test_teardown(tls_cable, procs_end),
         cmocka_unit_test_teardown(lease_ends_a_grant, procs_end),
         cmocka_unit_test_teardown(killed_sender_frees_the_blocks, procs_end),

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "tests/conformance/socket_stream.h"
 #include "tests/kv_memory/fake_memory.h"
+#include "tests/kv_memory/kv_convert.h"
 #include "tests/nccl/fake_nccl.h"
 
 enum { XFERS_MAX = 512, EVENTS_MAX = 8192, PUSH_BLOCKS = 48 };
@@ -102,6 +103,8 @@ struct xfer {
 struct peer {
     bool is_receiver;
     struct kv_layout layout;
+    bool converts;
+    struct kv_layout from; /* converts: P's */
     struct kv_endpoint_pool pool;
     uint8_t *view; /* the pool's bytes, as the test sees them */
     uint32_t block_count;
@@ -202,11 +205,35 @@ static void xfer_end(struct xfer *xfer)
     xfer->used = false;
 }
 
+/* Numbers of some size rather than bits, which are of all sizes and none. */
+static void numbers_fill(const struct kv_layout *layout, uint8_t *slice, uint64_t seed, uint32_t layer, uint32_t index)
+{
+    struct kv_layout wide = *layout;
+    wide.dtype = DTYPE_F32;
+    size_t count = kv_layout_slice_bytes(&wide) / sizeof(float);
+    float *numbers = malloc(count * sizeof *numbers);
+    for (size_t i = 0; i < count; i++) { numbers[i] = (float)(mix(slice_word(seed, layer, index, i)) >> 40) / 2e6f - 4.0f; }
+    kv_convert(&wide, (const uint8_t *)numbers, layout, slice);
+    free(numbers);
+}
+
+static bool converted_matches(const uint8_t *slice, uint64_t seed, uint32_t layer, uint32_t index)
+{
+    size_t bytes = kv_layout_slice_bytes(&peer.layout);
+    uint8_t *source = malloc(kv_layout_slice_bytes(&peer.from)), *want = malloc(bytes);
+    numbers_fill(&peer.from, source, seed, layer, index);
+    kv_convert(&peer.from, source, &peer.layout, want);
+    bool matches = memcmp(want, slice, bytes) == 0;
+    free(source);
+    free(want);
+    return matches;
+}
+
 static void slices_fill(uint64_t seed, uint32_t layer, const uint32_t *blocks, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
-        peer_slice_fill(peer.view + kv_layout_slice_offset(&peer.layout, blocks[i], layer), kv_layout_slice_bytes(&peer.layout),
-                        seed, layer, i);
+        uint8_t *slice = peer.view + kv_layout_slice_offset(&peer.layout, blocks[i], layer);
+        if (peer.converts) { numbers_fill(&peer.layout, slice, seed, layer, i); } else { peer_slice_fill(slice, kv_layout_slice_bytes(&peer.layout), seed, layer, i); }
     }
 }
 
@@ -273,8 +300,8 @@ static void on_told(const struct told *told)
     case KV_EVENT_LANDED:
         for (uint32_t layer = 0; layer < peer.layout.layer_count; layer++) {
             for (uint32_t i = 0; i < xfer->count; i++) {
-                good &= peer_slice_matches(peer.view + kv_layout_slice_offset(&peer.layout, xfer->blocks[i], layer),
-                                           slice_bytes, told->seed, layer, i);
+                const uint8_t *slice = peer.view + kv_layout_slice_offset(&peer.layout, xfer->blocks[i], layer);
+                good &= peer.converts ? converted_matches(slice, told->seed, layer, i) : peer_slice_matches(slice, slice_bytes, told->seed, layer, i);
             }
         }
         printf("landed %016llx %s %llu\n", id, good ? "good" : "bad", (unsigned long long)event->stats.bytes);
@@ -405,6 +432,15 @@ static const char *argument(int argc, char **argv, const char *key, const char *
     return standard;
 }
 
+/* "fp8", "bf16-rows" */
+static void layout_take(const char *text, struct kv_layout *layout)
+{
+    char name[16];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(text, "-"), text);
+    if (!dtype_parse(strcmp(name, "fp8") == 0 ? "fp8_e4m3" : name, &layout->dtype)) { _exit(95); }
+    layout->order = strstr(text, "-rows") ? KV_ORDER_ROWS : KV_ORDER_TILES;
+}
+
 static void run(void)
 {
     static char line[16384];
@@ -455,6 +491,13 @@ int peer_main(int argc, char **argv)
     peer.layout = (struct kv_layout){.block_tokens = 16, .layer_count = (uint32_t)atoi(argument(argc, argv, "layers", "2")),
                                      .kv_heads = (uint32_t)atoi(argument(argc, argv, "heads", "1")),
                                      .head_dim = (uint32_t)atoi(argument(argc, argv, "dim", "64")), .dtype = DTYPE_BF16};
+    const char *from = argument(argc, argv, "from", NULL);
+    if (from) {
+        peer.converts = true;
+        peer.from = peer.layout;
+        layout_take(from, &peer.from);
+        layout_take(peer.is_receiver ? argument(argc, argv, "to", from) : from, &peer.layout);
+    }
     peer.block_count = (uint32_t)atoi(argument(argc, argv, "blocks", "64"));
     peer.event_fd = eventfd(0, EFD_CLOEXEC);
     peer.events = calloc(EVENTS_MAX, sizeof *peer.events);
@@ -525,6 +568,7 @@ int peer_main(int argc, char **argv)
     if (devices) { setenv("UCX_NET_DEVICES", devices, 1); }
     const uint8_t model_hash[32] = {42};
     kv_fingerprint_init(&config.fingerprint, model_hash, &peer.layout, argument(argc, argv, "kernels", "test-1"));
+    config.fingerprint.converts = peer.converts && strcmp(argument(argc, argv, "says", "yes"), "yes") == 0;
     if (failed(kv_endpoint_create(&config, &diag, &peer.endpoint))) {
         fprintf(stderr, "%s\n", diag.text);
         return 1;

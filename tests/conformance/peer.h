@@ -24,6 +24,8 @@
 
 /* Of the nccl cable, which is on when cables= names it: channels pairs nccl_mib init_ms stall_ms, and faults=: what
  * FAKE_NCCL says in tests/nccl/fake_nccl.h.
+ * from=DTYPE[-rows] to=DTYPE[-rows]: the layouts of P's pool and of D's, which both convert; P's slices are then numbers, and
+ * D's have to be what tests/kv_memory/kv_convert.h makes of them. says=no: this side does not say that it does.
  * key=value arguments: role node epoch cables listen tcp layers heads dim blocks tls dead_ms, and
  * memory=fake device=N: a pool that the CPU cannot touch, on fake device N, 0 one that lends nothing */
 int peer_main(int argc, char **argv);

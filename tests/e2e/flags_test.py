@@ -102,6 +102,8 @@ class Flags(unittest.TestCase):
         cases += [
             (["--kv-memory=auto"], ["--kv-memory=auto needs --backend=cuda"]),
             (["--nccl=on"], ["--nccl=on needs --backend=cuda"]),
+            (["--kv-convert=on"], ["--kv-convert=on needs --nccl=on"]),
+            (["--kv-convert=on", "--backend=cuda", "--cables=shm,tcp"], ["--kv-convert=on needs --nccl=on"]),
             (["--nccl=on", "--backend=cuda", "--cables=shm,tcp"], ["--nccl", "--cables"]),
             (["--cables=nccl,tcp", "--backend=cuda"], ["--cables names nccl", "--nccl=off", "--nccl=on"]),
             (["--cables=ucx,tcp"], ["--cables names ucx", "--ucx=off", "--ucx=rdma"]),

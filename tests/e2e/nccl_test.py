@@ -2,6 +2,7 @@
 communicator comes up, and over NCCL; a cancel frees all; the bound on communicators is held and everybody is served; what
 cannot work is refused at the start.
 """
+import json
 import os
 import re
 import subprocess
@@ -87,6 +88,51 @@ class Nccl(NcclTest):
                     cluster.wait("frames over NCCL", lambda cluster=cluster: cluster.frames("decode-0") > 0, step=ask)
                     ask()
                     cluster.wait_quiet()
+
+    def test_two_formats_are_converted(self):
+        """P and D of two formats that both say --kv-convert=on: every request goes over nccl, is whole and the same each time,
+        and the bytes are those of the smaller format, either way round."""
+        model, expected = golden("llama_linear_bias_tied_bf16")
+        cases = [[prompt_of(expected, count), "--ignore-eos", "--max-tokens=6", *GREEDY] for count in (7, 33, 50)]
+        sizes = []
+        for ours, theirs in (("bf16", "fp8"), ("fp8", "bf16"), ("bf16", "bf16")):
+            with self.subTest(prefill=ours, decode=theirs):
+                cluster = NcclCluster(model=model, common=["--kv-convert=on", "--cables=nccl"] if ours == theirs else ["--kv-convert=on"])
+                for name, process in cluster.nodes.items():
+                    process.argv.append("--kv-dtype=" + (ours if name.startswith("prefill") else theirs))
+                with cluster:
+                    rounds = [[cluster.generate(*case) for case in cases] for _ in range(2)]
+                    for answers in rounds:
+                        self.assertEqual({answer["route"]["transport"] for answer in answers}, {"nccl"})
+                        self.assertEqual([len(answer["token_ids"]) for answer in answers], [6] * len(cases))
+                    self.assertEqual(*[[answer["token_ids"] for answer in answers] for answers in rounds])
+                    cluster.wait_quiet()
+                    sent, landed = (cluster.sum_metric(name, "baton_nccl_bytes_total") for name in ("prefill-0", "decode-0"))
+                    self.assertEqual(sent, landed)
+                    sizes.append(sent)
+                    self.assertIn("converts=%d" % (ours != "fp8" and ours != theirs), cluster.nodes["prefill-0"].log())
+                    self.assertIn("converts=%d" % (ours == "fp8"), cluster.nodes["decode-0"].log())
+        fp8_there, fp8_back, bf16 = sizes
+        self.assertEqual(fp8_there, fp8_back)
+        self.assertGreater(fp8_there, 0)
+        self.assertLess(fp8_there, 0.6 * bf16)
+
+    def test_two_formats_are_refused_unless_both_convert(self):
+        """Without the flag, or with it on one side alone, the router takes the first node and refuses the other by name."""
+        model, _ = golden("llama_linear_bias_tied_bf16")
+        for converts in ((), ("prefill-0",), ("decode-0",)):
+            with self.subTest(converts=converts):
+                cluster = NcclCluster(model=model)
+                for name, process in cluster.nodes.items():
+                    process.argv.append("--kv-dtype=" + ("bf16" if name.startswith("prefill") else "fp8"))
+                    if name in converts:
+                        process.argv.append("--kv-convert=on")
+                cluster.all_attached = lambda status: sum(node["attached"] for node in status["nodes"]) == 1 and any(
+                    "layout differs from node" in json.dumps(node) for node in status["nodes"])
+                with cluster:
+                    text = json.dumps(cluster.status())
+                    for name in ("dtype: ours", "bf16", "fp8_e4m3", "start both with the same model and flags"):
+                        self.assertIn(name, text)
 
     def test_one_side_alone_goes_over_tcp(self):
         """A peer without --nccl=on is served by the next cable, and nothing is opened."""

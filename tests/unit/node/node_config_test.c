@@ -138,6 +138,9 @@ static void nccl_is_turned_on_by_its_flag(void **state)
     assert_true(config.nccl_init_timeout_ns == UINT64_C(15000000000));
     assert_false(failed(PARSE("--model=d", "--backend=cuda", "--nccl=on")));
     assert_true(node_config_wants_nccl(&config));
+    assert_false(node_config_converts(&config));
+    assert_false(failed(PARSE("--model=d", "--backend=cuda", "--nccl=on", "--kv-convert=on")));
+    assert_true(node_config_converts(&config));
     static const char *const orders[] = {"--cables=auto", "--cables=nccl", "--cables=nccl,tcp", "--cables=shm,nccl,tcp", "--cables=tcp,nccl"};
     for (size_t i = 0; i < sizeof orders / sizeof orders[0]; i++) {
         status_t st = PARSE("--model=d", "--backend=cuda", "--nccl=on", orders[i]);

@@ -60,6 +60,11 @@ static uint64_t host_peer_identity(void *side, uint32_t link)
     assert_ptr_equal(side, &d);
     return 40 + link;
 }
+static const struct kv_layout *host_peer_layout(void *side, uint32_t link)
+{
+    assert_int_equal(link, LINK);
+    return ((struct side *)side)->host.layout;
+}
 static void host_connected(void *side, uint32_t link)
 {
     assert_int_equal(link, LINK);
@@ -139,7 +144,7 @@ static status_t side_open(struct side *side, const struct kv_nccl_config *config
         .endpoint = side, .loop = side->loop, .layout = &layout,
         .pool = {.base = fake_memory_base(side->memory), .bytes = bytes, .memfd = -1, .memory = side->memory},
         .block_count = BLOCKS, .frame_blocks = 4, .links_max = LINKS, .connect_ns = NS_PER_S, .receives = is_d, .nccl = *config,
-        .is_own = host_is_own, .is_sender = host_is_sender, .peer_identity = host_peer_identity, .connected = host_connected, .lost = host_lost, .say = host_say, .frame_accept = host_frame_accept,
+        .peer_layout = host_peer_layout, .is_own = host_is_own, .is_sender = host_is_sender, .peer_identity = host_peer_identity, .connected = host_connected, .lost = host_lost, .say = host_say, .frame_accept = host_frame_accept,
         .landing_is_live = host_landing_is_live, .frame_landed = host_frame_landed, .hold = host_hold, .let_go = host_let_go,
         .push_done = host_push_done, .memory_kept = host_memory_kept,
     };

@@ -233,9 +233,35 @@ static void the_socket_lies_in_a_private_folder(void **state)
     assert_int_equal(rmdir(session), 0);
 }
 
+static void two_formats(struct kv_endpoint_config *config, bool receives)
+{
+    config->fingerprint.converts = true;
+    if (receives) { config->fingerprint.layout.dtype = DTYPE_FP8_E4M3; }
+}
+
+static int nodes_start_two_formats(void **state)
+{
+    (void)state;
+    return nodes_start_with(two_formats);
+}
+
+/* Two pools of two formats may meet if both say so, and then a cable that would place the wrong bytes is not taken. */
+static void a_cable_that_does_not_convert_is_passed_over(void **state)
+{
+    (void)state;
+    kv_send_t send;
+    assert_int_equal(kv_endpoint_grant(d.endpoint, id1, run, 1, 20000, NULL, ticket, &ticket_bytes).code, ST_OK);
+    assert_int_equal(kv_endpoint_send_begin(p.endpoint, ticket, ticket_bytes, NULL, NULL, &send).code, ST_OK);
+    struct kv_event event = event_wait(&p);
+    assert_int_equal(event.kind, KV_EVENT_SEND_FAILED);
+    assert_int_equal(event.status.code, ST_UNAVAILABLE);
+    assert_non_null(strstr(event.text, "no cable works: tcp does not convert "));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_cable_that_does_not_convert_is_passed_over, nodes_start_two_formats, nodes_stop),
         cmocka_unit_test_setup_teardown(bad_configurations_are_refused, nodes_start, nodes_stop),
         cmocka_unit_test_setup_teardown(grants_are_checked, nodes_start, nodes_stop),
         cmocka_unit_test_setup_teardown(pushes_are_checked, nodes_start, nodes_stop),

@@ -26,7 +26,7 @@ static void hostile_bytes_are_refused(void **state)
     uint8_t wire[KV_FINGERPRINT_WIRE_BYTES];
     struct diag diag;
     static const struct { uint32_t at; uint8_t value; const char *field; } wounds[] = {
-        {0, 2, "version"}, {33, DTYPE_KV_COUNT, "dtype"}, {34, KV_ORDER_COUNT, "order"}, {37, 0, "block_tokens"}, {39, 1, "block_tokens"}, {41, 0, "layer_count"},
+        {0, 2, "version"}, {33, DTYPE_KV_COUNT, "dtype"}, {34, KV_ORDER_COUNT, "order"}, {35, 2, "converts"}, {36, 1, "converts"}, {37, 0, "block_tokens"}, {39, 1, "block_tokens"}, {41, 0, "layer_count"},
         {44, 0x80, "layer_count"}, {45, 0, "kv_heads"}, {49, 0, "head_dim"}, {52, 1, "head_dim"}, {58, 0x07, "kernel_set"},
         {88, 'x', "kernel_set"},
     };
@@ -68,6 +68,10 @@ static void round_trip(void **state)
         assert_memory_equal(&a, &out, sizeof a);
         a.layout.order = KV_ORDER_TILES;
     }
+    a.converts = true;
+    kv_fingerprint_encode(&a, wire);
+    assert_int_equal(kv_fingerprint_decode(wire, sizeof wire, NULL, &out).code, ST_OK);
+    assert_memory_equal(&a, &out, sizeof a);
 }
 
 /* Each field changes the hash, and the diff names it with both values. */
@@ -105,12 +109,50 @@ static void every_field_counts(void **state)
     assert_string_equal(text, "kv_heads: ours 8, theirs 1; h");
 }
 
+/* Dtype and order may differ where both convert, and nothing else may ever; who converts still meets his like that does
+ * not, since the bit is not in the hash. */
+static void only_numbers_are_converted_and_only_by_both(void **state)
+{
+    (void)state;
+    uint8_t hash_a[KV_FINGERPRINT_HASH_BYTES], hash_b[KV_FINGERPRINT_HASH_BYTES];
+    for (int says = 0; says < 4; says++) {
+        for (int field = -1; field < 9; field++) {
+            struct kv_fingerprint a = sample(), b = sample();
+            a.converts = says & 1;
+            b.converts = says >> 1;
+            switch (field) {
+            case -1: break;
+            case 0: b.layout.dtype = DTYPE_FP8_E4M3; break;
+            case 1: b.layout.order = KV_ORDER_ROWS; break;
+            case 2: b.model_hash[31] ^= 1; break;
+            case 3: b.layout.block_tokens = 32; break;
+            case 4: b.layout.layer_count = 31; break;
+            case 5: b.layout.kv_heads = 4; break;
+            case 6: b.layout.head_dim = 64; break;
+            case 7: b.layout_version++; break;
+            default: strcpy(b.kernel_set, "cuda-1"); break;
+            }
+            enum kv_fit want = field == -1 ? KV_FIT_SAME : field < 2 && says == 3 ? KV_FIT_CONVERTS : KV_FIT_NONE;
+            assert_int_equal(kv_fingerprint_fit(&a, &b), want);
+            assert_int_equal(kv_fingerprint_fit(&b, &a), want);
+            kv_fingerprint_hash(&a, hash_a);
+            kv_fingerprint_hash(&b, hash_b);
+            assert_int_equal(memcmp(hash_a, hash_b, sizeof hash_a) == 0, field == -1);
+            kv_fingerprint_convert_hash(&a, hash_b);
+            assert_memory_not_equal(hash_a, hash_b, sizeof hash_a);
+            kv_fingerprint_convert_hash(&b, hash_a);
+            assert_int_equal(memcmp(hash_a, hash_b, sizeof hash_a) == 0, field < 2);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hostile_bytes_are_refused),
         cmocka_unit_test(round_trip),
         cmocka_unit_test(every_field_counts),
+        cmocka_unit_test(only_numbers_are_converted_and_only_by_both),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -77,6 +77,9 @@ static uint64_t xfer_of(kv_xfer_id_t id)
     return xfer;
 }
 
+static struct kv_fingerprint fingerprints[2]; /* of a test that looks at them */
+static bool has_fingerprints;
+
 static struct link_core_config config_of(int side)
 {
     struct link_core_config config = {.boot_epoch = 10, .layer_count = LAYERS, .slice_bytes = 100, .links_max = LINKS,
@@ -85,6 +88,7 @@ static struct link_core_config config_of(int side)
         .suspicion_max_ns = 60000 * MS};
     strcpy(config.node_id, side == D ? "d0" : "p0");
     memset(config.fingerprint, 1, sizeof config.fingerprint);
+    if (has_fingerprints) { kv_fingerprint_encode(&fingerprints[side], config.fingerprint); }
     return config;
 }
 
@@ -451,6 +455,32 @@ static void cables_speak_after_the_hello(void **state)
     assert_int_equal(link_core_stats(w.core[D])->links_lost, 1);
 }
 
+/* Layouts that are not the same meet only where both convert, and only if numbers alone differ. */
+static void layouts_meet_if_both_convert(void **state)
+{
+    (void)state;
+    for (int says = 0; says < 4; says++) {
+        for (int field = 0; field < 3; field++) { /* none, the dtype, more */
+            const uint8_t model_hash[32] = {1};
+            const struct kv_layout layout = {.block_tokens = 16, .layer_count = LAYERS, .kv_heads = 1, .head_dim = 64, .dtype = DTYPE_BF16};
+            for (int side = 0; side < 2; side++) {
+                kv_fingerprint_init(&fingerprints[side], model_hash, &layout, "k");
+                fingerprints[side].converts = says >> side & 1;
+            }
+            if (field >= 1) { fingerprints[D].layout.dtype = DTYPE_FP8_E4M3; }
+            if (field == 2) { fingerprints[D].layout.head_dim = 32; }
+            has_fingerprints = true;
+            world_begin();
+            (void)xfer_begin(1, 2, 30000 * MS);
+            settle_world();
+            bool meets = field == 0 || (field == 1 && says == 3);
+            assert_int_equal(link_core_stats(w.core[D])->hellos_refused, !meets);
+            assert_int_equal(link_core_stats(w.core[D])->links_up, meets);
+            has_fingerprints = false;
+        }
+    }
+}
+
 /* One missing slice is enough not to land; the stall deadline ends it on both sides. */
 static void one_slice_short_does_not_land(void **state)
 {
@@ -713,7 +743,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_whole_transfer_lands),
-        cmocka_unit_test(a_cable_may_take_longer_than_silence),      cmocka_unit_test(cables_speak_after_the_hello), cmocka_unit_test(one_slice_short_does_not_land),
+        cmocka_unit_test(a_cable_may_take_longer_than_silence),      cmocka_unit_test(cables_speak_after_the_hello), cmocka_unit_test(layouts_meet_if_both_convert), cmocka_unit_test(one_slice_short_does_not_land),
         cmocka_unit_test(a_frame_outside_its_grant_is_refused),
         cmocka_unit_test(corruption_fails_one_transfer), cmocka_unit_test(silence_suspicion_and_probe),
         cmocka_unit_test(our_own_sleep_is_not_silence), cmocka_unit_test(quarantine_ends_by_ack_or_by_force),

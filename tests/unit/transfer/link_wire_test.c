@@ -68,6 +68,10 @@ static void hello_ack_round_trip(void **state)
     memset(msg.body.hello_ack.token, 3, sizeof msg.body.hello_ack.token);
     assert_int_equal(there_and_back().code, ST_OK);
     assert_memory_equal(&out.body.hello_ack, &msg.body.hello_ack, sizeof msg.body.hello_ack);
+    msg.body.hello_ack.converts = true;
+    memset(msg.body.hello_ack.fingerprint, 5, sizeof msg.body.hello_ack.fingerprint);
+    assert_int_equal(there_and_back().code, ST_OK);
+    assert_memory_equal(&out.body.hello_ack, &msg.body.hello_ack, sizeof msg.body.hello_ack);
     msg.body.hello_ack.code = ST_FAILED_PRECONDITION;
     strcpy(msg.body.hello_ack.text, "block_tokens: ours 16, theirs 32");
     assert_int_equal(there_and_back().code, ST_OK);

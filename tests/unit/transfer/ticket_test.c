@@ -78,6 +78,8 @@ static void round_trip(void **state)
             ticket.grant_epoch = UINT64_MAX;
             ticket.block_count = KV_TICKET_BLOCKS_MAX;
             ticket.lease_ms = 3600000;
+            ticket.converts = true;
+            memset(ticket.convert_hash, 0x44, sizeof ticket.convert_hash);
         }
         kv_ticket_encode(&ticket, bytes, &size);
         assert_true(size <= sizeof bytes);
