@@ -16,7 +16,8 @@
  *   channels. Nothing here knows how many SMs the device has: pairs_max x channels is what can be taken at worst, and is
  *   for who configures to keep to a share of them (24 pairs of 4 channels leave an H100 36 of its 132).
  * - A hung kernel or a call that does not return is ended by an abort of that communicator, on that one's thread. If
- *   not even that returns, the pair stays, with its memory counted and its slots never used again; all others go on.
+ *   not even that returns, the pair stays, with its memory counted and its slots never used again, and the others carry
+ *   on; but what waits for the whole device waits for a kernel that never ends too, so a pair that ends then may stay as well.
  * - NCCL never writes into a block. D's receive ends in a slot; whether the grant is still alive is looked at between
  *   the slot and the blocks. So a late transfer lands nowhere, and a grant that is off the table is a fence.
  *

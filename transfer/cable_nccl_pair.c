@@ -83,15 +83,16 @@ void cable_say_slot(struct cable_pair *pair, enum nccl_wire_kind kind, const str
 
 /* ---- the end */
 
-static void pair_leave(struct cable_pair *pair, uint64_t abort_ns)
+/* leaks: as nccl_pair_fact says. */
+static void pair_leave(struct cable_pair *pair, uint64_t abort_ns, uint32_t leaks)
 {
     struct kv_cable *cable = pair->cable;
     if (pair->pair) {
         cable->stats.abort_ns_last = abort_ns;
         if (abort_ns > cable->stats.abort_ns_max) { cable->stats.abort_ns_max = abort_ns; }
-        LOGF(LOG_INFO, "nccl_pair_ended", "link=%d role=%s gen=%lu abort_ms=%.1f frames=%lu bytes=%lu was_stuck=%d why=\"%s\"", (int)pair->link,
-             role_of(pair), (unsigned long)pair->gen, (double)abort_ns / 1e6, (unsigned long)pair->frames, (unsigned long)pair->bytes,
-             pair->is_stuck, pair->why);
+        LOGF(LOG_INFO, "nccl_pair_ended", "link=%d role=%s gen=%lu abort_ms=%.1f frames=%lu bytes=%lu was_stuck=%d leaks=%u why=\"%s\"",
+             (int)pair->link, role_of(pair), (unsigned long)pair->gen, (double)abort_ns / 1e6, (unsigned long)pair->frames,
+             (unsigned long)pair->bytes, pair->is_stuck, leaks, pair->why);
         nccl_pair_destroy(pair->pair);
     }
     pair->pair = NULL;
@@ -107,7 +108,7 @@ static void end_if_quiet(struct cable_pair *pair)
     if (pair->pair) {
         nccl_pair_end(pair->pair);
     } else {
-        pair_leave(pair, 0);
+        pair_leave(pair, 0, 0);
     }
 }
 
@@ -347,7 +348,7 @@ void cable_pair_fact(struct cable_pair *pair, const struct nccl_pair_fact *fact)
 {
     if (fact->kind == NCCL_PAIR_ENDED) {
         CHECK(pair->state == PAIR_ENDING);
-        pair_leave(pair, fact->duration_ns);
+        pair_leave(pair, fact->duration_ns, fact->leaks);
         return;
     }
     if (pair->state == PAIR_ENDING) { return; } /* it crossed the end */
